@@ -1,0 +1,5 @@
+"""`python -m nasray` is `nasray`."""
+
+from nasray.cli import main
+
+main()

@@ -1,0 +1,88 @@
+"""What a file of weights holds: the space, the architecture if it is one subnet, the state.
+
+Tensors and plain values only, so that torch.load(weights_only=True) reads every one.
+"""
+
+import io
+from pickle import UnpicklingError  # the error only: no pickle is ever read
+from typing import Any
+
+import torch
+from torch import nn
+
+from nasray import storage
+from nasray.errors import UserError
+from nasray.spaces import describe, space_by_name
+from nasray.spaces.elastic import Supernet, build_subnet
+from nasray.spaces.space import Architecture, Space
+
+
+def save_supernet(path: str, supernet: Supernet, **extra: Any) -> None:
+    _save(path, {"space": describe(supernet.space), "state": supernet.state_dict(), **extra})
+
+
+def load_supernet(path: str, space: Space | None = None, device: str = "cpu") -> Supernet:
+    """Load a supernet in eval mode; with `space` given, refuse one of another space."""
+    content = load(path, device)
+    found = _space_of(content, path)
+    if space is not None and found != space:
+        raise UserError(
+            f"{path} is a supernet of {describe(found)}, but the job's [space] is "
+            f"{describe(space)}; use the run directory it was trained in, or train again"
+        )
+    supernet = found.supernet().to(device)
+    _load_state(supernet, content, path)
+    return supernet.eval()
+
+
+def save_subnet(
+    path: str, space: Space, arch: Architecture, subnet: nn.Module, **extra: Any
+) -> None:
+    state = subnet.state_dict()
+    _save(path, {"space": describe(space), "arch": list(arch), "state": state, **extra})
+
+
+def load_subnet(path: str) -> tuple[Space, Architecture, nn.Sequential, dict[str, Any]]:
+    """Load a stand-alone subnet in eval mode: (space, arch, subnet, the file's other values)."""
+    content = load(path)
+    space = _space_of(content, path)
+    if "arch" not in content:
+        raise UserError(f"{path} holds a supernet, not one subnet")
+    arch = tuple(content["arch"])
+    subnet = build_subnet(space.decode(arch))
+    _load_state(subnet, content, path)
+    extra = {key: content[key] for key in content.keys() - {"space", "arch", "state"}}
+    return space, arch, subnet.eval(), extra
+
+
+def load(path: str, device: str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint file; nothing in it is ever executed."""
+    if not storage.exists(path):
+        raise UserError(f"{path} does not exist; train first, or check the run directory")
+    try:
+        return torch.load(io.BytesIO(storage.read(path)), map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, ValueError, KeyError, UnpicklingError) as error:
+        raise UserError(f"{path} is not a readable checkpoint ({_first_line(error)})") from None
+
+
+def _save(path: str, content: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    storage.write(path, buffer.getvalue())
+
+
+def _space_of(content: dict[str, Any], path: str) -> Space:
+    if not isinstance(content, dict) or not {"space", "state"} <= content.keys():
+        raise UserError(f"{path} is not a nasray checkpoint: it names no space")
+    return space_by_name(**content["space"])
+
+
+def _load_state(network: nn.Module, content: dict[str, Any], path: str) -> None:
+    try:
+        network.load_state_dict(content["state"])
+    except RuntimeError as error:
+        raise UserError(f"{path}: weights do not fit the space ({_first_line(error)})") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__

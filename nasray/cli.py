@@ -1,0 +1,339 @@
+"""The verbs of the command line: options -> job -> one call -> print.
+
+Nothing heavy is imported before a verb needs it: `nasray --help` must answer at once.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+import nasray
+from nasray.errors import EvaluationError, UserError
+
+
+class Verbs(click.Group):
+    """Prints a user's mistake as one line; every other failure keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (UserError, EvaluationError) as error:
+            raise click.ClickException(" ".join(str(error).split())) from None
+
+
+@click.group(cls=Verbs)
+@click.version_option(nasray.__version__)
+@click.option("--verbose", is_flag=True, help="Show what Ray and the workers say, too.")
+def main(verbose: bool) -> None:
+    """Find image classifiers that fit your budget, on a laptop or a Ray cluster."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("nasray").setLevel(logging.DEBUG if verbose else logging.INFO)
+    if not verbose:
+        # Ray Train and Tune describe each of their steps; the bars say what matters.
+        os.environ.setdefault("RAY_LOG_TO_DRIVER", "0")
+
+
+job_argument = click.argument("job", type=click.Path(exists=True, dir_okay=False))
+run_argument = click.argument("run_dir")
+data_option = click.option(
+    "--data", "data_path", help="Where the data set lies, instead of the job's data.path."
+)
+address_option = click.option(
+    "--address",
+    envvar="RAY_ADDRESS",
+    help="Ray cluster to use, e.g. auto; without it, this machine.",
+)
+space_argument = click.argument("space_name", metavar="SPACE")
+
+
+@main.command()
+@job_argument
+@run_argument
+@data_option
+@address_option
+def run(job: str, run_dir: str, data_path: str | None, address: str | None) -> None:
+    """Do the whole of JOB in RUN_DIR: data, train, search, retrain, export, report.
+
+    RUN_DIR is a folder or a URI such as s3://bucket/run. If it was stopped, by whatever,
+    the same command goes on where it stopped.
+    """
+    from nasray import run as stages
+    from nasray.report import build_report
+
+    with _opened(run_dir, job, data_path) as opened, _ray(address, opened.job):
+        stages.prepare_data(opened)
+        stages.train(opened)
+        stages.search(opened)
+        results = stages.retrain(opened)
+        exported = stages.export(opened)
+        page = build_report(opened.folder)
+        _summarise(opened, results, exported, page)
+
+
+@main.command()
+def spaces() -> None:
+    """List the design spaces, their sizes and their published architectures."""
+    from nasray.spaces import SPACES
+    from nasray.spaces.space import num_architectures
+
+    for name, make in SPACES.items():
+        space = make()
+        named = ", ".join(space.named)
+        size = num_architectures(space.genes)
+        click.echo(f"{name}: {len(space.genes)} genes, {size:.3g} architectures; named: {named}")
+
+
+@main.group()
+def data() -> None:
+    """Data sets."""
+
+
+@data.command("import")
+@click.argument(
+    "source", type=click.Choice(["imagefolder", "tar", "cifar10", "fashion_mnist", "synthetic"])
+)
+@click.argument("destination")
+@click.option("--path", default="", help="Folder or file of the source.")
+@click.option("--seed", default=0, show_default=True, help="Order of the records.")
+def data_import(source: str, destination: str, path: str, seed: int) -> None:
+    """Turn SOURCE into Parquet shards of encoded images at DESTINATION.
+
+    DESTINATION is a folder or a URI. A job then names it: source = "parquet".
+    """
+    from nasray import storage
+    from nasray.config import parse_job
+    from nasray.datasets import import_dataset
+    from nasray.progress import progress
+
+    job = parse_job({"data": {"source": source, "path": path}}, "nasray data import")
+    with progress("data", 100) as show:
+        info = import_dataset(
+            job.data,
+            storage.absolute(destination),
+            seed=seed,
+            show=lambda done, total: show(100 * done // max(total, 1), f"{done} images"),
+        )
+    click.echo(
+        f"{destination}: {info.num_train} training and {info.num_val} validation images, "
+        f"{len(info.classes)} classes, {info.num_skipped} skipped"
+    )
+
+
+@main.command()
+@job_argument
+@run_argument
+@data_option
+@address_option
+def train(job: str, run_dir: str, data_path: str | None, address: str | None) -> None:
+    """Train the supernet of JOB into RUN_DIR/supernet.pt, or go on with it."""
+    from nasray import run as stages
+
+    with _opened(run_dir, job, data_path) as opened, _ray(address, opened.job):
+        stages.prepare_data(opened)
+        stages.train(opened)
+        click.echo(opened.supernet_path)
+
+
+@main.command()
+@job_argument
+@run_argument
+@address_option
+def search(job: str, run_dir: str, address: str | None) -> None:
+    """Search the supernet in RUN_DIR, or go on with the search recorded there."""
+    from nasray import run as stages
+    from nasray import storage
+
+    with _opened(run_dir, job) as opened, _ray(address, opened.job):
+        stages.search(opened)
+        for entry in storage.read_json(opened.path("top.json")):
+            click.echo(json.dumps(entry))
+
+
+@main.command()
+@run_argument
+@click.argument("archs", nargs=-1, required=True, metavar="ARCH...")
+@address_option
+def evaluate(run_dir: str, archs: tuple[str, ...], address: str | None) -> None:
+    """Print top-1 (BN recalibrated, hold-out images) and costs of each ARCH as JSON lines.
+
+    ARCH is a published name or a JSON object such as {"block": [...], "channel": [...]}.
+    """
+    from nasray import run as stages
+
+    with _opened(run_dir) as opened, _ray(address, opened.job):
+        parsed = [_parse_arch(opened.space, text) for text in archs]
+        for line in stages.evaluate(opened, parsed):
+            click.echo(json.dumps(line))
+
+
+@main.command()
+@job_argument
+@run_argument
+@address_option
+def retrain(job: str, run_dir: str, address: str | None) -> None:
+    """Train the winners of the search in RUN_DIR from scratch, under Ray Tune."""
+    from nasray import run as stages
+
+    with _opened(run_dir, job) as opened, _ray(address, opened.job):
+        for result in stages.retrain(opened):
+            click.echo(json.dumps(result))
+
+
+@main.command()
+@space_argument
+@click.argument("archs", nargs=-1, required=True, metavar="ARCH...")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per ARCH and line.")
+@click.option("--layout", default="oneshot", show_default=True, help="Channels of the stages.")
+@click.option("--head", default=None, help="after_pooling, shufflenetv2plus or spos.")
+@click.option("--se/--no-se", default=True, show_default=True, help="SE and hard-swish.")
+@click.option("--num-classes", default=1000, show_default=True)
+@click.option("--resolution", default=224, show_default=True, help="Input side, pixels.")
+def profile(
+    space_name: str,
+    archs: tuple[str, ...],
+    as_json: bool,
+    layout: str,
+    head: str | None,
+    se: bool,
+    num_classes: int,
+    resolution: int,
+) -> None:
+    """Count parameters and operations of each ARCH, op by op, and its MicroNet score.
+
+    ARCH is a published name or a JSON object such as {"block": [...], "channel": [...]}.
+    """
+    from nasray import cost
+    from nasray.spaces import space_by_name
+
+    options: dict[str, Any] = {"num_classes": num_classes, "resolution": resolution}
+    if space_name == "shufflenet":
+        head = head or ("after_pooling" if se else "spos")
+        options |= {"layout": layout, "head": head, "se": se}
+    space = space_by_name(space_name, **options)
+    for text in archs:
+        arch = _parse_arch(space, text)
+        ops = cost.profile(space, arch)
+        if as_json:
+            click.echo(json.dumps({"arch": space.to_json(arch), **cost.total(ops)}))
+        else:
+            click.echo(cost.format_table(ops))
+
+
+@main.command()
+@run_argument
+def export(run_dir: str) -> None:
+    """Write the retrained models of RUN_DIR as ONNX, checked against torch."""
+    from nasray import run as stages
+
+    with _opened(run_dir) as opened:
+        for found in stages.export(opened):
+            click.echo(json.dumps(found))
+
+
+@main.command()
+@run_argument
+def report(run_dir: str) -> None:
+    """Write RUN_DIR/report.html from whatever the run has found so far."""
+    from nasray import storage
+    from nasray.report import build_report
+
+    click.echo(build_report(storage.absolute(run_dir)))
+
+
+@contextmanager
+def _opened(run_dir: str, job: str | None = None, data_path: str | None = None) -> Iterator[Any]:
+    from nasray import run as stages
+    from nasray.config import load_job
+
+    _check_torch()
+    with stages.opened(run_dir, load_job(job, data_path) if job else None) as opened:
+        yield opened
+
+
+@contextmanager
+def _ray(address: str | None, job: Any) -> Iterator[None]:
+    """Connect to the cluster at `address`, or start one on this machine that ends with us."""
+    import ray
+
+    if address and address != "local":
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        ray.init(address=address, log_to_driver=_log_to_driver())
+    else:
+        compute = job.compute
+        needed = max(
+            compute.num_workers * compute.cpus_per_worker,
+            compute.num_evaluators * compute.cpus_per_evaluator,
+            compute.concurrent_trials * compute.workers_per_trial * compute.cpus_per_trial,
+        )
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, needed),
+            log_to_driver=_log_to_driver(),
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _log_to_driver() -> bool:
+    return os.environ.get("RAY_LOG_TO_DRIVER") != "0"
+
+
+def _check_torch() -> None:
+    """Say in one line that torch and torchvision are no pair, before a deep import does."""
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            f"torch and torchvision do not match ({str(error).splitlines()[0]}); install both "
+            "from the same index: pip install 'torch>=2.14' 'torchvision>=0.29'"
+        ) from None
+
+
+def _parse_arch(space: Any, text: str) -> tuple[int, ...]:
+    named = space.named
+    if text in named:
+        return named[text]
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError:
+        values = None
+    if not isinstance(values, dict):
+        raise UserError(
+            f"ARCH {text!r} is neither a published name ({', '.join(named)}) nor a JSON object"
+        )
+    return space.from_json(values)
+
+
+def _summarise(opened: Any, results: list[dict], exported: list[dict], page: str) -> None:
+    from nasray import storage
+
+    found = storage.read_json(opened.path("search.json"))
+    baseline = found["baseline"]
+    click.echo()
+    if baseline and baseline["random_mean_top1"] is not None:
+        click.echo(
+            f"Searched subnet, supernet weights, {baseline['num_images']} validation images: "
+            f"{baseline['winner_top1']:.1%}; random subnets under the same limits: "
+            f"{baseline['random_mean_top1']:.1%} (mean of {len(baseline['random_top1'])})"
+        )
+    for result in results:
+        costs = result["costs"]
+        click.echo(
+            f"Retrained from scratch: {result['val_top1']:.1%} top-1 on "
+            f"{result['num_val_images']} validation images, {costs['params'] / 1e6:.2f} M "
+            f"parameters, {costs['macs'] / 1e6:.1f} M MACs"
+        )
+    for name, path in (
+        ("Report", page),
+        ("Pareto front", opened.path("front.json")),
+        *(("ONNX", entry["file"]) for entry in exported),
+    ):
+        click.echo(f"{name + ':':<14}{path}")

@@ -1,0 +1,214 @@
+"""What a job may say. One TOML file describes one run: `nasray run JOB RUN_DIR`.
+
+Frozen models, composed, never inherited from one another. An unknown key is an error.
+Knows no space, no network and no cluster.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from nasray.errors import UserError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SpaceConfig(BaseModel):
+    """The design space. Keys beyond these two are options of that space's own file."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str = "shufflenet"
+    resolution: int = Field(224, ge=32, multiple_of=32)  # input side, pixels
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class DataConfig(Section):
+    source: Literal["synthetic", "imagefolder", "tar", "cifar10", "fashion_mnist", "parquet"]
+    path: str = ""  # folder or file of the source; not needed for "synthetic"
+    holdout_per_class: int = Field(50, ge=1)  # training images set aside to judge subnets by
+    min_crop_area: float = Field(0.08, gt=0, le=1)  # of the image, random resized crop
+    flip: bool = True
+    color_jitter: float = Field(0.4, ge=0)  # brightness, contrast, saturation
+    lighting: float = Field(0.1, ge=0)  # PCA lighting (AlexNet), standard deviation
+    loader_workers: int = Field(0, ge=0)  # decoding processes per training worker
+    # The generator of "synthetic":
+    num_classes: int = Field(10, ge=2, le=10)
+    train_per_class: int = Field(200, ge=1)
+    val_per_class: int = Field(50, ge=1)
+    image_side: int = Field(64, ge=16)
+
+    @model_validator(mode="after")
+    def _source_has_a_path(self) -> "DataConfig":
+        if self.source != "synthetic" and not self.path:
+            raise ValueError(f"source = {self.source!r} needs `path`, or --data PATH")
+        return self
+
+
+class ComputeConfig(Section):
+    """What each role asks of the cluster."""
+
+    device: Literal["auto", "cpu", "gpu"] = "auto"  # auto: the GPUs the cluster has, else CPUs
+    num_workers: int = Field(1, ge=1)  # data-parallel training workers
+    cpus_per_worker: int = Field(1, ge=1)  # also its number of threads
+    num_evaluators: int = Field(1, ge=1)
+    cpus_per_evaluator: int = Field(1, ge=1)  # also its number of threads
+    gpus_per_evaluator: float = Field(1.0, gt=0)
+    cpus_per_trial: int = Field(1, ge=1)  # of each training worker of a retraining trial
+    workers_per_trial: int = Field(1, ge=1)
+    concurrent_trials: int = Field(1, ge=1)  # above 1, what ASHA stops depends on timing
+    max_failures: int = Field(3, ge=0)  # lost training workers, or losses of one candidate
+
+
+class SupernetConfig(Section):
+    """Supernet training. Defaults are the published recipe (batch over all workers)."""
+
+    epochs: int = Field(120, ge=1)
+    batch_size: int = Field(1024, ge=1)
+    learning_rate: float = Field(1.3, gt=0)  # peak
+    warmup_epochs: float = Field(5, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(3e-5, ge=0)
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    # Channel-selection warm-up: full width before this epoch (0-based), then the published
+    # table of ever smaller scales, stretched or squeezed to `channel_warmup_epochs`.
+    channel_warmup_start: int = Field(60, ge=0)
+    channel_warmup_epochs: int = Field(24, ge=1)
+    smallest_scale: float = Field(0.2, gt=0)  # nothing narrower is ever trained
+    num_val_archs: int = Field(4, ge=1)  # fixed architectures, the mean of whose top-1 is shown
+    val_calibration_images: int = Field(2000, ge=1)
+    val_every: int = Field(1, ge=1)  # epochs
+
+
+class Limit(Section):
+    """Bounds on one cost, e.g. { cost = "macs", max = 330e6 }."""
+
+    cost: str  # a column of `nasray profile --json`, or "score:<baseline>"
+    max: float | None = None
+    min: float | None = None
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> "Limit":
+        if self.max is None and self.min is None:
+            raise ValueError("a limit needs `max`, `min` or both")
+        if self.max is not None and self.min is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}")
+        return self
+
+
+class SearchConfig(Section):
+    """Search. Defaults are the published genetic search (population and rates)."""
+
+    algorithm: Literal["genetic", "random"] = "genetic"
+    population_size: int = Field(50, ge=2)
+    num_generations: int = Field(20, ge=1)
+    num_parents: int = Field(10, ge=2)  # the best, kept every generation
+    random_parent_prob: float = Field(0.1, ge=0, le=1)  # of each other member
+    mutation_prob: float = Field(0.1, ge=0, le=1)  # per gene
+    limits: tuple[Limit, ...] = ()
+    calibration_images: int = Field(20_000, ge=1)  # or all there are
+    batch_size: int = Field(250, ge=1)  # of recalibration and validation
+    top_k: int = Field(3, ge=1)
+    num_baseline: int = Field(10, ge=0)  # random feasible subnets the winner is compared with
+
+    @model_validator(mode="after")
+    def _parents_fit(self) -> "SearchConfig":
+        if self.num_parents >= self.population_size:
+            raise ValueError(
+                f"num_parents must be below population_size = {self.population_size}, "
+                f"got {self.num_parents}"
+            )
+        return self
+
+
+class RetrainConfig(Section):
+    """Retraining from scratch. A pair [low, high] is tuned (log-uniformly for the rates)."""
+
+    num_winners: int = Field(1, ge=1)
+    num_trials: int = Field(1, ge=1)  # recipes tried per winner
+    epochs: int = Field(360, ge=1)
+    batch_size: int = Field(1024, ge=1)
+    learning_rate: float | tuple[float, float] = 1.3
+    weight_decay: float | tuple[float, float] = 3e-5
+    label_smoothing: float | tuple[float, float] = 0.1
+    warmup_epochs: float = Field(5, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    grace_epochs: int = Field(30, ge=1)  # ASHA stops nothing earlier
+    reduction_factor: int = Field(3, ge=2)  # ASHA keeps one in this many
+
+    @model_validator(mode="after")
+    def _ranges_in_order(self) -> "RetrainConfig":
+        for key in ("learning_rate", "weight_decay", "label_smoothing"):
+            value = getattr(self, key)
+            low, high = value if isinstance(value, tuple) else (value, value)
+            if not 0 <= low <= high or (key == "learning_rate" and low <= 0):
+                raise ValueError(f"{key} = {value} must be positive and in order, [low, high]")
+        return self
+
+
+class Job(Section):
+    """A whole run, as `nasray run` takes it."""
+
+    seed: int = Field(0, ge=0)
+    space: SpaceConfig = SpaceConfig()
+    data: DataConfig
+    compute: ComputeConfig = ComputeConfig()
+    supernet: SupernetConfig = SupernetConfig()
+    search: SearchConfig = SearchConfig()
+    retrain: RetrainConfig = RetrainConfig()
+
+
+def load_job(path: str, data_path: str | None = None) -> Job:
+    """Read the job file at `path`; `data_path` replaces its [data] path."""
+    try:
+        values = tomllib.loads(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: {error}") from None
+    if data_path and isinstance(values.get("data"), dict):
+        values["data"]["path"] = data_path
+    return parse_job(values, path)
+
+
+def parse_job(values: dict[str, Any], origin: str) -> Job:
+    """Validate `values`; what is wrong is said in one line that starts with `origin`."""
+    try:
+        return Job.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{origin}: {_first_complaint(error)}") from None
+
+
+def _first_complaint(error: ValidationError) -> str:
+    # An unknown key comes first: a misspelt one also shows as a missing one.
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+    keys = [str(key) for key in first["loc"] if key not in ("float", "tuple[float, float]")]
+    name = ".".join(keys) or "job"
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {name!r}; {_section_name(keys)} has {_known_keys(keys)}"
+    if first["type"] == "missing":
+        return f"{name!r} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    value = first["input"]
+    shown = "" if isinstance(value, dict) else f", got {value!r}"
+    return f"{name}: {message[0].lower() + message[1:]}{shown}"
+
+
+def _section_name(keys: list[str]) -> str:
+    return f"[{keys[0]}]" if len(keys) > 1 else "a job"
+
+
+def _known_keys(keys: list[str]) -> list[str]:
+    model: type[BaseModel] = Job
+    for key in keys[:-1]:
+        field = model.model_fields.get(key)
+        if field is not None and isinstance(field.annotation, type):
+            model = field.annotation
+        elif key == "limits" or key.isdigit():
+            model = Limit
+    return sorted(model.model_fields)

@@ -1,0 +1,191 @@
+"""What a subnet costs: parameters, MACs, and the mults and adds of the MicroNet rules.
+
+Three conventions, three sets of names (spec 4.1):
+- `params`, `macs`: trainable parameters (BN's included) and multiply-accumulates, as
+  papers print them. Convolutions with their bias and global pooling count, nothing else.
+- `micronet_params`, `mults`, `adds`: the MicroNet Challenge rules, multiplications and
+  additions apart, activations counted, BN folded away, a channel shuffle as a sparse
+  permutation matrix that must be stored.
+- `micronet_score`, `score:<baseline>`: weighted sums of those.
+
+There are two ways to a number. profile() walks the built network op by op; users read it
+and tests trust it. CostTable holds the sum of each block's walk by position and genes,
+and prices a whole population by gathers.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from nasray.errors import UserError
+from nasray.opcount import OpCount, build_on_meta, count_ops
+from nasray.spaces.elastic import build_subnet
+from nasray.spaces.space import Architecture, Block, Population, Space
+
+COUNTS = ("params", "macs", "micronet_params", "mults", "adds")
+
+# MobileNetV2-1.4, the MicroNet Challenge's ImageNet baseline: score 2.0 by definition.
+MICRONET_PARAMS, MICRONET_OPS = 6.9e6, 1170e6
+
+# (MACs, params) of the baselines of the published combined score (spec 3.2).
+SCORE_BASELINES = {
+    "single_path_one_shot": (328e6, 3.4e6),
+    "mobilenetv3_large": (217e6, 5.4e6),
+    "mobilenetv2_1.4": (585e6, 6.9e6),
+    "shufflenetv2plus_medium": (222e6, 5.6e6),
+}
+
+# Each cost as a weighted sum of the counts. All are additive over blocks.
+COSTS: dict[str, dict[str, float]] = {
+    **{count: {count: 1.0} for count in COUNTS},
+    "micronet_score": {
+        "micronet_params": 1 / MICRONET_PARAMS,
+        "mults": 1 / MICRONET_OPS,
+        "adds": 1 / MICRONET_OPS,
+    },
+    **{
+        f"score:{name}": {"macs": 0.5 / macs, "params": 0.5 / params}
+        for name, (macs, params) in SCORE_BASELINES.items()
+    },
+}
+
+
+def profile(space: Space, arch: Architecture) -> list[OpCount]:
+    """Count `arch` operation by operation, in the order of execution."""
+    subnet = build_on_meta(lambda: build_subnet(space.decode(arch)))
+    return count_ops(subnet, (1, 3, space.resolution, space.resolution))
+
+
+def total(ops: Sequence[OpCount]) -> dict[str, float]:
+    """Sum the counts of `ops` and derive every cost of COSTS."""
+    counts = {name: float(sum(getattr(op, name) for op in ops)) for name in COUNTS}
+    return {
+        cost: sum(weight * counts[count] for count, weight in weights.items())
+        for cost, weights in COSTS.items()
+    }
+
+
+def micronet_rows(ops: Sequence[OpCount]) -> list[dict[str, float | str]]:
+    """The MicroNet score at fp32, fp16 and int8 by the organisers' rules (spec 4.4).
+
+    A b-bit parameter or multiplication counts b/32. fp16 is the rules' free storage and
+    multiplication width for a network that quantises nothing: additions stay 32-bit. int8
+    covers convolutions and ReLU with int32 accumulators, so additions count in full, and
+    whatever is not quantised counts as 32-bit.
+    """
+    totals = total(ops)
+    rest = total([op for op in ops if not op.quantizable])
+    params, mults, adds = totals["micronet_params"], totals["mults"], totals["adds"]
+    int8_params = (params - rest["micronet_params"]) / 4 + rest["micronet_params"]
+    int8_mults = (mults - rest["mults"]) / 4 + rest["mults"]
+    rows = [
+        ("fp32", "fp32", params, mults + adds),
+        ("fp16", "fp32", params / 2, mults / 2 + adds),
+        ("int8", "int32", int8_params, int8_mults + adds),
+    ]
+    return [
+        {
+            "precision": precision,
+            "accumulator": accumulator,
+            "params": row_params,
+            "ops": row_ops,
+            "score": row_params / MICRONET_PARAMS + row_ops / MICRONET_OPS,
+        }
+        for precision, accumulator, row_params, row_ops in rows
+    ]
+
+
+def format_table(ops: Sequence[OpCount]) -> str:
+    """The published profile table (spec 4.1 B): parameters and operations in millions."""
+    lines = [
+        f"{'op_name':<38}{'inp_size':>9}{'kernel_size':>12}{'Cin':>6}{'Cout':>6}"
+        f"{'params(M)':>11}{'mults(M)':>10}{'adds(M)':>10}{'MFLOPS':>10}"
+    ]
+    for op in ops:
+        if op.listed:
+            lines.append(
+                f"{op.op_name:<38}{op.inp_size:>9}{op.kernel_size:>12}{op.cin:>6}{op.cout:>6}"
+                f"{op.micronet_params / 1e6:>11.3f}{op.mults / 1e6:>10.3f}{op.adds / 1e6:>10.3f}"
+                f"{(op.mults + op.adds) / 1e6:>10.3f}"
+            )
+    sums = total(ops)
+    mults, adds = sums["mults"] / 1e6, sums["adds"] / 1e6
+    lines.append(
+        f"{'total':<71}{sums['micronet_params'] / 1e6:>11.3f}{mults:>10.1f}{adds:>10.1f}"
+        f"{mults + adds:>10.1f}"
+    )
+    lines.append("")
+    for row in micronet_rows(ops):
+        lines.append(
+            f"MicroNet score {row['precision']} ({row['accumulator']} accumulators): "
+            f"{row['score']:.4f} = {row['params'] / 1e6:.3f} M / 6.9 M parameters "
+            f"+ {row['ops'] / 1e6:.1f} M / 1170 M operations"
+        )
+    lines.append(
+        f"As papers count: {sums['params'] / 1e6:.3f} M trainable parameters, "
+        f"{sums['macs'] / 1e6:.1f} M MACs"
+    )
+    return "\n".join(lines)
+
+
+class CostTable:
+    """All costs of a space, compiled: prices a population by one gather per block."""
+
+    def __init__(self, space: Space) -> None:
+        self.genes = space.genes
+        self.parts = space.parts
+        self.tables = _compile(space)  # per part: float64 (choices of its genes..., counts)
+
+    def __call__(self, population: Population) -> dict[str, np.ndarray]:
+        """Price `population` (n, genes): {cost: float64 (n,)}."""
+        counts = np.zeros((len(population), len(COUNTS)))
+        for columns, table in zip(self.parts, self.tables, strict=True):
+            counts += table[tuple(population[:, column] for column in columns)]
+        return {cost: counts @ _weights(cost) for cost in COSTS}
+
+    def bounds(self, cost: str) -> tuple[float, float]:
+        """The smallest and largest value of `cost` that search can reach.
+
+        Exact while no two parts share a gene; every part is then at its own extreme.
+        """
+        low = high = 0.0
+        for columns, table in zip(self.parts, self.tables, strict=True):
+            drawn = table[tuple(slice(self.genes[column].first, None) for column in columns)]
+            values = drawn @ _weights(cost)
+            low, high = low + values.min(), high + values.max()
+        return float(low), float(high)
+
+
+def check_cost(cost: str) -> str:
+    if cost not in COSTS:
+        raise UserError(f"search.limits: cost {cost!r} is unknown; there are {sorted(COSTS)}")
+    return cost
+
+
+def _compile(space: Space) -> list[np.ndarray]:
+    """Price each part at every choice of its own genes, the other genes at index 0."""
+    tables = []
+    for position, columns in enumerate(space.parts):
+        sizes = [len(space.genes[column].choices) for column in columns]
+        table = np.zeros((*sizes, len(COUNTS)))
+        for choices in itertools.product(*map(range, sizes)):
+            arch = [0] * len(space.genes)
+            for column, choice in zip(columns, choices, strict=True):
+                arch[column] = choice
+            block = space.decode(tuple(arch))[position]
+            table[choices] = _block_counts(dataclasses.replace(block, name="block"))
+        tables.append(table)
+    return tables
+
+
+def _weights(cost: str) -> np.ndarray:
+    return np.array([COSTS[cost].get(count, 0.0) for count in COUNTS])
+
+
+@lru_cache(maxsize=65536)
+def _block_counts(block: Block) -> tuple[float, ...]:
+    ops = count_ops(build_on_meta(block.build), (1, block.in_channels, block.side, block.side))
+    return tuple(float(sum(getattr(op, name) for op in ops)) for name in COUNTS)

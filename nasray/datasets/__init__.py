@@ -1,0 +1,83 @@
+"""Data sets: from any source to shards of encoded images in Parquet, which all else reads.
+
+A source is one function, listed in SOURCES: (config, seed) -> Pictures. Importing decodes
+every image once, so that training meets none it cannot read.
+"""
+
+from collections.abc import Callable, Iterable
+
+from nasray import storage
+from nasray.config import DataConfig
+from nasray.datasets.folders import imagefolder, tar
+from nasray.datasets.pictures import Pictures, Record
+from nasray.datasets.shards import (
+    INFO_NAME,
+    Dataset,
+    DatasetInfo,
+    open_dataset,
+    read_info,
+    write_shards,
+)
+from nasray.datasets.synthetic import GENERATOR_KEYS, shapes
+from nasray.datasets.torchvision_sets import cifar10, fashion_mnist
+from nasray.errors import UserError
+
+__all__ = [
+    "SOURCES",
+    "Dataset",
+    "DatasetInfo",
+    "Pictures",
+    "Record",
+    "import_dataset",
+    "open_dataset",
+]
+
+SOURCES: dict[str, Callable[[DataConfig, int], Iterable[Record]]] = {
+    "imagefolder": imagefolder,
+    "tar": tar,
+    "cifar10": cifar10,
+    "fashion_mnist": fashion_mnist,
+    "synthetic": shapes,
+}
+
+
+def import_dataset(
+    config: DataConfig,
+    destination: str,
+    *,
+    seed: int,
+    show: Callable[[int, int], None] = lambda done, total: None,
+) -> DatasetInfo:
+    """Turn the source of `config` into shards at `destination`, a folder or a URI.
+
+    `show(done, total)` hears how many images are done. A complete import is returned as it
+    is; an interrupted one starts again. The source "parquet" is imported already.
+    """
+    if config.source == "parquet":
+        return read_info(config.path)
+    options = _options(config, seed)
+    if storage.exists(storage.join(destination, INFO_NAME)):
+        info = read_info(destination)
+        _refuse_another(info, destination, {"source": config.source, **options})
+        return info
+    pictures = SOURCES[config.source](config, seed)
+    return write_shards(
+        destination, pictures, source=config.source, seed=seed, options=options, show=show
+    )
+
+
+def _options(config: DataConfig, seed: int) -> dict[str, int]:
+    """What, beside its source, decides which images a data set holds."""
+    if config.source != "synthetic":
+        return {}
+    return {"seed": seed, **{key: getattr(config, key) for key in GENERATOR_KEYS}}
+
+
+def _refuse_another(info: DatasetInfo, destination: str, wanted: dict[str, int | str]) -> None:
+    found = {"source": info.source, **info.options}
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise UserError(
+                f"{destination}: holds a data set made with {key} = {found.get(key)!r}, the job "
+                f"says {value!r}; remove that folder or import into another one"
+            )

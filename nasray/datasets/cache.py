@@ -1,0 +1,114 @@
+"""Images decoded once per node and shared by all its processes, for BN recalibration
+and evaluation.
+
+The file is a plain .npy, memory-mapped: pages are shared through the page cache exactly
+as an Arrow IPC file's would be, without code to wrap tensors in tables. Caches are kept
+until someone removes their folder.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+
+from nasray.datasets.shards import DISK_FULL, Dataset
+from nasray.datasets.transforms import EVAL_VERSION, decode, eval_transform
+from nasray.errors import UserError
+
+CHUNK_IMAGES = 256  # decoded between two writes
+
+log = logging.getLogger(__name__)
+
+
+def default_folder() -> str:
+    """Return the folder of caches on this node."""
+    if "NASRAY_CACHE" in os.environ:
+        return os.environ["NASRAY_CACHE"]
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(root, "nasray")
+
+
+def cached_images(
+    dataset: Dataset, split: str, indices: np.ndarray, *, resolution: int, folder: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the evaluation crops of `indices` and their labels.
+
+    Images are uint8 (n, 3, resolution, resolution), memory-mapped and read-only; labels
+    int64 (n,). `folder` is on this node. The first process to ask decodes, others wait.
+    """
+    shape = (len(indices), 3, resolution, resolution)
+    path = os.path.join(folder, f"{_key(dataset, split, indices, resolution)}.npy")
+    os.makedirs(folder, exist_ok=True)
+    with _locked(f"{path}.lock"):
+        images = _open(path, shape)
+        if images is None:
+            _build(path, shape, dataset, split, indices)
+            images = np.load(path, mmap_mode="r")
+    return images, dataset.labels(split)[indices].astype(np.int64)
+
+
+def _key(dataset: Dataset, split: str, indices: np.ndarray, resolution: int) -> str:
+    made_of = [dataset.fingerprint, split, resolution, EVAL_VERSION]
+    digest = hashlib.sha256(json.dumps(made_of).encode())
+    digest.update(np.asarray(indices, "<i8").tobytes())
+    return f"{split}-{resolution}-{digest.hexdigest()[:24]}"
+
+
+@contextmanager
+def _locked(path: str) -> Iterator[None]:
+    """Keep the other processes of this node out; the kernel frees a dead one's lock."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _open(path: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Map the cache file; None if it is absent or not whole."""
+    if not os.path.exists(path):
+        return None
+    try:
+        images = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        images = None
+    whole = (
+        images is not None
+        and (images.shape, images.dtype) == (shape, np.uint8)
+        and os.path.getsize(path) == images.offset + images.nbytes
+    )
+    if not whole:
+        log.warning("%s is damaged; decoding its images again", path)
+    return images if whole else None
+
+
+def _build(
+    path: str, shape: tuple[int, ...], dataset: Dataset, split: str, indices: np.ndarray
+) -> None:
+    partial = f"{path}.partial"
+    crop = eval_transform(shape[-1])
+    try:
+        # Written, not mapped: on a full disk a write fails, a store into a map kills.
+        with open(partial, "wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for start in range(0, len(indices), CHUNK_IMAGES):
+                encoded = dataset.read(split, indices[start : start + CHUNK_IMAGES])
+                for image in pool.map(lambda each: crop(decode(each)), encoded):
+                    file.write(image.numpy().tobytes())
+        os.replace(partial, path)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise UserError(
+            f"{os.path.dirname(path)}: no room for {int(np.prod(shape)):,} bytes of decoded images "
+            f"({errno.errorcode[error.errno]}); free some or set NASRAY_CACHE to another folder"
+        ) from None
+    finally:
+        if os.path.exists(partial):
+            os.remove(partial)

@@ -1,0 +1,214 @@
+"""Sources "imagefolder" and "tar": train/<class>/ and val/<class>/, in a folder or one tar.
+
+The same files give the same data set either way. A tar is read in place, member by
+member: nothing is unpacked, so no member's name can reach the disk.
+"""
+
+import posixpath
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+from pyarrow import NativeFile
+
+from nasray import storage
+from nasray.config import DataConfig
+from nasray.datasets.pictures import SPLITS, Pictures, Record, shuffled
+from nasray.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm")
+VAL_NAMES = ("val", "valid", "validation", "test")  # the first found counts
+MAX_NAMED = 5  # classes in one message
+BLOCK = 512  # bytes; a tar is made of these and ends with zeroed ones
+
+# Class name -> [(path below the data set's folder, where its bytes are)].
+Split = dict[str, list[tuple[str, Any]]]
+
+
+def imagefolder(config: DataConfig, seed: int) -> Pictures:
+    """Open the folder or URI `config.path`, which holds train/ and val/."""
+    root = config.path
+    origin = f"data.path = {root!r}"
+    _refuse_absent(root)
+    if not _is_folder(root):
+        raise UserError(f'{origin}: is a file; give its folder, or set source = "tar"')
+    folders = _split_folders(storage.list_names(root), origin)
+    splits = {split: _list_split(root, folder) for split, folder in folders.items()}
+    filesystem, place = storage.resolve(root)
+
+    def read(path: str) -> bytes:
+        with filesystem.open_input_file(f"{place}/{path}") as file:
+            return bytes(file.read())
+
+    return _lay_open(splits, folders, read, seed=seed, origin=origin)
+
+
+def tar(config: DataConfig, seed: int) -> Pictures:
+    """Open the uncompressed tar `config.path`; one folder may surround its train/ and val/."""
+    origin = f"data.path = {config.path!r}"
+    _refuse_absent(config.path)
+    if _is_folder(config.path):
+        raise UserError(f'{origin}: is a folder; set source = "imagefolder"')
+    filesystem, place = storage.resolve(config.path)
+    file = filesystem.open_input_file(place)
+    members = list(_scan(file, origin))
+    tops = {parts[0] for parts, _ in members}
+    if "train" not in tops and len(tops) == 1:
+        members = [(parts[1:], where) for parts, where in members if len(parts) > 1]
+        tops = {parts[0] for parts, _ in members}
+    folders = _split_folders(tops, origin)
+    splits: dict[str, Split] = {split: {} for split in SPLITS}
+    split_of = {folder: split for split, folder in folders.items()}
+    for parts, where in members:
+        is_image = where is not None
+        if parts[0] in split_of and len(parts) >= 2 + is_image:
+            images = splits[split_of[parts[0]]].setdefault(parts[1], [])
+            if is_image:
+                images.append(("/".join(parts), where))
+
+    def read(where: tuple[int, int]) -> bytes:
+        offset, size = where
+        return file.read_at(size, offset)  # thread-safe, unlike seek and read
+
+    return _lay_open(splits, folders, read, seed=seed, origin=origin)
+
+
+def _refuse_absent(path: str) -> None:
+    if not storage.exists(path):
+        raise UserError(f"data.path = {path!r}: does not exist; correct it or pass --data PATH")
+
+
+def _is_folder(path: str) -> bool:
+    filesystem, place = storage.resolve(path)
+    return not filesystem.get_file_info(place).is_file
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".")  # such as the ._x.jpg that macOS puts beside x.jpg
+
+
+def _split_folders(names: Iterable[str], origin: str) -> dict[str, str]:
+    """Return the folder of each split."""
+    found = set(names)
+    if "train" not in found:
+        raise UserError(f"{origin}: has no train/ folder; images belong in train/<class>/")
+    for name in VAL_NAMES:
+        if name in found:
+            return {"train": "train", "val": name}
+    raise UserError(
+        f"{origin}: has no val/ folder (nor valid/, validation/, test/); "
+        "images to report on belong in val/<class>/"
+    )
+
+
+def _list_split(root: str, folder: str) -> Split:
+    split = {}
+    for name in storage.list_names(storage.join(root, folder)):
+        if not _is_hidden(name) and _is_folder(storage.join(root, folder, name)):
+            split[name] = [(path, path) for path in _list_images(root, f"{folder}/{name}")]
+    return split
+
+
+def _list_images(root: str, folder: str) -> Iterator[str]:
+    """Find the images below `folder`, however deep."""
+    for name in storage.list_names(storage.join(root, folder)):
+        path = f"{folder}/{name}"
+        if _is_hidden(name):
+            continue
+        if _is_image(name):
+            yield path
+        elif _is_folder(storage.join(root, path)):
+            yield from _list_images(root, path)
+
+
+def _scan(
+    file: NativeFile, origin: str
+) -> Iterator[tuple[tuple[str, ...], tuple[int, int] | None]]:
+    """List the images of a tar with (offset, size), and its folders with None."""
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                archive.members = []  # tarfile keeps all headers: 1 GB for ImageNet
+                parts = tuple(posixpath.normpath(member.name).strip("/").split("/"))
+                if _is_hidden(parts[-1]) or parts[0] == "..":
+                    continue
+                if member.isdir():
+                    yield parts, None
+                elif member.isreg() and _is_image(parts[-1]):
+                    yield parts, (member.offset_data, member.size)
+                elif _is_image(parts[-1]):
+                    raise UserError(
+                        f"{origin}: member {member.name!r} is a link or sparse; "
+                        "pack the tar again with --dereference --hard-dereference"
+                    )
+            end = archive.offset
+    except tarfile.TarError as error:
+        raise UserError(
+            f"{origin}: {error}; not an uncompressed tar, or cut short: unzip it or fetch it again"
+        ) from None
+    # tarfile takes a damaged header, and an end without the closing blocks, for the end.
+    if file.read_at(BLOCK, end) != bytes(BLOCK):
+        raise UserError(f"{origin}: damaged or cut short at byte {end}; fetch the tar again")
+
+
+def _lay_open(
+    splits: dict[str, Split],
+    folders: dict[str, str],
+    read: Callable[[Any], bytes],
+    *,
+    seed: int,
+    origin: str,
+) -> Pictures:
+    classes = _common_classes(splits, folders, origin)
+    # Sorted, so that the order in which a folder or tar lists its files does not matter.
+    images = {
+        split: sorted(
+            (label, path, where)
+            for label, name in enumerate(classes)
+            for path, where in splits[split][name]
+        )
+        for split in SPLITS
+    }
+
+    def records() -> Iterator[Record]:
+        for split in SPLITS:
+            for position in shuffled(len(images[split]), seed, split):
+                label, path, where = images[split][position]
+                yield Record(split, label, path, partial(read, where))
+
+    return Pictures(classes, sum(map(len, images.values())), records())
+
+
+def _common_classes(
+    splits: dict[str, Split], folders: dict[str, str], origin: str
+) -> tuple[str, ...]:
+    """Return the class names, sorted; refuse splits that differ and classes without images."""
+    train, val = (splits[split] for split in SPLITS)
+    if not train:
+        raise UserError(f"{origin}: train/ holds no class folders; use train/<class>/<image>")
+    if set(train) != set(val):
+        lacks = [
+            f"{folders[split]}/ lacks {_some(set(others) - set(own))}"
+            for split, own, others in (("train", train, val), ("val", val, train))
+            if set(others) - set(own)
+        ]
+        raise UserError(f"{origin}: {' and '.join(lacks)}; both need the same class folders")
+    for split in SPLITS:
+        empty = {name for name, images in splits[split].items() if not images}
+        if empty:
+            raise UserError(
+                f"{origin}: no images in {folders[split]}/ of class {_some(empty)}; "
+                f"add some ({' '.join(IMAGE_SUFFIXES)}) or remove the class"
+            )
+    return tuple(sorted(train))
+
+
+def _some(names: set[str]) -> str:
+    shown = ", ".join(map(repr, sorted(names)[:MAX_NAMED]))
+    more = len(names) - MAX_NAMED
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -1,0 +1,183 @@
+"""Which training images go where: hold-out, calibration, and the batches of an epoch.
+
+Every choice is a pure function of (seed, epoch) and the image, so a resumed epoch is the
+same epoch, on any number of workers. Knows no network and no Ray.
+"""
+
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from nasray.config import DataConfig
+from nasray.datasets.shards import Dataset
+from nasray.datasets.transforms import decode, train_transform
+from nasray.errors import UserError
+
+WINDOW_BYTES = 512 << 20  # of encoded images, shuffled together
+
+# Last words of the seeds, so that no two draws share their random numbers.
+HOLDOUT, CALIBRATION, ROW_GROUPS, IMAGES, AUGMENTATION = range(5)
+
+
+def holdout_split(
+    labels: np.ndarray, per_class: int, seed: int, classes: Sequence[str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Set `per_class` images of each class aside: (training indices, hold-out), sorted."""
+    rng = np.random.default_rng((seed, HOLDOUT))
+    names = list(map(str, range(int(labels.max()) + 1))) if classes is None else classes
+    held = []
+    for label, name in enumerate(names):
+        members = np.flatnonzero(labels == label)
+        if len(members) <= per_class:
+            raise UserError(
+                f"data.holdout_per_class = {per_class}: class {name!r} has only "
+                f"{len(members)} training images; lower it"
+            )
+        held.append(rng.choice(members, per_class, replace=False))
+    holdout = np.sort(np.concatenate(held))
+    return np.setdiff1d(np.arange(len(labels)), holdout, assume_unique=True), holdout
+
+
+def calibration_subset(indices: np.ndarray, num_images: int, seed: int) -> np.ndarray:
+    """Draw `num_images` of `indices` (all, if there are fewer), sorted."""
+    if num_images >= len(indices):
+        return np.sort(indices)
+    rng = np.random.default_rng((seed, CALIBRATION))
+    return np.sort(rng.choice(indices, num_images, replace=False))
+
+
+def epoch_order(dataset: Dataset, indices: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
+    """Shuffle `indices` of the training set for one epoch, in an order that reads well.
+
+    Row groups are shuffled across all shards, then images within windows of consecutive
+    row groups, 512 MB together; a data set of one window is shuffled fully. As images were
+    shuffled before they were stored, a window is a random sample, other ones every epoch.
+    """
+    places = _row_group_places(dataset, indices, seed=seed, epoch=epoch)
+    mean_bytes = dataset.image_bytes("train") / dataset.num_row_groups("train")
+    window = places // max(1, round(WINDOW_BYTES / mean_bytes))
+    keys = np.random.default_rng((seed, epoch, IMAGES)).random(len(indices))
+    return indices[np.lexsort((keys, window))]
+
+
+def _row_group_places(
+    dataset: Dataset, indices: np.ndarray, *, seed: int, epoch: int
+) -> np.ndarray:
+    """Return, for each image, which place its row group has in the order of the epoch."""
+    rng = np.random.default_rng((seed, epoch, ROW_GROUPS))
+    places = rng.permutation(dataset.num_row_groups("train"))
+    return places[dataset.row_groups_of("train", indices)]
+
+
+def train_batches(
+    dataset: Dataset,
+    indices: np.ndarray,
+    config: DataConfig,
+    *,
+    resolution: int,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    seed: int,
+    epoch: int,
+) -> "TrainBatches":
+    """Return one rank's share of the batches of one epoch over `indices`.
+
+    Yields (images uint8 (b, 3, resolution, resolution), labels int64 (b,)). `batch_size`
+    counts the images of all ranks; ranks whose number does not divide it get one image
+    more or less. The last incomplete batch is dropped, unless it is the only one.
+
+    The global batches do not depend on the number of ranks and loader processes. Within
+    a batch, images go to ranks and processes by row group, so each row group is read by
+    about one of them, not by all: beyond that, a process reads at most its share of one
+    window twice, at each of the (size / 512 MB) window borders. The price is memory,
+    up to 768 MB / (ranks * processes) for each process, but no less than 64 MB.
+    `loader_workers` = 0 decodes in this process, without read-ahead.
+    """
+    num_images = len(indices)
+    if min(batch_size, num_images) < world_size:
+        raise UserError(
+            f"a batch of {min(batch_size, num_images)} images cannot feed {world_size} training "
+            "workers; lower compute.num_workers, raise batch_size or add images"
+        )
+    order = epoch_order(dataset, indices, seed=seed, epoch=epoch)
+    places = _row_group_places(dataset, order, seed=seed, epoch=epoch)
+    num_parts = max(1, config.loader_workers)
+    shares: list[list[np.ndarray]] = []
+    for start in range(0, max(1, num_images - batch_size + 1), batch_size):
+        batch = slice(start, start + batch_size)
+        by_row_group = order[batch][np.argsort(places[batch], kind="stable")]
+        share = np.array_split(by_row_group, world_size)[rank]
+        shares.append(np.array_split(share, num_parts))
+    cache_bytes = max(64 << 20, WINDOW_BYTES * 3 // 2 // (world_size * num_parts))
+    images = _AugmentedImages(
+        replace(dataset, cache_bytes=cache_bytes), config, resolution, seed, epoch
+    )
+    return TrainBatches(images, dataset.labels("train"), shares, config.loader_workers)
+
+
+@dataclass(frozen=True)
+class _AugmentedImages:
+    """Turns indices into augmented images; what the loader processes are sent."""
+
+    dataset: Dataset
+    config: DataConfig
+    resolution: int
+    seed: int
+    epoch: int
+
+    def __getitem__(self, indices: np.ndarray) -> torch.Tensor:
+        augment = train_transform(self.config, self.resolution)
+        images = torch.empty((len(indices), 3, self.resolution, self.resolution), dtype=torch.uint8)
+        encoded = self.dataset.read("train", indices)
+        for position, (index, image) in enumerate(zip(indices.tolist(), encoded, strict=True)):
+            key = np.random.SeedSequence((self.seed, self.epoch, index, AUGMENTATION))
+            images[position] = augment(decode(image), int(key.generate_state(1)[0]))
+        return images
+
+
+class TrainBatches:
+    """A sized iterable of batches; iterating again gives the same ones."""
+
+    def __init__(
+        self,
+        images: _AugmentedImages,
+        labels: np.ndarray,
+        shares: list[list[np.ndarray]],
+        num_workers: int,
+    ) -> None:
+        self.images, self.labels, self.shares = images, labels, shares
+        self.num_workers = num_workers
+
+    def __len__(self) -> int:
+        return len(self.shares)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        # Part i of every batch goes to process i, because a DataLoader deals its items out
+        # in turn, and returns them in order.
+        parts = iter(
+            DataLoader(
+                self.images,
+                batch_size=None,
+                sampler=[part for share in self.shares for part in share],
+                num_workers=self.num_workers,
+                multiprocessing_context=_context() if self.num_workers else None,
+                generator=torch.Generator(),  # else it draws from the global one
+            )
+        )
+        for share in self.shares:
+            images = [next(parts) for _ in share]
+            labels = torch.from_numpy(self.labels[np.concatenate(share)].astype(np.int64))
+            yield images[0] if len(images) == 1 else torch.cat(images), labels
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    # fork is unsafe where threads run, as in a Ray actor. The fork server imports torch
+    # once (seconds), then starts each epoch's processes at no cost.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["nasray.datasets.loader", "torch"])
+    return context

@@ -1,0 +1,38 @@
+"""What a source of images hands over: class names, and one record per image, shuffled."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of a source. `load` reads (or draws) its encoded bytes, from any thread."""
+
+    split: str  # "train" or "val"
+    label: int
+    name: str  # where the user finds it in the source
+    load: Callable[[], bytes]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A source laid open: `records` are made lazily, all of train before all of val."""
+
+    classes: tuple[str, ...]
+    num_images: int
+    records: Iterable[Record]
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records)
+
+
+def shuffled(num_images: int, seed: int, split: str) -> np.ndarray:
+    """Return the order in which the images of one split are stored."""
+    return np.random.default_rng((seed, SPLITS.index(split))).permutation(num_images)

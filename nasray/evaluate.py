@@ -1,0 +1,121 @@
+"""The accuracy of one subnet: exact BN recalibration, then top-1. Plain torch.
+
+Weights shared by many subnets leave BN statistics that fit none of them, so a subnet's
+accuracy means nothing before recalibration (Guo et al. 2019, section 3.3).
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nasray.datasets.transforms import normalize
+from nasray.train import amp_dtype
+
+
+def evaluate(
+    subnet: nn.Module,
+    calibration: np.ndarray,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    device: str = "cpu",
+) -> float:
+    """Recalibrate `subnet` on `calibration`, then return its top-1 on `images`, a fraction.
+
+    Images are uint8 (n, 3, side, side). Alters `subnet`, which should be an extracted one.
+    """
+    recalibrate_bn(subnet, calibration, batch_size=batch_size, device=device)
+    return top1(subnet, images, labels, batch_size=batch_size, device=device)
+
+
+@torch.inference_mode()
+def recalibrate_bn(
+    subnet: nn.Module, images: np.ndarray, *, batch_size: int, device: str = "cpu"
+) -> None:
+    """Set each BN layer's statistics to the exact mean and variance over all `images`.
+
+    Each batch is normalised by its own statistics on the way, as in training. By the law
+    of total variance, over batches b of n_b values each with mean m_b and variance v_b:
+        mean = sum(n_b m_b) / n,   var = sum(n_b (v_b + m_b^2)) / n - mean^2
+    with v_b and var the population variances (divided by n). Leaves `subnet` in eval mode.
+    """
+    norms = [module for module in subnet.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    values = [0] * len(norms)  # per channel, in the last batch
+    handles = [
+        norm.register_forward_pre_hook(_counter(values, index)) for index, norm in enumerate(norms)
+    ]
+    sums = [torch.zeros_like(norm.running_mean, dtype=torch.float64) for norm in norms]
+    squares = [torch.zeros_like(total) for total in sums]
+    counts = [0] * len(norms)
+    subnet.eval()  # dropout stays off
+    try:
+        for norm in norms:
+            norm.momentum = 1.0  # running statistics become those of the last batch
+            norm.train()
+        for batch in _batches(images, batch_size, device):
+            with _autocast(device):
+                subnet(batch)
+            for index, norm in enumerate(norms):
+                n = values[index]
+                mean = norm.running_mean.double()
+                var = norm.running_var.double() * ((n - 1) / n)  # torch stores n/(n-1) of it
+                sums[index] += n * mean
+                squares[index] += n * (var + mean.square())
+                counts[index] += n
+    finally:
+        for handle in handles:
+            handle.remove()
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.eval()
+    for norm, total, square, count in zip(norms, sums, squares, counts, strict=True):
+        mean = total / count
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_((square / count - mean.square()).clamp_(min=0))
+
+
+@torch.inference_mode()
+def top1(
+    subnet: nn.Module,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    device: str = "cpu",
+) -> float:
+    """The fraction of exactly these images that `subnet` (in eval mode) classifies right."""
+    right = 0
+    wanted = torch.from_numpy(np.array(labels)).to(device)
+    seen = 0
+    for batch in _batches(images, batch_size, device):
+        with _autocast(device):
+            guesses = subnet(batch).argmax(1)
+        right += int((guesses == wanted[seen : seen + len(guesses)]).sum())
+        seen += len(guesses)
+    return right / len(images)
+
+
+def _batches(images: np.ndarray, batch_size: int, device: str) -> Iterator[Tensor]:
+    """All images once, in nearly equal batches: a batch of one image has no variance."""
+    for part in np.array_split(np.arange(len(images)), -(-len(images) // batch_size)):
+        # np.array copies: the source may be a read-only map that all evaluators share.
+        batch = torch.from_numpy(np.array(images[part[0] : part[-1] + 1]))
+        yield normalize(batch.to(device, non_blocking=True))
+
+
+def _autocast(device: str) -> torch.autocast:
+    dtype = amp_dtype(device)
+    return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
+
+
+def _counter(values: list[int], index: int) -> Callable[[nn.Module, tuple[Tensor]], None]:
+    def hook(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+        values[index] = inputs[0].numel() // inputs[0].shape[1]
+
+    return hook

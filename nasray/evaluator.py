@@ -1,0 +1,139 @@
+"""Subnet evaluation on a cluster: Ray actors around evaluate.py, and the pool of them.
+
+Actors are built from paths and small values, load weights and images themselves, and keep
+nothing between calls, so a lost one is replaced and its candidate evaluated again with the
+same result.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from nasray.checkpoint import load_supernet
+from nasray.config import Job
+from nasray.errors import EvaluationError
+from nasray.evaluate import evaluate
+from nasray.images import JobImages
+from nasray.spaces import make_space
+from nasray.spaces.space import Architecture
+from nasray.trainer import on_gpu, raise_user_error, worker_device
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationTask:
+    """All an evaluator needs to know; small, so that Ray can restart it anywhere."""
+
+    supernet: str  # path
+    data_path: str
+    job: Job
+    split: str = "holdout"  # or "val", the validation folder, for the final comparison only
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    fitness: float  # top-1, a fraction
+    seconds: float
+
+
+@ray.remote
+class Evaluator:
+    """Scores architectures with one supernet's weights on images that its node shares."""
+
+    def __init__(self, task: EvaluationTask) -> None:
+        job = task.job
+        self.device = worker_device(job.compute.cpus_per_evaluator)
+        self.batch_size = job.search.batch_size
+        images = JobImages(job, task.data_path)
+        space = make_space(job.space, len(images.dataset.classes))
+        self.supernet = load_supernet(task.supernet, space, self.device)
+        self.calibration = images.calibration(job.search.calibration_images)
+        on_holdout = task.split == "holdout"
+        self.images, self.labels = images.holdout() if on_holdout else images.validation()
+
+    def evaluate(self, arch: Architecture) -> Evaluation:
+        """Recalibrate BN for `arch` and measure its top-1."""
+        started = time.monotonic()
+        fitness = evaluate(
+            self.supernet.extract(arch),
+            self.calibration,
+            self.images,
+            self.labels,
+            batch_size=self.batch_size,
+            device=self.device,
+        )
+        return Evaluation(fitness, time.monotonic() - started)
+
+
+class EvaluatorPool:
+    """Calls like a function: architectures in, one Evaluation each out, in the order asked.
+
+    The order in which evaluations finish differs from run to run, so it must never reach a
+    search algorithm. Use as a context manager: leaving it ends the actors.
+    """
+
+    def __init__(self, task: EvaluationTask) -> None:
+        self.task = task
+        compute = task.job.compute
+        self.max_failures = compute.max_failures
+        self.options = {
+            "num_cpus": compute.cpus_per_evaluator,
+            "num_gpus": compute.gpus_per_evaluator if on_gpu(compute) else 0,
+        }
+        self.evaluators = [self._start() for _ in range(compute.num_evaluators)]
+
+    def __enter__(self) -> "EvaluatorPool":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for evaluator in self.evaluators:
+            ray.kill(evaluator)
+
+    def __call__(
+        self,
+        archs: Sequence[Architecture],
+        finished: Callable[[int, Evaluation], None] = lambda index, evaluation: None,
+    ) -> list[Evaluation]:
+        """Evaluate `archs`; `finished(index, evaluation)` is told of each one as it ends."""
+        waiting = list(range(len(archs)))[::-1]
+        idle, running = list(self.evaluators), {}
+        results: dict[int, Evaluation] = {}
+        losses = [0] * len(archs)
+        while waiting or running:
+            while waiting and idle:
+                index, evaluator = waiting.pop(), idle.pop()
+                running[evaluator.evaluate.remote(archs[index])] = index, evaluator
+            [done], _ = ray.wait(list(running), num_returns=1)
+            index, evaluator = running.pop(done)
+            try:
+                results[index] = ray.get(done)
+                finished(index, results[index])
+            except RayActorError as error:  # the process or its node is gone
+                raise_user_error(error)
+                losses[index] += 1
+                if losses[index] > self.max_failures:
+                    raise EvaluationError(
+                        f"{losses[index]} evaluators in a row died evaluating "
+                        f"{archs[index]}: {error}"
+                    ) from error
+                logger.warning("an evaluator was lost; its candidate goes to a new one")
+                evaluator = self._replace(evaluator)
+                waiting.append(index)
+            except RayTaskError as error:  # the evaluation itself raised
+                raise_user_error(error)
+                raise EvaluationError(f"evaluating {archs[index]} failed: {error}") from error
+            idle.append(evaluator)
+        return [results[index] for index in range(len(archs))]
+
+    def _start(self) -> ray.actor.ActorHandle:
+        return Evaluator.options(**self.options).remote(self.task)
+
+    def _replace(self, lost: ray.actor.ActorHandle) -> ray.actor.ActorHandle:
+        fresh = self._start()
+        self.evaluators[self.evaluators.index(lost)] = fresh
+        return fresh

@@ -1,0 +1,162 @@
+"""Write a trained network as one ONNX file, and check that the file computes the same.
+
+The file needs nothing beside it: weights, class names and the normalisation of the input
+are inside. No Ray here; the packages of the [export] extra are imported when needed.
+"""
+
+import copy
+import json
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from nasray import __version__, storage
+from nasray.datasets.transforms import MEAN, STD  # RGB, on the 0..255 scale
+from nasray.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+OPSET = 20  # ONNX 1.15; read by onnxruntime 1.17 and later
+# Largest difference of a logit, relative to the largest logit. Float32 keeps 6e-8; summed in
+# another order over some 100 layers that grows to 1e-7..1e-5, while a layer computed otherwise
+# (another epsilon, padding or activation) shows as 1e-3 and more.
+TOLERANCE = 1e-4
+CHECK_BATCH_SIZE = 32
+
+
+class ExportError(RuntimeError):
+    """The exported file does not compute what the network computes."""
+
+
+class Normalised(nn.Module):
+    """A network behind its input normalisation: takes RGB images in 0..1."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1) / 255)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1) / 255)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network((images - self.mean) / self.std)
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str,
+    *,
+    resolution: int,
+    classes: Sequence[str],
+    metadata: dict[str, str],
+    check_images: np.ndarray,  # uint8 (N, 3, resolution, resolution), RGB, N >= 2
+) -> dict[str, Any]:
+    """Write `model` to `path` (a file or a URI) once onnxruntime agrees with it.
+
+    Input "images": float32 (batch, 3, resolution, resolution), RGB in 0..1. Output "logits":
+    (batch, classes). On disagreement raises ExportError and leaves nothing at `path`.
+    """
+    assert check_images.dtype == np.uint8 and check_images.shape[1:] == (3, resolution, resolution)
+    assert len(check_images) >= 2, "one image cannot show that batches work"
+    _require_packages(path)
+    # A copy, so that the caller's model keeps its mode, device and type.
+    network = Normalised(copy.deepcopy(model).float().cpu()).eval()
+    expected = _in_batches(_run_torch(network), check_images)
+    if expected.shape[1] != len(classes):
+        raise UserError(f"{path}: {len(classes)} classes, but the model has {expected.shape[1]}")
+    properties = {
+        "classes": json.dumps(list(classes)),
+        "resolution": str(resolution),
+        "nasray": __version__,
+    }
+    content = _to_onnx(network, resolution, metadata | properties)
+    try:
+        agreement = check_logits(expected, _run_onnx(content, check_images))
+    except ExportError as error:
+        storage.remove(path)  # an older export would pass for this one
+        raise ExportError(f"{path}: {error}") from None
+    storage.write(path, content)
+    logger.info("%s: %.1f MB, %s", path, len(content) / 1e6, agreement)
+    return {
+        "file": path,
+        "bytes": len(content),
+        **agreement,
+        "num_images": len(check_images),
+        "opset": OPSET,
+    }
+
+
+def check_logits(expected: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    """Compare logits (images, classes); raise ExportError unless they are the same."""
+    scale = float(np.abs(expected).max())
+    tolerance = TOLERANCE * scale
+    difference = float(np.abs(found - expected).max())
+    if not difference <= tolerance:  # "not": a NaN is a difference too
+        raise ExportError(
+            f"onnxruntime differs from torch by {difference:.3g} in logits of up to {scale:.3g} "
+            f"(tolerance {tolerance:.3g}); nothing was exported"
+        )
+    same = found.argmax(axis=1) == expected.argmax(axis=1)
+    second, first = np.sort(expected, axis=1)[:, -2:].T
+    clear = first - second > tolerance
+    if not same[clear].all():
+        raise ExportError(
+            f"onnxruntime and torch disagree on the class of {np.sum(~same & clear)} of "
+            f"{len(same)} images; nothing was exported"
+        )
+    return {"max_abs_diff": difference, "top1_agreement": float(same.mean())}
+
+
+def _require_packages(path: str) -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"{path} needs {error.name}: pip install 'nasray[export]'") from None
+
+
+def _to_onnx(network: nn.Module, resolution: int, metadata: dict[str, str]) -> bytes:
+    # Two images: a traced batch of one would be taken for a constant.
+    example = torch.zeros(2, 3, resolution, resolution)
+    program = torch.onnx.export(
+        network,
+        (example,),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        verbose=False,
+    )
+    program.model.metadata_props.update(metadata)
+    return program.model_proto.SerializeToString()
+
+
+def _run_onnx(content: bytes, images: np.ndarray) -> np.ndarray:
+    """Logits by onnxruntime: the first image alone, the others in batches."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        return session.run(["logits"], {"images": batch})[0]
+
+    return np.concatenate([_in_batches(run, images[:1]), _in_batches(run, images[1:])])
+
+
+def _run_torch(network: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
+    @torch.inference_mode()
+    def run(batch: np.ndarray) -> np.ndarray:
+        return network(torch.from_numpy(batch)).numpy()
+
+    return run
+
+
+def _in_batches(run: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
+    starts = range(0, len(images), CHECK_BATCH_SIZE)
+    batches = (images[start : start + CHECK_BATCH_SIZE] for start in starts)
+    return np.concatenate([run(batch.astype(np.float32) / 255) for batch in batches])

@@ -1,0 +1,357 @@
+"""The pictures of a report: plotly figures, and the drawing of an architecture as SVG.
+
+Data in, figure out: reads no file. Colours are mid-tones, which stand out on white and on
+black; text and grid lines get theirs from the page's style sheet.
+"""
+
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nasray.search.candidate import Candidate, pareto_front
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+BLUE, ORANGE, GREEN, RED = "#3d7fd9", "#e0871c", "#35a07a", "#d5506a"
+PURPLE, GREY = "#9270cb", "#8a94a3"
+SERIES = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
+
+# cost: (label, plotly number format)
+COSTS = {
+    "macs": ("MACs", "~s"),
+    "params": ("Parameters", "~s"),
+    "micronet_score": ("MicroNet score", ".3~f"),
+}
+OPS = ("shuffle 3&times;3", "shuffle 5&times;5", "shuffle 7&times;7", "xception 3&times;3")
+NUM_SCALES = 10  # 0.2, 0.4, ... 2.0 of half the output channels
+STAGE_REPEATS = (4, 4, 8, 4)  # blocks of each stage, where there are 20
+MAX_SVG_POINTS = 5000  # above, a browser needs WebGL to stay quick
+
+
+def arch_text(genes: Sequence[int], *, paired: bool, separator: str) -> str:
+    """Write genes compactly; `paired` ones alternate between operation and channel scale."""
+    if not paired:
+        return "-".join(map(str, genes))
+    rows = []
+    for name, choices in (("block", genes[0::2]), ("channel", genes[1::2])):
+        digits = "".join(map(str, choices))
+        rows.append(f"{name} {' '.join(digits[i : i + 4] for i in range(0, len(digits), 4))}")
+    return separator.join(rows)
+
+
+def search_figure(num_points: int) -> "Figure":
+    """Set up the search scatter, empty: earlier, current generation, front, winner.
+
+    The page's script fills it from search_points(), for the chosen cost and generation.
+    """
+    import plotly.graph_objects as go
+
+    scatter = go.Scattergl if num_points > MAX_SVG_POINTS else go.Scatter
+    figure = go.Figure(
+        [
+            scatter(
+                name="earlier generations",
+                mode="markers",
+                marker={"color": GREY, "size": 6, "opacity": 0.35},
+            ),
+            scatter(
+                name="this generation",
+                mode="markers",
+                marker={"color": BLUE, "size": 8, "opacity": 0.9},
+            ),
+            go.Scatter(
+                name="Pareto front so far",
+                mode="lines+markers",
+                line={"color": ORANGE, "width": 2, "shape": "hv"},
+                marker={"size": 5},
+            ),
+            go.Scatter(
+                name="winner",
+                mode="markers",
+                marker={"color": RED, "size": 14, "symbol": "star"},
+            ),
+        ]
+    )
+    figure.update_yaxes(title_text="top-1 on the hold-out images, %")
+    return _finish(figure, height=440)
+
+
+def search_points(
+    generations: Sequence[Sequence[Candidate]],
+    names: Sequence[str],
+    *,
+    paired: bool,
+    limits: Sequence[dict[str, Any]],
+    winner: Sequence[int] | None,
+) -> dict[str, Any]:
+    """List what the search scatter shows; fronts as indices, per cost and generation."""
+    shown = [c for generation in generations for c in generation]
+    archs = [c.arch for c in shown]
+    return {
+        "starts": np.cumsum([0, *map(len, generations)]).tolist(),
+        "generation": [c.generation for c in shown],
+        "top1": [100 * c.fitness for c in shown],
+        "arch": [arch_text(arch, paired=paired, separator="<br>") for arch in archs],
+        "winner": archs.index(tuple(winner)) if winner and tuple(winner) in archs else -1,
+        "costs": [
+            {
+                "name": name,
+                "label": escape(COSTS.get(name, (name,))[0]),
+                "format": COSTS.get(name, (name, "~s"))[1],
+                "x": [c.costs[name] for c in shown],
+                "fronts": _fronts(generations, name),
+                "limits": _bounds(limits, name),
+            }
+            for name in names
+        ],
+    }
+
+
+def _fronts(generations: Sequence[Sequence[Candidate]], cost: str) -> list[list[int]]:
+    positions = {id(c): n for n, c in enumerate(c for g in generations for c in g)}
+    front: list[Candidate] = []
+    fronts = []
+    for generation in generations:
+        front = pareto_front([*front, *generation], cost)
+        fronts.append([positions[id(c)] for c in front])
+    return fronts
+
+
+def _bounds(limits: Sequence[dict[str, Any]], cost: str) -> list[float]:
+    found = [limit.get(end) for limit in limits for end in ("min", "max") if limit["cost"] == cost]
+    return [bound for bound in found if bound is not None]
+
+
+def generations_figure(generations: Sequence[Sequence[Candidate]]) -> "Figure":
+    """Plot the best and the median fitness of each generation, and its middle half."""
+    import plotly.graph_objects as go
+
+    fitness = [100 * np.array([c.fitness for c in generation]) for generation in generations]
+    numbers = [generation[0].generation for generation in generations]
+    low, median, high = ([float(np.quantile(f, at)) for f in fitness] for at in (0.25, 0.5, 0.75))
+    best = [float(f.max()) for f in fitness]
+    band = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
+    figure = go.Figure(
+        [
+            go.Scatter(x=numbers, y=low, showlegend=False, **band),
+            go.Scatter(
+                x=numbers,
+                y=high,
+                name="middle half",
+                fill="tonexty",
+                fillcolor="rgba(138,148,163,0.25)",
+                **band,
+            ),
+            _line(numbers, median, "median", GREY),
+            _line(numbers, best, "best", BLUE),
+        ]
+    )
+    figure.update_xaxes(title_text="generation", dtick=1 if len(numbers) < 12 else None)
+    figure.update_yaxes(title_text="top-1, %")
+    figure.update_layout(hovermode="x unified")
+    return _finish(figure, height=320)
+
+
+def baseline_figure(random_top1: Sequence[float], winner_top1: float) -> "Figure":
+    """Mark every random architecture and the winner on one axis."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure(
+        [
+            go.Scatter(
+                x=[100 * top1 for top1 in random_top1],
+                y=[0] * len(random_top1),
+                name="random",
+                mode="markers",
+                marker={
+                    "symbol": "line-ns-open",
+                    "size": 26,
+                    "color": GREY,
+                    "line": {"width": 2},
+                },
+                hovertemplate="%{x:.2f} %<extra>random</extra>",
+            ),
+            go.Scatter(
+                x=[100 * winner_top1],
+                y=[0],
+                name="winner",
+                mode="markers",
+                marker={"symbol": "star", "size": 16, "color": RED},
+                hovertemplate="%{x:.2f} %<extra>winner</extra>",
+            ),
+        ]
+    )
+    figure.update_xaxes(title_text="top-1, %")
+    figure.update_yaxes(visible=False, range=[-1, 1])
+    return _finish(figure, height=170)
+
+
+def training_figure(curve: Sequence[dict[str, Any]]) -> "Figure":
+    """Plot supernet training: loss, top-1 and the lowest channel scale by epoch."""
+    from plotly.subplots import make_subplots
+
+    epochs = [row["epoch"] for row in curve]
+    figure = make_subplots(
+        1, 3, subplot_titles=("loss", "top-1, %", "lowest channel scale"), horizontal_spacing=0.06
+    )
+    validated = [row for row in curve if row["val_top1"] is not None]
+    figure.add_trace(_line(epochs, [row["loss"] for row in curve], "loss", PURPLE), 1, 1)
+    figure.add_trace(_line(epochs, _percent(curve, "train_top1"), "training", ORANGE), 1, 2)
+    figure.add_trace(
+        _line(
+            [row["epoch"] for row in validated],
+            _percent(validated, "val_top1"),
+            "hold-out, mean of fixed architectures",
+            BLUE,
+        ),
+        1,
+        2,
+    )
+    scales = _line(epochs, [row["lowest_scale"] for row in curve], "lowest scale", GREEN)
+    figure.add_trace(scales.update(line_shape="hv"), 1, 3)
+    figure.update_yaxes(rangemode="tozero", col=3)
+    figure.update_traces(showlegend=False, col=1).update_traces(showlegend=False, col=3)
+    figure.update_annotations(font_size=13)
+    figure.update_xaxes(title_text="epoch")
+    return _finish(figure, height=330).update_layout(
+        legend={"x": 0.5, "xanchor": "center", "y": -0.3, "yanchor": "top"}, margin_b=84
+    )
+
+
+def retraining_figure(trials: Sequence[dict[str, Any]]) -> "Figure":
+    """Plot each trial's hold-out (line) and training (dotted) top-1; stopped trials faint."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    tuned = [
+        key
+        for key in (trials[0]["recipe"] if trials else {})
+        if len({repr(trial["recipe"].get(key)) for trial in trials}) > 1
+    ]
+    for number, trial in enumerate(trials):
+        colour = SERIES[number % len(SERIES)]
+        recipe = ", ".join(f"{key} {_short(trial['recipe'].get(key))}" for key in tuned)
+        name = f"trial {trial['trial']}" + ("; stopped" if trial["stopped"] else "")
+        name = escape(f"{name}: {recipe}" if recipe else name)
+        epochs = [row["epoch"] for row in trial["epochs"]]
+        for key, dash in (("holdout_top1", "solid"), ("train_top1", "dot")):
+            line = _line(epochs, _percent(trial["epochs"], key), name, colour)
+            line.update(
+                line_dash=dash,
+                opacity=0.5 if trial["stopped"] else 1,
+                showlegend=key == "holdout_top1",
+                legendgroup=str(number),
+                hovertemplate=f"epoch %{{x}}, {key.split('_')[0]} %{{y:.2f}} %",
+            )
+            figure.add_trace(line)
+    figure.update_xaxes(title_text="epoch")
+    figure.update_yaxes(title_text="top-1, %")
+    return _finish(figure, height=340)
+
+
+def architecture_svg(entry: dict[str, Any]) -> str:
+    """Draw an architecture: block by block if it has operations and scales, else its genes."""
+    arch = entry["arch"]
+    if isinstance(arch, dict) and set(arch) == {"block", "channel"}:
+        ops, scales = arch["block"], arch["channel"]
+        known = all(type(op) is int and 0 <= op < len(OPS) for op in ops) and all(
+            type(scale) is int and 0 <= scale < NUM_SCALES for scale in scales
+        )
+        if known and ops and len(ops) == len(scales):
+            return _blocks_svg(ops, scales)
+    return _genes_svg([int(gene) for gene in entry["genes"]])
+
+
+def _blocks_svg(ops: Sequence[int], scales: Sequence[int]) -> str:
+    repeats = STAGE_REPEATS if len(ops) == sum(STAGE_REPEATS) else (len(ops),)
+    bar, step, gap, middle, unit = 36, 46, 26, 118, 8.5  # px; unit: half height of 0.2
+    parts, x, index = [], 34, 0
+    for stage, repeat in enumerate(repeats, start=1):
+        centre = x + (step * repeat - (step - bar)) / 2
+        if len(repeats) > 1:
+            parts.append(f'<text x="{centre}" y="14" class="strong">stage {stage}</text>')
+        for _ in range(repeat):
+            op, half = ops[index], (scales[index] + 1) * unit
+            scale = (scales[index] + 1) / 5
+            parts.append(
+                f"<g><title>block {index}: {OPS[op]}, scale {scale:.1f}</title>"
+                f'<rect x="{x}" y="{middle - half}" width="{bar}" height="{2 * half}" rx="4"'
+                f' fill="{SERIES[op]}"/></g>'
+                f'<text x="{x + bar / 2}" y="222">{scale:.1f}</text>'
+                f'<text x="{x + bar / 2}" y="240" class="faint">{index}</text>'
+            )
+            x, index = x + step, index + 1
+        x += gap
+    width = x - gap + 34
+    flow = f'<line x1="6" x2="{width - 6}" y1="{middle}" y2="{middle}" class="flow"/>'
+    legend = "".join(
+        f'<span><i style="background:{SERIES[op]}"></i>{name}</span>' for op, name in enumerate(OPS)
+    )
+    return (
+        f'<svg viewBox="0 0 {width} 248" role="img" aria-label="architecture">{flow}'
+        f'{"".join(parts)}</svg><p class="legend">{legend}<span class="faint">height and upper '
+        "number: channel scale, of half the output channels; lower number: block</span></p>"
+    )
+
+
+def _genes_svg(genes: Sequence[int]) -> str:
+    columns, side = 20, 50
+    cells = []
+    for index, gene in enumerate(genes):
+        x, y = index % columns * side, index // columns * (side + 14)
+        cells.append(
+            f'<g><title>gene {index}: choice {gene}</title><rect x="{x + 2}" y="{y + 2}" '
+            f'width="{side - 4}" height="{side - 16}" rx="4" fill="{SERIES[gene % len(SERIES)]}" '
+            f'opacity="{0.95 if gene < len(SERIES) else 0.6}"/>'
+            f'<text x="{x + side / 2}" y="{y + 24}" class="cell">{gene}</text>'
+            f'<text x="{x + side / 2}" y="{y + 50}" class="faint">{index}</text></g>'
+        )
+    height = -(-len(genes) // columns) * (side + 14)
+    return (
+        f'<svg viewBox="0 0 {columns * side} {height}" role="img" aria-label="genes">'
+        f'{"".join(cells)}</svg><p class="legend"><span class="faint">a cell is a gene; its number '
+        "and colour are the choice</span></p>"
+    )
+
+
+def _line(x: Sequence[float], y: Sequence[float], name: str, colour: str) -> Any:
+    import plotly.graph_objects as go
+
+    mode = "lines+markers" if len(x) <= 30 else "lines"
+    return go.Scatter(
+        x=x, y=y, name=name, mode=mode, line={"color": colour, "width": 2}, marker={"size": 5}
+    )
+
+
+def _percent(rows: Sequence[dict[str, Any]], key: str) -> list[float | None]:
+    return [None if row[key] is None else 100 * row[key] for row in rows]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _finish(figure: "Figure", *, height: int) -> "Figure":
+    figure.update_layout(
+        template="none",
+        height=height,
+        margin={"l": 56, "r": 16, "t": 36, "b": 48},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": "system-ui, -apple-system, Segoe UI, sans-serif", "size": 12},
+        legend={
+            "orientation": "h",
+            "y": 1.02,
+            "yanchor": "bottom",
+            "x": 0,
+            "itemsizing": "constant",
+        },
+        hoverlabel={"bgcolor": "#22262d", "bordercolor": GREY, "align": "left"},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": BLUE},
+    )
+    figure.update_xaxes(zeroline=False, gridcolor=GREY, spikecolor=GREY, spikethickness=1)
+    figure.update_yaxes(zeroline=False, gridcolor=GREY, hoverformat=".2f")
+    return figure

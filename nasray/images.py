@@ -1,0 +1,77 @@
+"""Which images of a data set play which part in a job: training, hold-out, calibration, test.
+
+Search never sees the validation folder: subnets are judged on a hold-out of the training
+images, and calibrated on the others (design: spec 6.4, item 5).
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from nasray.config import Job
+from nasray.datasets import Dataset, open_dataset
+from nasray.datasets.cache import cached_images, default_folder
+from nasray.datasets.loader import TrainBatches, calibration_subset, holdout_split, train_batches
+
+Images = tuple[np.ndarray, np.ndarray]  # uint8 (n, 3, side, side), int64 labels (n,)
+
+
+@dataclass(frozen=True)
+class JobImages:
+    """The images of one job's data set, at that job's resolution."""
+
+    job: Job
+    data_path: str
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        return open_dataset(self.data_path)
+
+    def training_batches(
+        self, batch_size: int, epoch: int, *, rank: int, world_size: int
+    ) -> TrainBatches:
+        """This worker's augmented part of every batch of `epoch`."""
+        return train_batches(
+            self.dataset,
+            self._split[0],
+            self.job.data,
+            resolution=self.job.space.resolution,
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+            seed=self.job.seed,
+            epoch=epoch,
+        )
+
+    def calibration(self, num_images: int) -> np.ndarray:
+        """Un-augmented training images for BN recalibration; all if there are fewer."""
+        chosen = calibration_subset(self._split[0], num_images, self.job.seed)
+        return self._cached("train", chosen)[0]
+
+    def holdout(self) -> Images:
+        """What subnets and recipes compete on."""
+        return self._cached("train", self._split[1])
+
+    def validation(self, num_images: int | None = None) -> Images:
+        """The validation folder, or its first images: for final reports only."""
+        number = self.dataset.num("val")
+        return self._cached("val", np.arange(min(number, num_images or number)))
+
+    @cached_property
+    def _split(self) -> tuple[np.ndarray, np.ndarray]:
+        return holdout_split(
+            self.dataset.labels("train"),
+            self.job.data.holdout_per_class,
+            self.job.seed,
+            self.dataset.classes,
+        )
+
+    def _cached(self, split: str, indices: np.ndarray) -> Images:
+        return cached_images(
+            self.dataset,
+            split,
+            indices,
+            resolution=self.job.space.resolution,
+            folder=default_folder(),
+        )

@@ -1,0 +1,92 @@
+"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bar
+
+from nasray import storage
+
+logger = logging.getLogger(__name__)
+PLAIN_EVERY_S = 10.0
+
+Show = Callable[[int, str], None]  # how much is done, and a word on it
+
+
+@contextmanager
+def progress(label: str, total: int, done: int = 0) -> Iterator[Show]:
+    """Show how far `label` is; the caller calls what this yields with (done, text)."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (
+            TextColumn("{task.description:<10}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        with Bar(*columns, console=console) as bar:
+            task = bar.add_task(label, total=total, completed=done, text="")
+            yield lambda done, text="": bar.update(task, completed=done, text=text)
+    else:
+        yield _plain(label, total, done)
+
+
+@contextmanager
+def following(label: str, total: int, path: str, tell: Callable[[Any], str]) -> Iterator[None]:
+    """Show progress by the length of the JSON list at `path`, which someone else writes."""
+    ended = threading.Event()
+
+    def watch(show: Show) -> None:
+        while not ended.wait(1.0):
+            look(show)
+
+    def look(show: Show) -> None:
+        if storage.exists(path):
+            entries = storage.read_json(path)
+            if entries:
+                show(len(entries), tell(entries[-1]))
+
+    with progress(label, total) as show:
+        watcher = threading.Thread(target=watch, args=(show,), daemon=True)
+        watcher.start()
+        try:
+            yield
+            look(show)
+        finally:
+            ended.set()
+            watcher.join()
+
+
+def _plain(label: str, total: int, already: int) -> Show:
+    start, last = time.monotonic(), [0.0, already]
+
+    def show(done: int, text: str = "") -> None:
+        now = time.monotonic()
+        if done == last[1] or (done < total and now - last[0] < PLAIN_EVERY_S):
+            return
+        last[:] = now, done
+        rate = (now - start) / max(done - already, 1)
+        left = "" if done >= total else f", about {_duration(rate * (total - done))} left"
+        logger.info("%s %d/%d%s%s", label, done, total, f": {text}" if text else "", left)
+
+    return show
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,58 @@
+"""Which subnet a training step uses: a pure function of (space, recipe, seed, epoch, step).
+
+Every data-parallel worker calls it with the same arguments and so trains the same subnet
+without a word to the others. Knows no network and no cluster.
+"""
+
+import numpy as np
+
+from nasray.config import SupernetConfig
+from nasray.spaces.space import Architecture, Space, as_architectures, random_population
+
+# Channel-selection warm-up: epochs since its start -> index of the lowest scale drawn.
+# The ten rows that OneShot+ published (spec 2.1): 1.8 first, 0.2 from its 19th epoch on.
+WARMUP_TABLE = (8, 7, 6, 5, *2 * (4,), *3 * (3,), *4 * (2,), *5 * (1,), 0)
+WARMUP_EPOCHS = 24  # length of the published table, whose last row lasts six epochs
+
+
+def sample(
+    space: Space, config: SupernetConfig, *, seed: int, epoch: int, step: int
+) -> Architecture:
+    """Draw the architecture of one training step: operations uniformly, scales by warm-up."""
+    rng = np.random.default_rng((seed, epoch, step))
+    lowest = [
+        _lowest(gene.choices, config, epoch) if gene.kind == "scale" else 0 for gene in space.genes
+    ]
+    sizes = [len(gene.choices) for gene in space.genes]
+    return tuple(rng.integers(lowest, sizes).tolist())
+
+
+def lowest_scale(space: Space, config: SupernetConfig, epoch: int) -> float | None:
+    """The narrowest scale drawn in `epoch`, for the curves; None in a space without scales."""
+    scales = [gene.choices for gene in space.genes if gene.kind == "scale"]
+    return scales[0][_lowest(scales[0], config, epoch)] if scales else None
+
+
+def lowest_scale_index(num_scales: int, config: SupernetConfig, epoch: int) -> int:
+    """The index of the narrowest of `num_scales` scales that epoch `epoch` (0-based) draws.
+
+    Full width before `channel_warmup_start`; from there one row of the published table
+    after the other. A space with fewer scales than the table's ten has shorter steps.
+    """
+    since = epoch - config.channel_warmup_start
+    if since < 0:
+        return num_scales - 1
+    row = since * WARMUP_EPOCHS // config.channel_warmup_epochs
+    return WARMUP_TABLE[min(row, len(WARMUP_TABLE) - 1)] * num_scales // 10
+
+
+def fixed_architectures(space: Space, number: int, seed: int) -> list[Architecture]:
+    """The architectures whose mean accuracy is a supernet's validation accuracy."""
+    rng = np.random.default_rng((seed, 0x5EED))
+    return as_architectures(random_population(space.genes, number, rng))
+
+
+def _lowest(choices: tuple[float, ...], config: SupernetConfig, epoch: int) -> int:
+    narrowest = sum(scale < config.smallest_scale for scale in choices)
+    lowest = max(lowest_scale_index(len(choices), config, epoch), narrowest)
+    return min(lowest, len(choices) - 1)

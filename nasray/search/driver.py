@@ -1,0 +1,92 @@
+"""The search loop: ask, evaluate, record, tell. The same for an actor pool or a test's lambda.
+
+Knows no network and no cluster.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from nasray.config import SearchConfig
+from nasray.errors import UserError
+from nasray.search import ALGORITHMS
+from nasray.search.candidate import Candidate
+from nasray.search.history import History
+from nasray.search.limits import Limits
+from nasray.spaces.space import Architecture, Space
+
+
+class Scored(Protocol):
+    """What an evaluation returns."""
+
+    fitness: float
+    seconds: float
+
+
+Finished = Callable[[int, Scored], None]
+Evaluate = Callable[[Sequence[Architecture], Finished], Sequence[Scored]]
+
+
+def run_search(
+    space: Space,
+    config: SearchConfig,
+    limits: Limits,
+    evaluate: Evaluate,
+    history: History,
+    *,
+    seed: int,
+    show: Callable[[int, str], None] = lambda done, text: None,
+) -> list[Candidate]:
+    """Search until `config.num_generations` are in `history`; return all its candidates.
+
+    `evaluate(archs, finished)` returns one score per architecture, in the order given, and
+    calls finished(index, score) as each is known: that is when it is recorded.
+    """
+    algorithm = ALGORITHMS[config.algorithm](space, config, limits, seed)
+    for recorded in history:
+        if algorithm.ask() != [candidate.arch for candidate in recorded]:
+            raise UserError(
+                f"{history.folder} was recorded with another job or another version of nasray; "
+                "use a new run directory"
+            )
+        algorithm.tell(recorded)
+        _show(history, show)
+    while len(history) < config.num_generations:
+        archs = algorithm.ask()
+        if not archs:  # every feasible architecture has been evaluated
+            break
+        generation = _evaluate_generation(archs, limits, evaluate, history)
+        history.append(generation)
+        algorithm.tell(generation)
+        _show(history, show)
+    return history.candidates
+
+
+def _evaluate_generation(
+    archs: list[Architecture], limits: Limits, evaluate: Evaluate, history: History
+) -> list[Candidate]:
+    known = history.pending()  # of a driver that was killed in this generation
+    open_positions = [index for index, arch in enumerate(archs) if arch not in known]
+
+    def finished(index: int, score: Scored) -> None:
+        position = open_positions[index]
+        history.record(position, archs[position], score.fitness, score.seconds)
+
+    scores = evaluate([archs[position] for position in open_positions], finished)
+    for position, score in zip(open_positions, scores, strict=True):
+        known[archs[position]] = (score.fitness, score.seconds)
+    return [
+        Candidate(
+            arch=arch,
+            fitness=known[arch][0],
+            costs=costs,
+            generation=len(history),
+            seconds=known[arch][1],
+        )
+        for arch, costs in zip(archs, limits.costs(archs), strict=True)
+    ]
+
+
+def _show(history: History, show: Callable[[int, str], None]) -> None:
+    fitnesses = sorted(candidate.fitness for candidate in history.generations[-1])
+    best = max(candidate.fitness for candidate in history.candidates)
+    show(len(history), f"best {best:.1%}, median {fitnesses[len(fitnesses) // 2]:.1%}")

@@ -1,0 +1,137 @@
+"""Which architectures a search may consider: limits on costs, and how to find some within."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from nasray.config import Limit
+from nasray.cost import CostTable, check_cost
+from nasray.errors import InfeasibleError
+from nasray.spaces.space import (
+    Architecture,
+    Population,
+    Space,
+    as_architectures,
+    crossover,
+    mutate,
+    random_population,
+)
+
+BATCH = 4096  # architectures drawn and priced at once
+MAX_BATCHES = 25  # then random draws give up
+MAX_DESCENT = 200  # rounds of the descent towards the limits
+
+
+class Limits:
+    """The limits of a search over one space, priced by its cost table."""
+
+    def __init__(self, space: Space, limits: Sequence[Limit]) -> None:
+        self.space, self.limits = space, tuple(limits)
+        self.price = CostTable(space)
+        for limit in self.limits:
+            self._check_reachable(limit)
+
+    def costs(self, archs: Sequence[Architecture]) -> list[dict[str, float]]:
+        """All costs of each architecture."""
+        if not archs:
+            return []
+        columns = self.price(np.array(archs, dtype=np.int8))
+        return [
+            {cost: float(values[index]) for cost, values in columns.items()}
+            for index in range(len(archs))
+        ]
+
+    def violation(self, population: Population) -> np.ndarray:
+        """By how much each row exceeds its limits, relatively and in sum; 0 is feasible."""
+        costs = self.price(population)
+        excess = np.zeros(len(population))
+        for limit in self.limits:
+            values = costs[limit.cost]
+            if limit.max is not None:
+                excess += np.maximum(values - limit.max, 0) / max(abs(limit.max), 1e-12)
+            if limit.min is not None:
+                excess += np.maximum(limit.min - values, 0) / max(abs(limit.min), 1e-12)
+        return excess
+
+    def feasible(self, population: Population) -> Population:
+        """The rows of `population` within all limits, in their order."""
+        return population[self.violation(population) == 0]
+
+    def draw(
+        self, number: int, rng: np.random.Generator, seen: set[Architecture]
+    ) -> list[Architecture]:
+        """Draw `number` random feasible architectures that are not in `seen`, and add them.
+
+        Fewer if the space has no more to give. Uniform while random draws hit the limits;
+        where they are too tight for that, by descent towards them.
+        """
+        found: list[Architecture] = []
+        for _ in range(MAX_BATCHES):
+            self._take(random_population(self.space.genes, BATCH, rng), number, found, seen)
+            if len(found) >= number:
+                return found
+        for population in self._descent(rng):
+            self._take(population, number, found, seen)
+            if len(found) >= number:
+                return found
+        if not found and not seen:
+            raise InfeasibleError(
+                f"{BATCH * MAX_BATCHES} draws from {self.space.name} and a descent towards the "
+                f"limits found no architecture within search.limits = {self._shown()}; loosen one"
+            )
+        return found
+
+    def _take(
+        self,
+        population: Population,
+        number: int,
+        found: list[Architecture],
+        seen: set[Architecture],
+    ) -> None:
+        """Move unseen feasible rows of `population` to `found`, up to `number` in all."""
+        for arch in as_architectures(self.feasible(self.space.canonical(population))):
+            if len(found) >= number:
+                return
+            if arch not in seen:
+                seen.add(arch)
+                found.append(arch)
+
+    def _descent(self, rng: np.random.Generator) -> Iterator[Population]:
+        """Breed random populations towards the limits, and on along them once there."""
+        genes = self.space.genes
+        population = random_population(genes, BATCH // 4, rng)
+        for _ in range(MAX_DESCENT):
+            order = np.argsort(self.violation(population), kind="stable")
+            parents = population[order[: len(population) // 4]]
+            pairs = rng.integers(len(parents), size=(2, len(population) // 2))
+            children = np.concatenate(crossover(parents[pairs[0]], parents[pairs[1]], rng))
+            mutants = mutate(children, genes, 1 / len(genes), rng)
+            population = np.concatenate((parents, mutants))[: len(population)]
+            yield population
+
+    def _check_reachable(self, limit: Limit) -> None:
+        low, high = self.price.bounds(check_cost(limit.cost))
+        if limit.max is not None and limit.max < low:
+            raise InfeasibleError(
+                f"search.limits: {limit.cost} max = {limit.max:g} is below the smallest subnet of "
+                f"{self.space.name}, {low:.10g}; raise it to at least that"
+            )
+        if limit.min is not None and limit.min > high:
+            raise InfeasibleError(
+                f"search.limits: {limit.cost} min = {limit.min:g} is above the largest subnet of "
+                f"{self.space.name}, {high:.10g}; lower it to at most that"
+            )
+
+    def _shown(self) -> str:
+        return ", ".join(
+            " ".join(
+                part
+                for part in (
+                    f"{limit.min:g} <=" if limit.min is not None else "",
+                    limit.cost,
+                    f"<= {limit.max:g}" if limit.max is not None else "",
+                )
+                if part
+            )
+            for limit in self.limits
+        )

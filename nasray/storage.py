@@ -1,0 +1,87 @@
+"""Files of a run directory, on a local path or a URI such as s3://bucket/run.
+
+The only user of pyarrow.fs. A path is a `str` (`Path` would mangle `s3://`). Files are
+written whole: a reader sees the old file or the new one, never half of one.
+"""
+
+import json
+import os
+from typing import Any
+
+from pyarrow import fs
+
+
+def is_uri(path: str) -> bool:
+    return "://" in path
+
+
+def absolute(path: str) -> str:
+    """`path` as workers with another working directory will find it."""
+    return path.rstrip("/") if is_uri(path) else os.path.abspath(path)
+
+
+def join(folder: str, *names: str) -> str:
+    return "/".join((folder.rstrip("/"), *names))
+
+
+def resolve(path: str) -> tuple[fs.FileSystem, str]:
+    """Split `path` into the filesystem that holds it and its path there."""
+    return fs.FileSystem.from_uri(path if is_uri(path) else os.path.abspath(path))
+
+
+def exists(path: str) -> bool:
+    filesystem, place = resolve(path)
+    return filesystem.get_file_info(place).type != fs.FileType.NotFound
+
+
+def list_names(folder: str) -> list[str]:
+    """Names of the files and folders directly in `folder`, sorted; none if it is absent."""
+    filesystem, place = resolve(folder)
+    infos = filesystem.get_file_info(fs.FileSelector(place, allow_not_found=True))
+    return sorted(info.base_name for info in infos)
+
+
+def make_folder(folder: str) -> None:
+    filesystem, place = resolve(folder)
+    filesystem.create_dir(place, recursive=True)
+
+
+def read(path: str) -> bytes:
+    filesystem, place = resolve(path)
+    with filesystem.open_input_file(place) as file:
+        return bytes(file.read())
+
+
+def write(path: str, content: bytes) -> None:
+    filesystem, place = resolve(path)
+    filesystem.create_dir(os.path.dirname(place), recursive=True)
+    # An object store shows an object only when it is whole; a local disk needs the move.
+    local = isinstance(filesystem, fs.LocalFileSystem)
+    target = f"{place}.partial-{os.getpid()}" if local else place
+    try:
+        with filesystem.open_output_stream(target) as file:
+            file.write(content)
+    except OSError:
+        if local and os.path.exists(target):
+            os.remove(target)
+        raise
+    if local:
+        os.replace(target, place)
+
+
+def read_json(path: str) -> Any:
+    return json.loads(read(path))
+
+
+def write_json(path: str, value: Any) -> None:
+    write(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def remove(path: str) -> None:
+    """Delete a file or a whole folder; nothing happens if it is absent."""
+    filesystem, place = resolve(path)
+    info = filesystem.get_file_info(place)
+    if info.type == fs.FileType.Directory:
+        filesystem.delete_dir(place)
+    elif info.type == fs.FileType.File:
+        filesystem.delete_file(place)

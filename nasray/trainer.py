@@ -1,0 +1,191 @@
+"""Supernet training on a cluster: Ray Train around train.py.
+
+Every worker draws the same architectures from (seed, epoch, step), sees its own part of
+each batch, and averages gradients. Ray Train restarts lost workers from the last epoch's
+checkpoint; the same run directory continues the same run.
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from nasray import checkpoint, storage
+from nasray.config import ComputeConfig, Job, SupernetConfig, parse_job
+from nasray.errors import UserError
+from nasray.evaluate import evaluate
+from nasray.images import JobImages
+from nasray.progress import following
+from nasray.sampler import fixed_architectures, lowest_scale, sample
+from nasray.spaces import make_space
+from nasray.spaces.elastic import Supernet
+from nasray.train import LossNotFiniteError, Recipe, fit
+
+logger = logging.getLogger(__name__)
+STATE_FILE = "state.pt"
+
+
+def train_supernet(job: Job, run_dir: str, data_path: str) -> str:
+    """Train the supernet of `job` into RUN/supernet.pt, or go on with it; return that path."""
+    path = storage.join(run_dir, "supernet.pt")
+    if storage.exists(path):
+        return path
+    curves = storage.join(run_dir, "curves", "supernet.json")
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": job.model_dump(), "run_dir": run_dir, "data_path": data_path},
+        scaling_config=scaling(job.compute, job.compute.num_workers, job.compute.cpus_per_worker),
+        run_config=RunConfig(
+            name="supernet",
+            storage_path=storage.join(run_dir, "train"),
+            failure_config=FailureConfig(max_failures=job.compute.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    with following("supernet", job.supernet.epochs, curves, _tell):
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise_user_error(error)
+            raise
+    if "failure" in (result.metrics or {}):
+        raise UserError(f"{run_dir}: supernet training: {result.metrics['failure']}")
+    return path
+
+
+def scaling(compute: ComputeConfig, num_workers: int, cpus_per_worker: int) -> ScalingConfig:
+    """What `num_workers` training workers ask of the cluster."""
+    use_gpu = on_gpu(compute)
+    resources = {"CPU": cpus_per_worker, **({"GPU": 1} if use_gpu else {})}
+    return ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources)
+
+
+def on_gpu(compute: ComputeConfig) -> bool:
+    """Whether this job computes on GPUs: as it says, or because the cluster has some."""
+    if compute.device == "auto":
+        return ray.cluster_resources().get("GPU", 0) > 0
+    return compute.device == "gpu"
+
+
+def raise_user_error(error: BaseException | None) -> None:
+    """Raise the user's mistake that is the root of a failure in a worker, if it is one."""
+    seen = 0
+    while error is not None and seen < 10:
+        for cause in (error, *getattr(error, "worker_failures", {}).values()):
+            while cause is not None and not isinstance(cause, UserError):
+                cause = getattr(cause, "cause", None) or cause.__cause__
+            if isinstance(cause, UserError):
+                raise cause from None
+        error, seen = error.__cause__, seen + 1
+
+
+def worker_device(cpus: int) -> str:
+    """Settle this worker's threads, which decide the order of float sums, and its device."""
+    torch.set_num_threads(cpus)
+    return "cuda" if ray.get_gpu_ids() else "cpu"
+
+
+def recipe_of(config: SupernetConfig) -> Recipe:
+    keys = Recipe.__dataclass_fields__
+    return Recipe(**{key: getattr(config, key) for key in keys})
+
+
+def _train_worker(task: dict[str, Any]) -> None:
+    """One data-parallel worker's whole training, start or continuation to end."""
+    job = parse_job(task["job"], task["run_dir"])
+    device = worker_device(job.compute.cpus_per_worker)
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+
+    images = JobImages(job, task["data_path"])
+
+    # Supernet, equal on all workers.
+    space = make_space(job.space, len(images.dataset.classes))
+    supernet = space.supernet()
+    space.initialize(supernet, torch.Generator().manual_seed(job.seed))
+    supernet.to(device)
+
+    # Where it stopped, if it has run before.
+    resume = None
+    if (found := ray.train.get_checkpoint()) is not None:
+        with found.as_directory() as folder:
+            resume = torch.load(
+                os.path.join(folder, STATE_FILE), map_location=device, weights_only=True
+            )
+
+    def report(curves: list[dict], state: Any) -> None:
+        if rank == 0:
+            storage.write_json(storage.join(task["run_dir"], "curves", "supernet.json"), curves)
+        with tempfile.TemporaryDirectory() as folder:
+            if rank == 0:
+                torch.save(state(), os.path.join(folder, STATE_FILE))
+            kept = Checkpoint.from_directory(folder) if rank == 0 else None
+            ray.train.report(curves[-1], checkpoint=kept)
+
+    try:
+        fit(
+            supernet,
+            lambda batch, epoch, step: supernet(
+                batch, sample(space, job.supernet, seed=job.seed, epoch=epoch, step=step)
+            ),
+            recipe_of(job.supernet),
+            batches=lambda epoch: images.training_batches(
+                job.supernet.batch_size, epoch, rank=rank, world_size=world_size
+            ),
+            validate=_validator(job, supernet, images, device=device),
+            report=report,
+            resume=resume,
+            device=device,
+            seed=job.seed * world_size + rank,
+        )
+    except LossNotFiniteError as error:  # an ordinary end: a restart would only repeat it
+        ray.train.report({"failure": str(error)})
+        return
+    if rank == 0:
+        checkpoint.save_supernet(storage.join(task["run_dir"], "supernet.pt"), supernet)
+
+
+def _validator(
+    job: Job, supernet: Supernet, images: JobImages, *, device: str
+) -> Callable[[int], dict[str, float | None]]:
+    """Make the epoch's validation: mean top-1 of fixed architectures on the hold-out images.
+
+    The workers share the architectures out among themselves.
+    """
+    config, space = job.supernet, supernet.space
+    archs = fixed_architectures(space, config.num_val_archs, job.seed)
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+    def validate(epoch: int) -> dict[str, float | None]:
+        metrics: dict[str, float | None] = {"lowest_scale": lowest_scale(space, config, epoch)}
+        if (epoch + 1) % config.val_every and epoch + 1 < config.epochs:
+            return metrics | {"val_top1": None}
+        calibration = images.calibration(config.val_calibration_images)
+        total = torch.zeros(1, dtype=torch.float64, device=device)
+        for arch in archs[rank::world_size]:
+            total += evaluate(
+                supernet.extract(arch),
+                calibration,
+                *images.holdout(),
+                batch_size=job.search.batch_size,
+                device=device,
+            )
+        if dist.is_initialized():
+            dist.all_reduce(total)
+        return metrics | {"val_top1": total.item() / len(archs)}
+
+    return validate
+
+
+def _tell(epoch: dict) -> str:
+    val = epoch["val_top1"]
+    shown = "" if val is None else f", validation {val:.1%}"
+    return f"loss {epoch['loss']:.3f}, training {epoch['train_top1']:.1%}{shown}"

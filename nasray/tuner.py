@@ -1,0 +1,261 @@
+"""Retraining of the winners from scratch: Ray Tune over the recipe, with ASHA.
+
+Each trial writes a checkpoint of its own every epoch. A killed run is started afresh as an
+experiment whose trials first report what they had recorded, so ASHA sees the same results
+in the same order and decides the same; no state of Tune itself has to survive.
+"""
+
+import io
+import logging
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import torch
+from ray import tune
+from ray.train import FailureConfig, RunConfig
+from ray.train.torch import TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler
+
+from nasray import checkpoint, storage
+from nasray.config import Job, RetrainConfig, parse_job
+from nasray.errors import UserError
+from nasray.evaluate import top1
+from nasray.images import JobImages
+from nasray.spaces import make_space
+from nasray.spaces.elastic import build_subnet
+from nasray.spaces.space import Architecture
+from nasray.train import LossNotFiniteError, Recipe, fit
+from nasray.trainer import on_gpu, raise_user_error, scaling, worker_device
+
+logger = logging.getLogger(__name__)
+TUNED = ("learning_rate", "weight_decay", "label_smoothing")
+STATE_FILE = "state.pt"
+FAILURE_FILE = "failure.json"
+
+
+def retrain(job: Job, run_dir: str, data_path: str, arch: Architecture, name: str) -> dict:
+    """Train `arch` from scratch under each recipe of the job; return the winner's result.
+
+    Writes RUN/retrain/<name>/: model.pt, result.json, curves.json and the trials' state.
+    The validation folder is used once, on the best model; recipes compete on the hold-out.
+    """
+    folder = storage.join(run_dir, "retrain", name)
+    result_path = storage.join(folder, "result.json")
+    if storage.exists(result_path):
+        return storage.read_json(result_path)
+    recipes = draw_recipes(job.retrain, job.seed)
+    trials = [
+        {
+            "job": job.model_dump(),
+            "data_path": data_path,
+            "arch": list(arch),
+            "folder": storage.join(folder, f"trial-{index}"),
+            "recipe": recipe,
+        }
+        for index, recipe in enumerate(recipes)
+    ]
+    _tune(job, trials, name)
+    curves = [_read_trial(trial, job.retrain.epochs) for trial in trials]
+    storage.write_json(storage.join(folder, "curves.json"), curves)
+    whole = [index for index, curve in enumerate(curves) if not curve["stopped"]]
+    if not whole:
+        reasons = {str(curve.get("failure", "it was stopped")) for curve in curves}
+        raise UserError(f"{folder}: no recipe trained to the end: {'; '.join(sorted(reasons))}")
+    best = max(whole, key=lambda index: (curves[index]["epochs"][-1]["holdout_top1"], -index))
+    compute = job.compute
+    test = _test.options(
+        num_cpus=compute.cpus_per_trial,
+        num_gpus=1 if on_gpu(compute) else 0,
+        max_retries=compute.max_failures,
+    )
+    result = ray.get(test.remote(trials[best], storage.join(folder, "model.pt")))
+    result |= {"trial": best, "recipe": recipes[best]}
+    result["seconds"] = sum(epoch["seconds"] for curve in curves for epoch in curve["epochs"])
+    storage.write_json(result_path, result)
+    return result
+
+
+def draw_recipes(config: RetrainConfig, seed: int) -> list[dict[str, float]]:
+    """The recipes that compete: pairs [low, high] drawn log-uniformly, or evenly from 0."""
+    rng = np.random.default_rng((seed, 0x7E57))
+    recipes = []
+    for _ in range(config.num_trials):
+        recipe = {}
+        for key in TUNED:
+            value = getattr(config, key)
+            if not isinstance(value, tuple):
+                recipe[key] = float(value)
+            elif value[0] > 0 and key != "label_smoothing":
+                recipe[key] = float(np.exp(rng.uniform(*np.log(value))))
+            else:
+                recipe[key] = float(rng.uniform(*value))
+        recipes.append(recipe)
+    return recipes
+
+
+def _tune(job: Job, trials: list[dict[str, Any]], name: str) -> None:
+    """Run the trials under ASHA, each as a plain function or as a data-parallel training."""
+    config, compute = job.retrain, job.compute
+    if compute.workers_per_trial == 1:
+        needs = {"cpu": compute.cpus_per_trial, "gpu": 1 if on_gpu(compute) else 0}
+        trainable = tune.with_resources(_trial, needs)
+    else:
+        trainable = tune.with_resources(_data_parallel_trial, {"cpu": 0})
+    grace = min(config.grace_epochs, config.epochs)
+    storage_path = storage.join(trials[0]["folder"].rsplit("/", 1)[0], "tune")
+    storage.remove(storage_path)  # of a killed run; the trials keep what matters themselves
+    tuner = tune.Tuner(
+        trainable,
+        param_space={"trial": tune.grid_search(trials)},
+        tune_config=tune.TuneConfig(
+            metric="holdout_top1",
+            mode="max",
+            scheduler=ASHAScheduler(
+                time_attr="training_iteration",
+                max_t=config.epochs,
+                grace_period=grace,
+                reduction_factor=config.reduction_factor,
+            ),
+            max_concurrent_trials=compute.concurrent_trials,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=trials[0]["folder"].rsplit("/", 1)[0],
+            failure_config=tune.FailureConfig(max_failures=compute.max_failures),
+            verbose=0,
+        ),
+    )
+    results = tuner.fit()
+    for error in results.errors:
+        raise_user_error(error)
+        raise error
+
+
+def _trial(config: dict[str, Any]) -> None:
+    _train_subnet(config["trial"], rank=0, world_size=1, report=tune.report)
+
+
+def _data_parallel_trial(config: dict[str, Any]) -> None:
+    trial = config["trial"]
+    job = parse_job(trial["job"], trial["folder"])
+    compute = job.compute
+    TorchTrainer(
+        _trial_worker,
+        train_loop_config=trial,
+        scaling_config=scaling(compute, compute.workers_per_trial, compute.cpus_per_trial),
+        run_config=RunConfig(
+            name=f"workers-{tune.get_context().get_trial_id()}",
+            storage_path=storage.join(trial["folder"], "train"),
+            failure_config=FailureConfig(max_failures=compute.max_failures),
+            callbacks=[TuneReportCallback()],
+        ),
+    ).fit()
+
+
+def _trial_worker(trial: dict[str, Any]) -> None:
+    context = ray.train.get_context()
+    _train_subnet(
+        trial,
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        report=ray.train.report,
+    )
+
+
+def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: Any) -> None:
+    """Train one subnet by one recipe, or go on with it; report every epoch, old ones too."""
+    job = parse_job(trial["job"], trial["folder"])
+    config = job.retrain
+    device = worker_device(job.compute.cpus_per_trial)
+    images = JobImages(job, trial["data_path"])
+    space = make_space(job.space, len(images.dataset.classes))
+    subnet = build_subnet(space.decode(tuple(trial["arch"])))
+    space.initialize(subnet, torch.Generator().manual_seed(job.seed))
+    subnet.to(device)
+
+    # Replay: what an earlier run of this trial reported, in the same order.
+    state_path = storage.join(trial["folder"], STATE_FILE)
+    resume = checkpoint.load(state_path, device) if storage.exists(state_path) else None
+    for epoch in resume["curves"] if resume else []:
+        report(_metrics(epoch))
+
+    def record(curves: list[dict], state: Any) -> None:
+        if rank == 0:
+            buffer = io.BytesIO()
+            torch.save(state(), buffer)
+            storage.write(state_path, buffer.getvalue())
+        report(_metrics(curves[-1]))
+
+    def validate(epoch: int) -> dict[str, float | None]:
+        subnet.eval()
+        size = job.search.batch_size
+        return {"holdout_top1": top1(subnet, *images.holdout(), batch_size=size, device=device)}
+
+    try:
+        fit(
+            subnet,
+            lambda batch, epoch, step: subnet(batch),
+            Recipe(
+                epochs=config.epochs,
+                warmup_epochs=config.warmup_epochs,
+                momentum=config.momentum,
+                **trial["recipe"],
+            ),
+            batches=lambda epoch: images.training_batches(
+                config.batch_size, epoch, rank=rank, world_size=world_size
+            ),
+            validate=validate,
+            report=record,
+            resume=resume,
+            device=device,
+            seed=job.seed * world_size + rank,
+        )
+    except LossNotFiniteError as error:  # this recipe fails; the others go on
+        if rank == 0:
+            storage.write_json(storage.join(trial["folder"], FAILURE_FILE), str(error))
+        report({"holdout_top1": 0.0})
+
+
+@ray.remote
+def _test(trial: dict[str, Any], path: str) -> dict[str, Any]:
+    """Save the best trial's subnet at `path` and measure it on the validation folder, once."""
+    job = parse_job(trial["job"], trial["folder"])
+    device = worker_device(job.compute.cpus_per_trial)
+    images = JobImages(job, trial["data_path"])
+    classes = images.dataset.classes
+    space, arch = make_space(job.space, len(classes)), tuple(trial["arch"])
+    subnet = build_subnet(space.decode(arch))
+    state = checkpoint.load(storage.join(trial["folder"], STATE_FILE))["state"]
+    subnet.load_state_dict(state)
+    checkpoint.save_subnet(path, space, arch, subnet, classes=list(classes))
+    accuracy = top1(
+        subnet.to(device).eval(),
+        *images.validation(),
+        batch_size=job.search.batch_size,
+        device=device,
+    )
+    return {
+        "arch": space.to_json(arch),
+        "genes": list(arch),
+        "val_top1": accuracy,
+        "num_val_images": images.dataset.num("val"),
+    }
+
+
+def _read_trial(trial: dict[str, Any], epochs: int) -> dict[str, Any]:
+    """A trial's curves as RUN/retrain/<name>/curves.json keeps them."""
+    path = storage.join(trial["folder"], STATE_FILE)
+    curves = checkpoint.load(path)["curves"] if storage.exists(path) else []
+    index = int(trial["folder"].rsplit("-", 1)[1])
+    found = {"trial": index, "recipe": trial["recipe"], "stopped": len(curves) < epochs}
+    failure = storage.join(trial["folder"], FAILURE_FILE)
+    if storage.exists(failure):
+        found["failure"] = storage.read_json(failure)
+    return found | {"epochs": curves}
+
+
+def _metrics(epoch: dict[str, Any]) -> dict[str, Any]:
+    return {"holdout_top1": epoch["holdout_top1"], "loss": epoch["loss"]}

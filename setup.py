@@ -1,0 +1,36 @@
+"""Packaging of nasray. Tool settings live in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "nasray/__init__.py").read_text())[1]
+
+setup(
+    name="nasray",
+    version=VERSION,
+    description="Distributed neural architecture search of image classifiers, on Ray",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["nasray", "nasray.*"]),
+    install_requires=[
+        "ray[default,tune,train]>=2.60",
+        "torch>=2.14",
+        "torchvision>=0.29",
+        "pyarrow>=17",  # storage.py, history.py, datasets/
+        "numpy>=1.26",
+        "click>=8.1",  # cli.py
+        "pydantic>=2.7",  # config.py
+        "rich>=13",  # progress.py
+        "plotly>=6",  # report.py
+    ],
+    extras_require={
+        "export": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
+        "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.8", "mypy>=1.13", "pre-commit>=4"],
+    },
+    entry_points={"console_scripts": ["nasray = nasray.cli:main"]},
+)

@@ -1,0 +1,395 @@
+"""A report shows what a run directory holds, whatever that is, and fetches nothing."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from nasray import figures, storage
+from nasray.errors import UserError
+from nasray.report import build_report
+from nasray.search.candidate import Candidate, best_first, pareto_front
+from nasray.search.history import History
+
+NUM_GENERATIONS, POPULATION_SIZE = 12, 30
+MAX_MACS = 330e6
+VERSIONS = {"nasray": "0.1.0", "torch": "2.15.0", "ray": "2.60.0", "python": "3.11.9"}
+
+
+def make_candidate(rng: np.random.Generator, generation: int) -> Candidate:
+    """Draw an architecture of the ShuffleNet space; later generations are better on average."""
+    ops = rng.integers(0, 4, 20)
+    scales = np.clip(rng.normal(5.5 - 0.1 * generation, 2, 20).round(), 0, 9).astype(int)
+    size = (scales + 1).mean() / 5.5  # 1.0: the average channel scale
+    macs, params = 290e6 * size * rng.normal(1, 0.03), 3.4e6 * size**0.5
+    fitness = 0.54 + 0.05 * size + 0.005 * generation + rng.normal(0, 0.012)
+    costs = {"params": params, "macs": macs, "micronet_params": params * 1.03}
+    costs |= {"mults": macs * 1.03, "adds": macs * 0.99}
+    costs["micronet_score"] = costs["micronet_params"] / 6.9e6 + 2.02 * macs / 1170e6
+    arch = tuple(int(gene) for pair in zip(ops, scales, strict=True) for gene in pair)
+    return Candidate(arch=arch, fitness=fitness, costs=costs, generation=generation, seconds=8.5)
+
+
+def entry(candidate: Candidate) -> dict:
+    arch = {"block": list(candidate.arch[0::2]), "channel": list(candidate.arch[1::2])}
+    genes = list(candidate.arch)
+    return {"arch": arch, "genes": genes, "fitness": candidate.fitness} | candidate.costs
+
+
+def write_job(run_dir: str) -> None:
+    job = {
+        "seed": 7,
+        "space": {"name": "shufflenet", "resolution": 224, "layout": "oneshot"},
+        "data": {"source": "imagefolder", "path": "s3://images/flowers"},
+    }
+    started = "2026-03-04T05:06:07+00:00"
+    storage.write_json(
+        f"{run_dir}/job.json", {"job": job, "versions": VERSIONS, "started": started}
+    )
+
+
+def write_training(run_dir: str) -> None:
+    rng = np.random.default_rng(1)
+    rows = [
+        {
+            "epoch": epoch,
+            "loss": 1.9 + 5 * math.exp(-epoch / 20) + rng.normal(0, 0.03),
+            "train_top1": 0.55 * (1 - math.exp(-epoch / 30)) + rng.normal(0, 0.004),
+            "val_top1": 0.62 * (1 - math.exp(-epoch / 30)) if epoch % 5 == 4 else None,
+            "learning_rate": 0.65 * (1 + math.cos(math.pi * epoch / 120)),
+            "lowest_scale": max(0.2, 2.0 - 0.2 * max(0, (epoch - 56) // 4)),
+            "seconds": 310.0,
+        }
+        for epoch in range(120)
+    ]
+    storage.write_json(f"{run_dir}/curves/supernet.json", rows)
+
+
+def write_search(run_dir: str) -> Candidate:
+    """Record a whole search; return its winner."""
+    rng = np.random.default_rng(0)
+    history = History(f"{run_dir}/history")
+    for generation in range(NUM_GENERATIONS):
+        drawn = [make_candidate(rng, generation) for _ in range(4 * POPULATION_SIZE)]
+        feasible = [candidate for candidate in drawn if candidate.costs["macs"] <= MAX_MACS]
+        history.append(feasible[:POPULATION_SIZE])
+    ranked = best_first(history.candidates)
+    front = pareto_front(history.candidates, "macs")
+    storage.write_json(f"{run_dir}/front.json", [entry(candidate) for candidate in front])
+    storage.write_json(f"{run_dir}/top.json", [entry(candidate) for candidate in ranked[:3]])
+    random_top1 = rng.normal(0.6, 0.01, 10).tolist()
+    baseline = {"winner_top1": 0.655, "random_top1": random_top1, "num_images": 10_000}
+    baseline["random_mean_top1"] = float(np.mean(random_top1))
+    result = {
+        "num_evaluations": len(history.candidates),
+        "seconds": 3060.0,
+        "limits": [{"cost": "macs", "max": MAX_MACS, "min": None}],
+        "front_cost": "macs",
+        "baseline": baseline,
+        "winner": entry(ranked[0]),
+    }
+    storage.write_json(f"{run_dir}/search.json", result)
+    return ranked[0]
+
+
+def write_retraining(run_dir: str, winner: Candidate) -> None:
+    rng = np.random.default_rng(2)
+    trials = []
+    for trial, rate in enumerate((0.4, 1.3, 0.9)):
+        num_epochs = 90 if trial == 1 else 360
+        rises = [1 - math.exp(-epoch / 60) for epoch in range(num_epochs)]
+        epochs = [
+            {
+                "epoch": epoch,
+                "loss": 2.0,
+                "train_top1": (0.65 + 0.02 * trial) * rise + rng.normal(0, 0.003),
+                "holdout_top1": (0.72 + 0.01 * trial) * rise + rng.normal(0, 0.003),
+            }
+            for epoch, rise in enumerate(rises)
+        ]
+        recipe = {"learning_rate": rate, "weight_decay": 3e-5}
+        trials.append({"trial": trial, "recipe": recipe, "stopped": trial == 1, "epochs": epochs})
+    result = entry(winner) | {"val_top1": 0.7402, "num_val_images": 50_000, "seconds": 30_000.0}
+    result |= {"recipe": trials[2]["recipe"], "costs": winner.costs}
+    rows = [
+        {
+            "op_name": f"conv{index}",
+            "inp_size": 112,
+            "kernel_size": 3,
+            "cin": 16,
+            "cout": 64,
+            "params": 9216,
+            "mults": 28_901_376,
+            "adds": 28_700_672,
+            "macs": 28_901_376,
+        }
+        for index in range(30)
+    ]
+    totals = {key: sum(row[key] for row in rows) for key in ("params", "mults", "adds", "macs")}
+    micronet = [
+        {"precision": "float32", "params": 3.652e6, "ops": 587.9e6, "score": 1.0318, "note": ""},
+        {"precision": "float16", "params": 1.826e6, "ops": 438.1e6, "score": 0.639, "note": "<16>"},
+    ]
+    profile = {"rows": rows, "totals": totals, "micronet": micronet}
+    storage.write_json(f"{run_dir}/retrain/0/result.json", result)
+    storage.write_json(f"{run_dir}/retrain/0/curves.json", trials)
+    storage.write_json(f"{run_dir}/retrain/0/profile.json", profile)
+
+
+def write_export(run_dir: str) -> None:
+    export = {"file": f"{run_dir}/export/0.onnx", "bytes": 14_300_000, "max_abs_diff": 2.4e-6}
+    export |= {"num_images": 64, "top1_agreement": 1.0, "opset": 20}
+    storage.write_json(f"{run_dir}/export/0.json", export)
+
+
+def write_run(run_dir: str) -> None:
+    write_job(run_dir)
+    write_training(run_dir)
+    winner = write_search(run_dir)
+    write_retraining(run_dir, winner)
+    write_export(run_dir)
+
+
+class Tags(HTMLParser):
+    """Collects tags with their attributes, and sees to it that they nest."""
+
+    EMPTY = ("meta", "input", "br", "line", "rect")  # without an end tag here
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.EMPTY:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.text.append(data)
+
+    def names(self) -> list[str]:
+        return [tag for tag, _ in self.tags]
+
+    def ids(self) -> list[str]:
+        return [attributes["id"] for _, attributes in self.tags if "id" in attributes]
+
+
+def read_page(run_dir) -> str:
+    """Build the report; return its page without the code of plotly.js."""
+    page = storage.read(build_report(str(run_dir))).decode()
+    start = page.find("<script>/**\n* plotly.js")
+    if start < 0:
+        return page
+    return page[:start] + page[page.index("</script>", start) + len("</script>") :]
+
+
+def headings(page: str) -> list[str]:
+    return re.findall(r"<h2>(.*?)</h2>", page)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "flowers-330M"
+    write_run(str(folder))
+    return folder
+
+
+def test_a_whole_run_shows_every_part_and_starts_with_the_numbers(run_dir):
+    page = read_page(run_dir)
+    assert headings(page) == [
+        "Search",
+        "Fitness by generation",
+        "The winner",
+        "Winner against random architectures",
+        "Pareto front",
+        "Best architectures",
+        "Supernet training",
+        "Retraining",
+        "Cost profile",
+        "Export",
+    ]
+    tags = Tags(page)
+    text = " ".join(tags.text)
+    assert text.index("flowers-330M") < text.index("74.02 %") < text.index("Fitness by generation")
+    for shown in ("360", "50,000 validation images", "float16", "conv29", "10 of 10", "seed 7"):
+        assert shown in text
+    figures_shown = ["search-plot", "generations-plot", "baseline-plot", "training-plot"]
+    assert set(tags.ids()) >= {*figures_shown, "retraining-plot-0"}
+
+
+def test_the_page_names_no_other_place(run_dir):
+    page = read_page(run_dir)
+    assert re.findall(r"(?:https?:)?//[\w.]+", page.replace("s3://images", "")) == []
+    for tag, attributes in Tags(page).tags:
+        assert not {"src", "href"} & set(attributes), (tag, attributes)
+    assert "default-src 'none'" in page
+
+
+def test_plotly_is_inside_once_and_only_where_a_figure_needs_it(run_dir, tmp_path):
+    page = storage.read(build_report(str(run_dir))).decode()
+    assert page.count("* plotly.js v") == 1
+    write_export(str(tmp_path))
+    assert "plotly.js" not in storage.read(build_report(str(tmp_path))).decode()
+
+
+def test_the_same_run_gives_the_same_page(run_dir):
+    assert read_page(run_dir) == read_page(run_dir)
+
+
+@pytest.mark.parametrize(
+    ("write", "parts"),
+    [
+        (write_training, ["Supernet training"]),
+        (write_export, ["Export"]),
+        (
+            lambda folder: write_retraining(folder, make_candidate(np.random.default_rng(0), 0)),
+            ["The winner", "Retraining", "Cost profile"],
+        ),
+    ],
+)
+def test_a_run_that_has_one_part_shows_that_part(write, parts, tmp_path):
+    write(str(tmp_path))
+    page = read_page(tmp_path)
+    Tags(page)
+    assert headings(page) == parts
+
+
+def test_a_search_still_running_shows_its_generations(tmp_path):
+    rng = np.random.default_rng(0)
+    History(str(tmp_path / "history")).append([make_candidate(rng, 0) for _ in range(5)])
+    page = read_page(tmp_path)
+    assert headings(page) == ["Search", "Fitness by generation"]
+    assert "<b>5</b><span>evaluations</span>" in page
+
+
+def test_a_candidate_that_failed_is_counted_and_not_drawn(tmp_path):
+    rng = np.random.default_rng(0)
+    good, bad = make_candidate(rng, 0), make_candidate(rng, 0)
+    bad = Candidate(arch=bad.arch, fitness=-math.inf, costs=bad.costs)
+    History(str(tmp_path / "history")).append([good, bad])
+    page = read_page(tmp_path)
+    assert "1 could not be evaluated" in page
+    assert search_data(page)["top1"] == [100 * good.fitness]
+
+
+def search_data(page: str) -> dict:
+    return json.loads(re.search(r'id="search-data">(.*?)</script>', page)[1])
+
+
+def test_the_scatter_holds_every_candidate_and_the_front_after_each_generation(run_dir):
+    data = search_data(read_page(run_dir))
+    history = History(str(run_dir / "history"))
+    candidates = history.candidates
+    assert data["starts"] == [POPULATION_SIZE * index for index in range(NUM_GENERATIONS + 1)]
+    assert [cost["name"] for cost in data["costs"]] == ["macs", "params", "micronet_score"]
+    for cost in data["costs"]:
+        assert cost["x"] == [candidate.costs[cost["name"]] for candidate in candidates]
+        for index, front in enumerate(cost["fronts"]):
+            so_far = candidates[: data["starts"][index + 1]]
+            expected = pareto_front(so_far, cost["name"])
+            assert [candidates[position] for position in front] == expected
+    assert data["costs"][0]["limits"] == [MAX_MACS]
+    assert candidates[data["winner"]] == best_first(candidates)[0]
+
+
+def test_hover_text_spells_blocks_and_channels_apart(run_dir):
+    data, candidates = search_data(read_page(run_dir)), History(str(run_dir / "history")).candidates
+    block, channel = data["arch"][0].replace(" ", "").split("<br>")
+    assert block == "block" + "".join(map(str, candidates[0].arch[0::2]))
+    assert channel == "channel" + "".join(map(str, candidates[0].arch[1::2]))
+
+
+def test_the_drawing_has_a_bar_as_high_as_the_scale_of_each_block():
+    scales = [0, 9] * 10
+    drawing = figures.architecture_svg({"arch": {"block": [0, 3] * 10, "channel": scales}})
+    heights = [float(height) for height in re.findall(r'<rect.*? height="([\d.]+)"', drawing)]
+    assert len(heights) == 20
+    assert np.allclose(np.array(heights) / heights[0], np.array(scales) + 1)
+    assert re.findall(r"stage \d", drawing) == ["stage 1", "stage 2", "stage 3", "stage 4"]
+    assert "block 19: xception 3&times;3, scale 2.0" in drawing
+
+
+@pytest.mark.parametrize(
+    "arch", [{"depth": [2, 3]}, {"block": [0, 7], "channel": [1, 1]}, {"block": [], "channel": []}]
+)
+def test_an_architecture_of_another_space_is_drawn_gene_by_gene(arch):
+    drawing = figures.architecture_svg({"arch": arch, "genes": [2, 3, 12]})
+    assert "gene 2: choice 12" in drawing
+    assert drawing.count("<rect") == 3
+
+
+def test_strings_of_files_are_escaped(run_dir, tmp_path):
+    evil = "</script><img src=x onerror=alert(1)>"
+    folder = tmp_path / "a<b>run"
+    write_run(str(folder))
+
+    def poison(value):
+        if isinstance(value, dict):
+            return {key: poison(entry) for key, entry in value.items()}
+        if isinstance(value, list):
+            return [poison(entry) for entry in value]
+        return evil if isinstance(value, str) else value
+
+    for file in folder.rglob("*.json"):
+        storage.write_json(str(file), poison(storage.read_json(str(file))))
+    curves = storage.read_json(str(folder / "retrain/0/curves.json"))
+    for curve in curves:
+        curve["recipe"] = {evil: curve["trial"]}
+    storage.write_json(str(folder / "retrain/0/curves.json"), curves)
+    result = storage.read_json(str(folder / "retrain/0/result.json")) | {"recipe": {evil: 1}}
+    storage.write_json(str(folder / "retrain/0/result.json"), result)
+    search = storage.read_json(str(folder / "search.json"))
+    search["winner"]["arch"] = {evil: [1]}
+    storage.write_json(str(folder / "search.json"), search)
+    candidate = Candidate(arch=(0,) * 40, fitness=0.5, costs={evil: 1.0})
+    storage.remove(str(folder / "history"))
+    History(str(folder / "history")).append([candidate])
+
+    tags = Tags(read_page(folder))
+    assert not {"img", "b>run"} & set(tags.names())
+    assert evil in "".join(tags.text)
+    assert "a<b>run" in "".join(tags.text)
+
+
+def test_names_in_a_figure_are_escaped_for_plotly_which_reads_them_as_html():
+    trials = [
+        {"trial": index, "recipe": {"<a>": index}, "stopped": False, "epochs": []}
+        for index in range(2)
+    ]
+    assert "<" not in figures.retraining_figure(trials).data[0].name
+
+
+@pytest.mark.parametrize(
+    "name", ["job.json", "curves/supernet.json", "front.json", "retrain/0/result.json"]
+)
+@pytest.mark.parametrize("content", [b'[{"epoch": 1, "lo', b"\xff\xfe", b'{"a": 1}', b"[3]"])
+def test_a_file_that_is_not_what_it_should_be_is_named(name, content, tmp_path):
+    storage.write(str(tmp_path / name), content)
+    with pytest.raises(UserError, match=name) as caught:
+        build_report(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_run_directory_is_refused(tmp_path):
+    with pytest.raises(UserError, match="nothing to report yet"):
+        build_report(str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_directory_may_be_a_uri(tmp_path):
+    write_training(str(tmp_path))
+    assert build_report(tmp_path.as_uri()) == f"{tmp_path.as_uri()}/report.html"
+    assert (tmp_path / "report.html").exists()
