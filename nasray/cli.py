@@ -34,9 +34,6 @@ def main(verbose: bool) -> None:
     """Find image classifiers that fit your budget, on a laptop or a Ray cluster."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("nasray").setLevel(logging.DEBUG if verbose else logging.INFO)
-    if not verbose:
-        # Ray Train and Tune describe each of their steps; the bars say what matters.
-        os.environ.setdefault("RAY_LOG_TO_DRIVER", "0")
 
 
 job_argument = click.argument("job", type=click.Path(exists=True, dir_okay=False))
@@ -249,41 +246,63 @@ def report(run_dir: str) -> None:
 @contextmanager
 def _opened(run_dir: str, job: str | None = None, data_path: str | None = None) -> Iterator[Any]:
     from nasray import run as stages
+    from nasray import storage
     from nasray.config import load_job
 
     _check_torch()
+    in_ray_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if in_ray_job and not storage.is_uri(run_dir) and not os.path.isabs(run_dir):
+        click.echo(
+            f"Warning: RUN_DIR {run_dir} lies in this Ray job's working directory, which Ray "
+            "deletes; use an absolute path or a URI",
+            err=True,
+        )
     with stages.opened(run_dir, load_job(job, data_path) if job else None) as opened:
         yield opened
 
 
 @contextmanager
 def _ray(address: str | None, job: Any) -> Iterator[None]:
-    """Connect to the cluster at `address`, or start one on this machine that ends with us."""
+    """Connect to the cluster at `address`, or start one on this machine that ends with us.
+
+    Ray's own words are left out unless --verbose asks for them: its bars and tables say what
+    ours do. Its errors stay.
+    """
+    # Training waits at the end of an epoch for the next of these checks.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    verbose = click.get_current_context().find_root().params["verbose"]
+    if not verbose:
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's tables, whatever its `verbose`
+
     import ray
 
+    # The token of a cluster on this machine is Ray's affair from beginning to end.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    options = {
+        "log_to_driver": verbose,
+        "logging_level": logging.INFO if verbose else logging.WARNING,
+    }
     if address and address != "local":
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        ray.init(address=address, log_to_driver=_log_to_driver())
+        try:
+            ray.init(address=address, **options)
+        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+            raise UserError(f"--address {address}: {error}") from None
     else:
-        compute = job.compute
-        needed = max(
-            compute.num_workers * compute.cpus_per_worker,
-            compute.num_evaluators * compute.cpus_per_evaluator,
-            compute.concurrent_trials * compute.workers_per_trial * compute.cpus_per_trial,
-        )
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, needed),
-            log_to_driver=_log_to_driver(),
-        )
+        ray.init(address="local", num_cpus=_num_cpus(job.compute), **options)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _log_to_driver() -> bool:
-    return os.environ.get("RAY_LOG_TO_DRIVER") != "0"
+def _num_cpus(compute: Any) -> int:
+    """What a cluster on this machine calls its CPUs: at least as many as the job needs."""
+    return max(
+        os.cpu_count() or 1,
+        compute.num_workers * compute.cpus_per_worker,
+        compute.num_evaluators * compute.cpus_per_evaluator,
+        compute.concurrent_trials * compute.workers_per_trial * compute.cpus_per_trial,
+    )
 
 
 def _check_torch() -> None:

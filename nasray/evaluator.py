@@ -19,6 +19,7 @@ from nasray.errors import EvaluationError
 from nasray.evaluate import evaluate
 from nasray.images import JobImages
 from nasray.spaces import make_space
+from nasray.spaces.elastic import Supernet
 from nasray.spaces.space import Architecture
 from nasray.trainer import on_gpu, raise_user_error, worker_device
 
@@ -46,18 +47,13 @@ class Evaluator:
     """Scores architectures with one supernet's weights on images that its node shares."""
 
     def __init__(self, task: EvaluationTask) -> None:
-        job = task.job
-        self.device = worker_device(job.compute.cpus_per_evaluator)
-        self.batch_size = job.search.batch_size
-        images = JobImages(job, task.data_path)
-        space = make_space(job.space, len(images.dataset.classes))
-        self.supernet = load_supernet(task.supernet, space, self.device)
-        self.calibration = images.calibration(job.search.calibration_images)
-        on_holdout = task.split == "holdout"
-        self.images, self.labels = images.holdout() if on_holdout else images.validation()
+        self.task = task
+        self.supernet: Supernet | None = None
 
     def evaluate(self, arch: Architecture) -> Evaluation:
         """Recalibrate BN for `arch` and measure its top-1."""
+        if self.supernet is None:
+            self._load()
         started = time.monotonic()
         fitness = evaluate(
             self.supernet.extract(arch),
@@ -68,6 +64,18 @@ class Evaluator:
             device=self.device,
         )
         return Evaluation(fitness, time.monotonic() - started)
+
+    def _load(self) -> None:
+        """Load weights and images. Not done in __init__, whose errors Ray turns into text."""
+        task, job = self.task, self.task.job
+        self.device = worker_device(job.compute.cpus_per_evaluator)
+        self.batch_size = job.search.batch_size
+        images = JobImages(job, task.data_path)
+        space = make_space(job.space, len(images.dataset.classes))
+        self.calibration = images.calibration(job.search.calibration_images)
+        on_holdout = task.split == "holdout"
+        self.images, self.labels = images.holdout() if on_holdout else images.validation()
+        self.supernet = load_supernet(task.supernet, space, self.device)
 
 
 class EvaluatorPool:
@@ -114,7 +122,6 @@ class EvaluatorPool:
                 results[index] = ray.get(done)
                 finished(index, results[index])
             except RayActorError as error:  # the process or its node is gone
-                raise_user_error(error)
                 losses[index] += 1
                 if losses[index] > self.max_failures:
                     raise EvaluationError(

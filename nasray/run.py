@@ -11,7 +11,7 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -234,7 +234,7 @@ def profile_json(ops: Sequence[cost.OpCount]) -> dict[str, Any]:
             if op.listed
         ],
         "totals": cost.total(ops),
-        "micronet": cost.micronet_rows(ops),
+        "micronet": [{**asdict(row), "score": row.score} for row in cost.micronet_rows(ops)],
     }
 
 

@@ -61,12 +61,12 @@ def write(path: str, content: bytes) -> None:
     try:
         with filesystem.open_output_stream(target) as file:
             file.write(content)
+        if local:
+            os.replace(target, place)
     except OSError:
         if local and os.path.exists(target):
             os.remove(target)
         raise
-    if local:
-        os.replace(target, place)
 
 
 def read_json(path: str) -> Any:

@@ -121,6 +121,7 @@ def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
         lr=0.0,  # set before every step
         momentum=recipe.momentum,
         nesterov=recipe.momentum > 0,
+        fused=True,
     )
 
 

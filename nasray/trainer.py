@@ -56,8 +56,8 @@ def train_supernet(job: Job, run_dir: str, data_path: str) -> str:
         except ray.train.TrainingFailedError as error:
             raise_user_error(error)
             raise
-    if "failure" in (result.metrics or {}):
-        raise UserError(f"{run_dir}: supernet training: {result.metrics['failure']}")
+    if result.return_value is not None:
+        raise UserError(f"{run_dir}: supernet training: {result.return_value}")
     return path
 
 
@@ -98,8 +98,8 @@ def recipe_of(config: SupernetConfig) -> Recipe:
     return Recipe(**{key: getattr(config, key) for key in keys})
 
 
-def _train_worker(task: dict[str, Any]) -> None:
-    """One data-parallel worker's whole training, start or continuation to end."""
+def _train_worker(task: dict[str, Any]) -> str | None:
+    """Train as one data-parallel worker, from the start or a checkpoint; return what failed."""
     job = parse_job(task["job"], task["run_dir"])
     device = worker_device(job.compute.cpus_per_worker)
     context = ray.train.get_context()
@@ -147,10 +147,10 @@ def _train_worker(task: dict[str, Any]) -> None:
             seed=job.seed * world_size + rank,
         )
     except LossNotFiniteError as error:  # an ordinary end: a restart would only repeat it
-        ray.train.report({"failure": str(error)})
-        return
+        return str(error)
     if rank == 0:
         checkpoint.save_supernet(storage.join(task["run_dir"], "supernet.pt"), supernet)
+    return None
 
 
 def _validator(

@@ -120,6 +120,9 @@ def _tune(job: Job, trials: list[dict[str, Any]], name: str) -> None:
                 reduction_factor=config.reduction_factor,
             ),
             max_concurrent_trials=compute.concurrent_trials,
+            # By default names are made of all that a trial is given.
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
         ),
         run_config=tune.RunConfig(
             name="tune",
@@ -132,6 +135,10 @@ def _tune(job: Job, trials: list[dict[str, Any]], name: str) -> None:
     for error in results.errors:
         raise_user_error(error)
         raise error
+
+
+def _trial_name(trial: Any) -> str:
+    return trial.config["trial"]["folder"].rsplit("/", 1)[1]
 
 
 def _trial(config: dict[str, Any]) -> None:

@@ -139,7 +139,7 @@ def _scan(
                     continue
                 if member.isdir():
                     yield parts, None
-                elif member.isreg() and _is_image(parts[-1]):
+                elif member.isreg() and not member.issparse() and _is_image(parts[-1]):
                     yield parts, (member.offset_data, member.size)
                 elif _is_image(parts[-1]):
                     raise UserError(

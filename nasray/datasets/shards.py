@@ -136,8 +136,10 @@ class Dataset:
         groups = self.row_groups_of(split, indices)
         rows = indices - self._row_group_starts(split)[groups]
         images: list[bytes] = [b""] * len(indices)
-        # Group by group: however small the cache, none is read twice in one call.
-        for position in np.argsort(groups, kind="stable").tolist():
+        # Group by group: however small the cache, none is read twice in one call. The one
+        # met first goes first, so that what a shuffled epoch has left behind is dropped.
+        _, first, which = np.unique(groups, return_index=True, return_inverse=True)
+        for position in np.argsort(first[which], kind="stable").tolist():
             group = self._read_row_group(split, int(groups[position]))
             images[position] = group[int(rows[position])].as_py()
         return images

@@ -9,7 +9,7 @@ needs a few hundred steps, not thousands, to tell the ten apart.
 
 import io
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -126,7 +126,7 @@ def _paint_clutter(pixels: np.ndarray, rng: np.random.Generator) -> None:
 def _shape_mask(shape: str, side: int, rng: np.random.Generator) -> np.ndarray:
     """Draw how much of each pixel the shape covers, (side, side) in 0..1."""
     # Areas are out of the 4 of the whole square [-1, 1] x [-1, 1].
-    scale = np.sqrt(4 * rng.uniform(*AREA) / AREAS[shape])
+    scale = np.sqrt(4 * rng.uniform(*AREA) / _unit_area(shape))
     reach = max(0.0, 1 - scale * 1.05)  # keeps most of it inside the picture
     x, y = _grid(side)
     x, y = x - rng.uniform(-reach, reach), y - rng.uniform(-reach, reach)
@@ -134,6 +134,11 @@ def _shape_mask(shape: str, side: int, rng: np.random.Generator) -> np.ndarray:
     u, v = _turn(x, y, rng.uniform(-TURN, TURN))
     depth = SHAPES[shape](u / scale * squeeze, v / scale / squeeze)
     return (depth * scale * side / 2 + 0.5).clip(0, 1)  # one pixel wide edge
+
+
+@cache
+def _unit_area(shape: str) -> float:
+    return float(4 * np.mean(SHAPES[shape](*_grid(256)) > 0))
 
 
 def _turn(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
@@ -204,10 +209,3 @@ SHAPES: dict[str, Field] = {
     "crescent": _crescent,
     "square": _square,
 }
-
-
-def _area(shape: Field) -> float:
-    return float(4 * np.mean(shape(*_grid(256)) > 0))
-
-
-AREAS = {name: _area(shape) for name, shape in SHAPES.items()}  # of the unit shape

@@ -121,7 +121,12 @@ def _center(short_side: int, resolution: int, picture: Image.Image) -> torch.Ten
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
-    """Turn uint8 images (n, 3, height, width) into the float32 input of a network."""
+    """Turn uint8 images (n, 3, height, width) into the float32 input of a network.
+
+    Channels last in memory: convolutions take over the format of their input, and these
+    networks run about half as long again in the other one, on CPUs and GPUs alike.
+    """
     mean = torch.tensor(MEAN, device=images.device)[:, None, None]
     std = torch.tensor(STD, device=images.device)[:, None, None]
-    return images.float().sub_(mean).div_(std)
+    images = images.to(torch.float32, memory_format=torch.channels_last)
+    return images.sub_(mean).div_(std)

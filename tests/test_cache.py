@@ -1,0 +1,127 @@
+"""Images decoded once per node."""
+
+import logging
+import os
+import resource
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from nasray.config import DataConfig
+from nasray.datasets import Dataset, import_dataset, open_dataset
+from nasray.datasets.cache import cached_images, default_folder
+from nasray.datasets.transforms import decode, eval_transform
+from nasray.errors import UserError
+
+CONFIG = DataConfig(source="synthetic", train_per_class=30, val_per_class=3, image_side=24)
+INDICES = np.array([5, 290, 17, 17, 100])
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Dataset:
+    folder = str(tmp_path_factory.mktemp("drawn"))
+    import_dataset(CONFIG, folder, seed=0)
+    return open_dataset(folder)
+
+
+def cached(dataset, folder, indices=INDICES, split="train", resolution=16):
+    return cached_images(dataset, split, indices, resolution=resolution, folder=str(folder))
+
+
+def cache_files(folder) -> list:
+    return sorted(file for file in folder.iterdir() if file.suffix == ".npy")
+
+
+def test_cached_images_are_the_evaluation_crops_mapped_read_only(dataset, tmp_path):
+    images, labels = cached(dataset, tmp_path / "deep" / "cache")
+    assert isinstance(images, np.memmap) and not images.flags.writeable
+    crop = eval_transform(16)
+    expected = [crop(decode(image)).numpy() for image in dataset.read("train", INDICES)]
+    assert images.dtype == np.uint8 and np.array_equal(images, expected)
+    assert labels.dtype == np.int64
+    assert np.array_equal(labels, dataset.labels("train")[INDICES])
+
+
+def test_more_images_than_one_chunk_stay_in_order(dataset, tmp_path):
+    images, _ = cached(dataset, tmp_path, np.arange(300))
+    crop = eval_transform(16)
+    last = crop(decode(dataset.read("train", np.array([299]))[0])).numpy()
+    assert images.shape == (300, 3, 16, 16) and np.array_equal(images[299], last)
+
+
+def test_the_second_call_reads_the_file_of_the_first(dataset, tmp_path):
+    cached(dataset, tmp_path)
+    [file] = cache_files(tmp_path)
+    before = file.stat()
+    images, _ = cached(dataset, tmp_path)
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert str(images.filename) == str(file)
+
+
+def test_other_images_splits_and_resolutions_have_files_of_their_own(dataset, tmp_path):
+    few = np.array([5, 2])
+    cached(dataset, tmp_path, few)
+    cached(dataset, tmp_path, few[::-1])
+    cached(dataset, tmp_path, few, split="val")
+    cached(dataset, tmp_path, few, resolution=8)
+    assert len(cache_files(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("spoil", ["cut short", "too long", "no header", "empty"])
+def test_a_damaged_cache_is_rebuilt_with_a_warning(dataset, tmp_path, caplog, spoil):
+    expected = np.array(cached(dataset, tmp_path)[0])
+    [file] = cache_files(tmp_path)
+    content = file.read_bytes()
+    file.write_bytes(
+        {
+            "cut short": content[:-1],
+            "too long": content + b"x",
+            "no header": b"x" * len(content),
+            "empty": b"",
+        }[spoil]
+    )
+    with caplog.at_level(logging.WARNING):
+        images, _ = cached(dataset, tmp_path)
+    assert np.array_equal(images, expected)
+    assert "is damaged" in caplog.text and str(file) in caplog.text
+
+
+def test_a_full_disk_names_folder_and_bytes_and_leaves_no_partial_file(dataset, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))  # bytes; writes beyond fail
+    try:
+        with pytest.raises(UserError, match=r"3,840 bytes") as caught:
+            cached(dataset, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(tmp_path) in str(caught.value)
+    assert [name for name in os.listdir(tmp_path) if not name.endswith(".lock")] == []
+    assert cached(dataset, tmp_path)[0].shape == (5, 3, 16, 16)
+
+
+def test_two_that_ask_at_once_build_one_cache(dataset, tmp_path):
+    # Threads stand for processes: flock keeps any two openings of the lock file apart.
+    # Built twice, the second file would replace the first and have another inode.
+    start = threading.Barrier(2)
+
+    def ask(_) -> int:
+        start.wait(timeout=10)
+        images, _ = cached(open_dataset(dataset.path), tmp_path, np.arange(300))
+        return os.stat(images.filename).st_ino
+
+    with ThreadPoolExecutor(2) as pool:
+        assert len(set(pool.map(ask, range(2)))) == 1
+    assert len(cache_files(tmp_path)) == 1
+
+
+def test_the_default_folder_follows_the_environment(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.delenv("NASRAY_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert default_folder() == "/home/someone/.cache/nasray"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache")
+    assert default_folder() == "/var/cache/nasray"
+    monkeypatch.setenv("NASRAY_CACHE", "/scratch")
+    assert default_folder() == "/scratch"

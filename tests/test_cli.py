@@ -1,0 +1,95 @@
+"""The verbs that need no cluster; those that do are in test_run.py."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from nasray.cli import main
+
+
+@pytest.fixture
+def invoke():
+    def call(*arguments):
+        return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+    return call
+
+
+def test_profile_prints_the_published_totals(invoke):
+    result = invoke("profile", "shufflenet", "oneshot-s+")
+    assert result.exit_code == 0
+    assert "3.652     299.6     288.3     587.9" in result.output
+    assert "MicroNet score int8 (int32 accumulators): 0.4615" in result.output
+
+
+def test_profile_json_is_one_object_a_line(invoke):
+    arch = json.dumps({"block": [0] * 20, "channel": [2] * 20})
+    result = invoke("profile", "shufflenet", "oneshot-s+", arch, "--json")
+    published, smallest = map(json.loads, result.output.splitlines())
+    assert published["macs"] == 291475944
+    assert published["micronet_score"] == pytest.approx(1.0318, abs=5e-5)
+    assert smallest["macs"] == 168064936
+    assert smallest["arch"] == json.loads(arch)
+
+
+@pytest.mark.parametrize(
+    ("options", "macs"),
+    [
+        ([], 291475944),
+        (["--no-se"], 322327016),
+        (["--head", "shufflenetv2plus"], 315994408),
+        (["--layout", "shufflenetv2plus"], 189272970),
+    ],
+)
+def test_profile_options_choose_the_configuration(invoke, options, macs):
+    result = invoke("profile", "shufflenet", "oneshot-s+", "--json", *options)
+    assert json.loads(result.output)["macs"] == macs
+
+
+def test_classes_and_resolution_change_the_costs(invoke):
+    result = invoke(
+        *("profile", "shufflenet", "oneshot-s+", "--json"),
+        *("--num-classes", 10, "--resolution", 64),
+    )
+    found = json.loads(result.output)
+    assert found["params"] == 3541829 - 990 * 1025
+    assert found["macs"] < 291475944 / 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("profile", "shufflnet", "oneshot"), "'shufflnet' is unknown; there are"),
+        (("profile", "shufflenet", "twoshot"), "neither a published name (oneshot-s+, oneshot)"),
+        (("profile", "shufflenet", '{"block": [1]}'), "has the keys ['block', 'channel']"),
+        (("profile", "shufflenet", "oneshot", "--layout", "x"), "space.layout = 'x'"),
+        (("report", "nowhere"), "nowhere"),
+        (("evaluate", "nowhere", "oneshot"), "is not a run directory"),
+        (("export", "nowhere"), "is not a run directory"),
+        (("data", "import", "tar", "out", "--path", "no.tar"), "no.tar"),
+        (("data", "import", "tar", "out"), "needs `path`"),
+    ],
+)
+def test_a_mistake_is_one_line_on_stderr(invoke, tmp_path, monkeypatch, arguments, complaint):
+    monkeypatch.chdir(tmp_path)
+    result = invoke(*arguments)
+    assert result.exit_code == 1
+    [line] = result.stderr.strip().splitlines()
+    assert line.startswith("Error: ")
+    assert complaint in line
+    assert not list(tmp_path.iterdir())  # nothing is left behind
+
+
+def test_spaces_lists_sizes_and_published_names(invoke):
+    result = invoke("spaces")
+    assert "shufflenet: 40 genes, 1.27e+30 architectures; named: oneshot-s+, oneshot" in (
+        result.output
+    )
+
+
+def test_every_verb_explains_itself(invoke):
+    for verb in main.commands:
+        result = invoke(verb, "--help")
+        assert result.exit_code == 0
+        assert len(result.output.splitlines()) > 4

@@ -1,0 +1,106 @@
+"""A job file is read whole, and a mistake in it is one line that says what to mend."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from nasray.config import Job, SupernetConfig, load_job, parse_job
+from nasray.cost import check_cost
+from nasray.errors import UserError
+from nasray.spaces import make_space
+
+JOBS = sorted(Path(__file__).parents[1].glob("jobs/**/*.toml"))
+MINIMAL = {"data": {"source": "synthetic"}}
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_every_job_loads_and_names_a_space_and_costs_that_exist(path):
+    job = load_job(str(path))
+    make_space(job.space, 10)
+    for limit in job.search.limits:
+        check_cost(limit.cost)
+    assert path.read_text().startswith("# "), "a job begins with what it does and costs"
+
+
+def test_there_are_jobs():
+    assert {path.name for path in JOBS} >= {
+        "demo.toml",
+        "signdigits.toml",
+        "oneshot_imagenet.toml",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"dat": {}}, "unknown key 'dat'; a job has ['compute', 'data', "),
+        ({"data": {"source": "synthetic", "pth": "x"}}, "unknown key 'data.pth'; [data] has"),
+        ({"data": {"source": "tar"}}, "data: source = 'tar' needs `path`"),
+        ({"data": {"source": "kinetics"}}, "data.source: input should be 'synthetic'"),
+        ({"search": {"population_size": 1}}, "search.population_size: input should be greater"),
+        ({"search": {"num_parents": 50}}, "num_parents must be below population_size = 50"),
+        ({"search": {"limits": [{"cost": "macs"}]}}, "a limit needs `max`, `min` or both"),
+        ({"search": {"limits": [{"cost": "macs", "mx": 3}]}}, "unknown key 'search.limits.0.mx'"),
+        ({"search": {"limits": [{"cost": "macs", "max": 1, "min": 2}]}}, "min 2 is above max 1"),
+        ({"retrain": {"learning_rate": [2, 1]}}, "learning_rate"),
+        ({"retrain": {"learning_rate": 0}}, "learning_rate"),
+        ({"space": {"resolution": 50}}, "space.resolution: input should be a multiple of 32"),
+        ({"seed": "x"}, "seed: input should be a valid integer"),
+    ],
+)
+def test_a_mistake_is_one_line_with_file_key_and_fix(changes, complaint):
+    with pytest.raises(UserError, match=re.escape(complaint)) as raised:
+        parse_job(MINIMAL | changes, "job.toml")
+    assert str(raised.value).startswith("job.toml: ")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_section_is_named():
+    with pytest.raises(UserError, match="'data' is missing"):
+        parse_job({}, "job.toml")
+
+
+def test_a_file_that_is_not_toml_is_named(tmp_path):
+    path = tmp_path / "broken.toml"
+    path.write_text("seed = = 1")
+    with pytest.raises(UserError, match=r"broken\.toml: .*line 1"):
+        load_job(str(path))
+
+
+def test_the_data_path_can_be_given_apart_from_the_job(tmp_path):
+    path = tmp_path / "job.toml"
+    path.write_text('[data]\nsource = "tar"\npath = "here.tar"\n')
+    assert load_job(str(path)).data.path == "here.tar"
+    assert load_job(str(path), "there.tar").data.path == "there.tar"
+
+
+def test_a_job_survives_json():
+    job = parse_job(MINIMAL | {"retrain": {"learning_rate": [0.1, 1.0]}}, "job.toml")
+    assert Job.model_validate_json(job.model_dump_json()) == job
+
+
+def test_a_job_cannot_be_altered():
+    job = parse_job(MINIMAL, "job.toml")
+    with pytest.raises(ValueError, match="frozen"):
+        job.seed = 1
+
+
+def test_published_recipe_is_the_default():
+    """Spec 2.2, the seed's text; spec 3.1."""
+    defaults = SupernetConfig()
+    assert (defaults.epochs, defaults.batch_size, defaults.learning_rate) == (120, 1024, 1.3)
+    assert (defaults.channel_warmup_start, defaults.smallest_scale) == (60, 0.2)
+    search = parse_job(MINIMAL, "job.toml").search
+    assert (search.population_size, search.num_generations, search.num_parents) == (50, 20, 10)
+    assert (search.random_parent_prob, search.mutation_prob) == (0.1, 0.1)
+    assert search.calibration_images == 20_000
+
+
+def test_the_imagenet_job_is_the_published_one():
+    path = Path(__file__).parents[1] / "jobs" / "oneshot_imagenet.toml"
+    job = load_job(str(path), "elsewhere")
+    assert tomllib.loads(path.read_text())["data"]["source"] == "imagefolder"
+    assert job.supernet == SupernetConfig()
+    assert job.retrain.epochs == 360

@@ -1,0 +1,114 @@
+"""BN recalibration is exact, and accuracy counts exactly the images it is given."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nasray.datasets.transforms import normalize
+from nasray.evaluate import evaluate, recalibrate_bn, top1
+
+
+def pictures(number, side=8, seed=0):
+    rng = np.random.default_rng(seed)
+    # Batches that differ a lot: an average of their variances would be far off.
+    brightness = np.linspace(0, 200, number)[:, None, None, None]
+    return (brightness + rng.uniform(0, 55, (number, 3, side, side))).astype(np.uint8)
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 1),
+        nn.BatchNorm2d(4),
+        nn.Dropout(0.5),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+
+
+@pytest.mark.parametrize("batch_size", [7, 16, 100])
+def test_statistics_of_the_first_layer_are_those_of_all_images(batch_size):
+    net, images = network(), pictures(50)
+    recalibrate_bn(net, images, batch_size=batch_size)
+    values = net[0](normalize(torch.from_numpy(images)))
+    expected_var = values.double().var((0, 2, 3), unbiased=False).float()
+    torch.testing.assert_close(net[1].running_mean, values.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(net[1].running_var, expected_var, rtol=1e-4, atol=1e-5)
+
+
+def test_deeper_layers_see_batches_normalised_as_in_training():
+    """Law of total variance over the very values that the layer was given."""
+    net, images = network(), pictures(40)
+    given = []
+    handle = net[4].register_forward_pre_hook(lambda norm, inputs: given.append(inputs[0]))
+    recalibrate_bn(net, images, batch_size=16)
+    handle.remove()
+    values = torch.cat(given).double()
+    torch.testing.assert_close(net[4].running_mean.double(), values.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        net[4].running_var.double(), values.var((0, 2, 3), unbiased=False), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_what_was_there_before_does_not_matter():
+    net, images = network(), pictures(30)
+    recalibrate_bn(net, images, batch_size=10)
+    first = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    with torch.no_grad():
+        net[1].running_mean.fill_(1e3)
+        net[4].running_var.fill_(0.0)
+    recalibrate_bn(net, images, batch_size=10)
+    for name in ("1.running_mean", "1.running_var", "4.running_mean", "4.running_var"):
+        assert torch.equal(net.state_dict()[name], first[name])
+
+
+def test_a_module_is_as_before_when_a_batch_fails():
+    net = network()
+    net[1].momentum = 0.25
+    with pytest.raises(RuntimeError):
+        recalibrate_bn(net, pictures(20)[:, :2], batch_size=10)
+    assert net[1].momentum == 0.25
+    assert not net[1].training
+    assert not net[1]._forward_pre_hooks
+
+
+def test_dropout_is_off_and_the_net_is_left_in_eval_mode():
+    net, images = network().train(), pictures(20)
+    recalibrate_bn(net, images, batch_size=10)
+    assert not any(module.training for module in net.modules())
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10, 64])
+def test_top1_counts_exactly_the_given_images(batch_size):
+    class Brightness(nn.Module):
+        def forward(self, images):
+            mean = images.mean((1, 2, 3))
+            return torch.stack((-mean, mean), 1)
+
+    images = np.zeros((11, 3, 4, 4), np.uint8)
+    images[::2] = 255
+    labels = np.array([1, 0] * 5 + [0])  # the last one is wrong
+    assert top1(Brightness(), images, labels, batch_size=batch_size) == pytest.approx(10 / 11)
+
+
+def test_a_last_batch_of_one_image_does_not_spoil_the_statistics():
+    net = nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.Flatten())  # one pixel each
+    recalibrate_bn(net, pictures(11), batch_size=10)
+    assert torch.isfinite(net[1].running_var).all()
+
+
+def test_read_only_images_are_not_touched():
+    images = pictures(20)
+    images.flags.writeable = False
+    before = images.copy()
+    fitness = evaluate(network(), images, images, np.zeros(20, int), batch_size=8)
+    assert 0 <= fitness <= 1
+    assert np.array_equal(images, before)
+
+
+def test_a_network_without_bn_needs_no_images():
+    recalibrate_bn(nn.Sequential(nn.Flatten()), pictures(2), batch_size=2)

@@ -1,0 +1,90 @@
+"""The architectures of training steps, against the published warm-up table (spec 2.1)."""
+
+import numpy as np
+import pytest
+
+from nasray.config import SupernetConfig
+from nasray.sampler import fixed_architectures, lowest_scale, sample
+from nasray.spaces.shufflenet import SCALES, ShuffleNet
+from nasray.spaces.tiny import Tiny
+
+SPACE = ShuffleNet()
+PUBLISHED = SupernetConfig()
+
+
+def drawn(config, epoch, steps=300):
+    archs = [sample(SPACE, config, seed=0, epoch=epoch, step=step) for step in range(steps)]
+    return np.array(archs)
+
+
+# Spec 2.1: the seed's ten rows, in its 1-based epochs, with the lowest scale of each.
+ROWS = [
+    (range(61, 62), 1.8),
+    (range(62, 63), 1.6),
+    (range(63, 64), 1.4),
+    (range(64, 65), 1.2),
+    (range(65, 67), 1.0),
+    (range(67, 70), 0.8),
+    (range(70, 74), 0.6),
+    (range(74, 79), 0.4),
+    (range(79, 121), 0.2),
+]
+
+
+@pytest.mark.parametrize(("epochs", "lowest"), ROWS)
+def test_published_channel_warmup(epochs, lowest):
+    for epoch in epochs:
+        assert lowest_scale(SPACE, PUBLISHED, epoch - 1) == lowest
+    for epoch in (epochs[0], epochs[-1]):
+        scales = drawn(PUBLISHED, epoch - 1)[:, 1::2]
+        assert set(scales.ravel()) == set(range(SCALES.index(lowest), 10))
+
+
+def test_block_selection_comes_first_at_full_width():
+    for epoch in (0, 59):
+        archs = drawn(PUBLISHED, epoch)
+        assert set(archs[:, 1::2].ravel()) == {9}
+        assert set(archs[:, 0::2].ravel()) == {0, 1, 2, 3}
+
+
+def test_operations_and_scales_are_uniform_and_independent():
+    archs = drawn(PUBLISHED, 119, steps=2000)
+    ops = np.bincount(archs[:, 0::2].ravel(), minlength=4) / archs[:, 0::2].size
+    scales = np.bincount(archs[:, 1::2].ravel(), minlength=10) / archs[:, 1::2].size
+    assert np.abs(ops - 1 / 4).max() < 0.01
+    assert np.abs(scales - 1 / 10).max() < 0.01
+    correlation = np.corrcoef(archs.T) - np.eye(40)
+    assert np.abs(correlation).max() < 0.12
+
+
+def test_a_step_is_a_pure_function_of_seed_epoch_and_step():
+    def at(**changes):
+        place = {"seed": 1, "epoch": 119, "step": 7} | changes
+        return sample(SPACE, PUBLISHED, **place)
+
+    assert at() == at()
+    assert len({at(), at(seed=2), at(epoch=118), at(step=8)}) == 4
+
+
+def test_warmup_can_be_squeezed_and_stopped_at_a_scale():
+    config = SupernetConfig(
+        channel_warmup_start=2, channel_warmup_epochs=6, smallest_scale=0.6, epochs=20
+    )
+    lows = [lowest_scale(SPACE, config, epoch) for epoch in range(20)]
+    assert lows[:2] == [2.0, 2.0]
+    assert lows[2] == 1.8
+    assert lows == sorted(lows, reverse=True)
+    assert lows[8:] == [0.6] * 12
+
+
+def test_spaces_with_fewer_scales_warm_up_too():
+    tiny = Tiny()
+    config = SupernetConfig(channel_warmup_start=0, channel_warmup_epochs=24)
+    lows = [lowest_scale(tiny, config, epoch) for epoch in range(30)]
+    assert set(lows) == {2.0, 1.0, 0.5}
+    assert lows == sorted(lows, reverse=True)
+
+
+def test_fixed_architectures_are_fixed():
+    assert fixed_architectures(SPACE, 4, 0) == fixed_architectures(SPACE, 4, 0)
+    assert fixed_architectures(SPACE, 4, 0) != fixed_architectures(SPACE, 4, 1)

@@ -1,0 +1,55 @@
+"""Files are written whole, or not at all."""
+
+import os
+
+import pytest
+
+from nasray import storage
+
+
+def test_json_comes_back(tmp_path):
+    path = storage.join(str(tmp_path), "a", "b.json")
+    storage.write_json(path, {"x": [1, 2.5, None]})
+    assert storage.read_json(path) == {"x": [1, 2.5, None]}
+    assert storage.list_names(str(tmp_path / "a")) == ["b.json"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = str(tmp_path / "file")
+    storage.write(path, b"old")
+
+    def fail(source, target):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        storage.write(path, b"new")
+    assert storage.read(path) == b"old"
+    assert storage.list_names(str(tmp_path)) == ["file"]
+
+
+def test_absent_places_are_empty(tmp_path):
+    nowhere = str(tmp_path / "nowhere")
+    assert storage.list_names(nowhere) == []
+    assert not storage.exists(nowhere)
+    storage.remove(nowhere)
+
+
+def test_remove_takes_files_and_folders(tmp_path):
+    for name in ("a/b/c", "d"):
+        storage.write(str(tmp_path / name), b"x")
+    storage.remove(str(tmp_path / "a"))
+    storage.remove(str(tmp_path / "d"))
+    assert storage.list_names(str(tmp_path)) == []
+
+
+def test_relative_paths_become_absolute_and_uris_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("runs/x") == str(tmp_path / "runs" / "x")
+    assert storage.absolute("s3://bucket/run/") == "s3://bucket/run"
+
+
+def test_uris_name_their_filesystem(tmp_path):
+    filesystem, place = storage.resolve(f"file://{tmp_path}/x")
+    assert filesystem.type_name == "local"
+    assert place == f"{tmp_path}/x"
