@@ -113,7 +113,7 @@ def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
         for name, param in module.named_parameters(recurse=False):
             is_norm = isinstance(module, nn.BatchNorm2d)
             (plain if is_norm or name == "bias" else decayed).append(param)
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         [
             {"params": decayed, "weight_decay": recipe.weight_decay},
             {"params": plain, "weight_decay": 0.0},
@@ -123,6 +123,12 @@ def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
         nesterov=recipe.momentum > 0,
         fused=True,
     )
+    if recipe.momentum > 0:
+        # The fused step takes no mixture of weights with momentum and weights chosen for
+        # the first time. Zeros are what the latter's momentum amounts to.
+        for param in (*decayed, *plain):
+            optimizer.state[param]["momentum_buffer"] = torch.zeros_like(param)
+    return optimizer
 
 
 def learning_rate(recipe: Recipe, epoch: float) -> float:
