@@ -62,6 +62,11 @@ def test_a_missing_section_is_named():
         parse_job({}, "job.toml")
 
 
+def test_a_misspelt_section_is_named_before_the_one_it_leaves_missing():
+    with pytest.raises(UserError, match="unknown key 'dat'"):
+        parse_job({"dat": MINIMAL["data"]}, "job.toml")
+
+
 def test_a_file_that_is_not_toml_is_named(tmp_path):
     path = tmp_path / "broken.toml"
     path.write_text("seed = = 1")

@@ -52,8 +52,8 @@ def train_supernet(recipe, *, resume=None, stop_after=None, networks=None):
     try:
         fit(
             supernet,
-            lambda images, epoch, step: supernet(
-                images, sample(SPACE, config, seed=0, epoch=epoch, step=step)
+            lambda images, epoch, step: torch.dropout(
+                supernet(images, sample(SPACE, config, seed=0, epoch=epoch, step=step)), 0.5, True
             ),
             recipe,
             batches=batches,
@@ -85,26 +85,28 @@ def test_bn_and_biases_are_not_decayed():
     assert decayed["nesterov"]
 
 
-def test_blocks_that_were_not_chosen_get_no_decay_and_no_momentum():
+def test_blocks_that_are_not_chosen_get_no_decay_and_no_momentum():
+    """Operation 0 is trained in the first epoch only, operation 1 in the others."""
     supernet = SPACE.supernet()
     SPACE.initialize(supernet, torch.Generator().manual_seed(0))
-    before = copy.deepcopy(supernet.state_dict())
-    arch = (0, 2) * 3
+    states = [copy.deepcopy(supernet.state_dict())]
     fit(
         supernet,
-        lambda images, epoch, step: supernet(images, arch),
+        lambda images, epoch, step: supernet(images, (min(epoch, 1), 2) * 3),
         RECIPE,
         batches=batches,
         validate=lambda epoch: {},
-        report=lambda curves, state: None,
+        report=lambda curves, state: states.append(copy.deepcopy(supernet.state_dict())),
         resume=None,
         device="cpu",
         seed=0,
     )
-    for name, tensor in supernet.state_dict().items():
-        chosen = name.split(".")[2] == "0"  # positions.<row>.<op>
-        if "num_batches" not in name:
-            assert torch.equal(tensor, before[name]) is not chosen, name
+    for epoch, (before, after) in enumerate(zip(states, states[1:], strict=False)):
+        for name, tensor in after.items():
+            op = name.split(".")[2]  # positions.<row>.<op>.<layer>; the head has one only
+            trained = name.startswith("positions.3") or op == str(min(epoch, 1))
+            if "num_batches" not in name:
+                assert torch.equal(tensor, before[name]) is not trained, (epoch, name)
 
 
 @pytest.mark.parametrize("stop_after", [1, 3])
