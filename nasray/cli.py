@@ -6,6 +6,7 @@ Nothing heavy is imported before a verb needs it: `nasray --help` must answer at
 import json
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -283,16 +284,32 @@ def _ray(address: str | None, job: Any) -> Iterator[None]:
         "logging_level": logging.INFO if verbose else logging.WARNING,
     }
     if address and address != "local":
+        _check_reachable(address)
         try:
             ray.init(address=address, **options)
         except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-            raise UserError(f"--address {address}: {error}") from None
+            raise UserError(
+                f"--address {address}: {error}; a cluster with token authentication needs "
+                "RAY_AUTH_MODE=token and its token here, too"
+            ) from None
     else:
         ray.init(address="local", num_cpus=_num_cpus(job.compute), **options)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse a HOST:PORT where nothing listens; Ray would try for a quarter of an hour."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise UserError(
+                f"--address {address}: no Ray cluster answers there ({error})"
+            ) from None
 
 
 def _num_cpus(compute: Any) -> int:

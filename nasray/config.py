@@ -77,6 +77,10 @@ class SupernetConfig(Section):
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(3e-5, ge=0)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
+    # Shared start: train the first operation of every block alone before this epoch, then
+    # copy it into its siblings and sample. 0 is the published way, which needs some ten
+    # thousand steps before random paths agree on anything; small data sets lack them.
+    shared_start_epochs: int = Field(0, ge=0)
     # Channel-selection warm-up: full width before this epoch (0-based), then the published
     # table of ever smaller scales, stretched or squeezed to `channel_warmup_epochs`.
     channel_warmup_start: int = Field(60, ge=0)
@@ -85,6 +89,15 @@ class SupernetConfig(Section):
     num_val_archs: int = Field(4, ge=1)  # fixed architectures, the mean of whose top-1 is shown
     val_calibration_images: int = Field(2000, ge=1)
     val_every: int = Field(1, ge=1)  # epochs
+
+    @model_validator(mode="after")
+    def _starts_in_order(self) -> "SupernetConfig":
+        if self.shared_start_epochs > self.channel_warmup_start:
+            raise ValueError(
+                f"shared_start_epochs = {self.shared_start_epochs} must not be above "
+                f"channel_warmup_start = {self.channel_warmup_start}"
+            )
+        return self
 
 
 class Limit(Section):

@@ -4,8 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import (
@@ -17,10 +16,9 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from nasray import storage
-
 logger = logging.getLogger(__name__)
 PLAIN_EVERY_S = 10.0
+LOOK_EVERY_S = 1.0
 
 Show = Callable[[int, str], None]  # how much is done, and a word on it
 
@@ -46,26 +44,21 @@ def progress(label: str, total: int, done: int = 0) -> Iterator[Show]:
 
 
 @contextmanager
-def following(label: str, total: int, path: str, tell: Callable[[Any], str]) -> Iterator[None]:
-    """Show progress by the length of the JSON list at `path`, which someone else writes."""
+def following(label: str, total: int, look: Callable[[], tuple[int, str]]) -> Iterator[None]:
+    """Show progress of work done elsewhere: `look()` says how much is done, and a word on it."""
     ended = threading.Event()
 
     def watch(show: Show) -> None:
-        while not ended.wait(1.0):
-            look(show)
+        while not ended.wait(LOOK_EVERY_S):
+            with suppress(OSError):  # of a storage that is away; the next look may succeed
+                show(*look())
 
-    def look(show: Show) -> None:
-        if storage.exists(path):
-            entries = storage.read_json(path)
-            if entries:
-                show(len(entries), tell(entries[-1]))
-
-    with progress(label, total) as show:
+    with progress(label, total, look()[0]) as show:
         watcher = threading.Thread(target=watch, args=(show,), daemon=True)
         watcher.start()
         try:
             yield
-            look(show)
+            show(*look())
         finally:
             ended.set()
             watcher.join()

@@ -139,7 +139,8 @@ def search(run: Run) -> list[Candidate]:
         return history.candidates
     checkpoint.load_supernet(run.supernet_path, run.space)  # refused here, not in an actor
     task = EvaluationTask(supernet=run.supernet_path, data_path=run.data_path, job=run.job)
-    with EvaluatorPool(task) as pool, progress("search", config.num_generations) as show:
+    num_done, num_all = len(history), config.num_generations
+    with EvaluatorPool(task) as pool, progress("search", num_all, num_done) as show:
         candidates = run_search(
             run.space, config, run.limits, pool, history, seed=run.job.seed, show=show
         )

@@ -23,7 +23,8 @@ def sample(
     lowest = [
         _lowest(gene.choices, config, epoch) if gene.kind == "scale" else 0 for gene in space.genes
     ]
-    sizes = [len(gene.choices) for gene in space.genes]
+    shared = epoch < config.shared_start_epochs
+    sizes = [1 if shared and gene.kind == "op" else len(gene.choices) for gene in space.genes]
     return tuple(rng.integers(lowest, sizes).tolist())
 
 

@@ -20,6 +20,7 @@ from ray.train.torch import TorchTrainer
 
 from nasray import checkpoint, storage
 from nasray.config import ComputeConfig, Job, SupernetConfig, parse_job
+from nasray.datasets.loader import TrainBatches
 from nasray.errors import UserError
 from nasray.evaluate import evaluate
 from nasray.images import JobImages
@@ -38,7 +39,13 @@ def train_supernet(job: Job, run_dir: str, data_path: str) -> str:
     path = storage.join(run_dir, "supernet.pt")
     if storage.exists(path):
         return path
+    check_batches(job, data_path, job.supernet.batch_size, job.compute.num_workers)
     curves = storage.join(run_dir, "curves", "supernet.json")
+
+    def look() -> tuple[int, str]:
+        epochs = storage.read_json(curves) if storage.exists(curves) else []
+        return len(epochs), _tell(epochs[-1]) if epochs else ""
+
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"job": job.model_dump(), "run_dir": run_dir, "data_path": data_path},
@@ -50,7 +57,7 @@ def train_supernet(job: Job, run_dir: str, data_path: str) -> str:
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-    with following("supernet", job.supernet.epochs, curves, _tell):
+    with following("supernet", job.supernet.epochs, look):
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -66,6 +73,12 @@ def scaling(compute: ComputeConfig, num_workers: int, cpus_per_worker: int) -> S
     use_gpu = on_gpu(compute)
     resources = {"CPU": cpus_per_worker, **({"GPU": 1} if use_gpu else {})}
     return ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources)
+
+
+def check_batches(job: Job, data_path: str, batch_size: int, num_workers: int) -> None:
+    """Refuse what every worker would refuse, and be restarted for."""
+    images = JobImages(job, data_path)
+    images.training_batches(batch_size, 0, rank=0, world_size=num_workers)
 
 
 def on_gpu(compute: ComputeConfig) -> bool:
@@ -121,6 +134,13 @@ def _train_worker(task: dict[str, Any]) -> str | None:
                 os.path.join(folder, STATE_FILE), map_location=device, weights_only=True
             )
 
+    def epoch_batches(epoch: int) -> TrainBatches:
+        if epoch == job.supernet.shared_start_epochs > 0:
+            space.spread(supernet)  # here, so that a resumed run does it at the same moment
+        return images.training_batches(
+            job.supernet.batch_size, epoch, rank=rank, world_size=world_size
+        )
+
     def report(curves: list[dict], state: Any) -> None:
         if rank == 0:
             storage.write_json(storage.join(task["run_dir"], "curves", "supernet.json"), curves)
@@ -137,9 +157,7 @@ def _train_worker(task: dict[str, Any]) -> str | None:
                 batch, sample(space, job.supernet, seed=job.seed, epoch=epoch, step=step)
             ),
             recipe_of(job.supernet),
-            batches=lambda epoch: images.training_batches(
-                job.supernet.batch_size, epoch, rank=rank, world_size=world_size
-            ),
+            batches=epoch_batches,
             validate=_validator(job, supernet, images, device=device),
             report=report,
             resume=resume,

@@ -24,15 +24,17 @@ from nasray.config import Job, RetrainConfig, parse_job
 from nasray.errors import UserError
 from nasray.evaluate import top1
 from nasray.images import JobImages
+from nasray.progress import following
 from nasray.spaces import make_space
 from nasray.spaces.elastic import build_subnet
 from nasray.spaces.space import Architecture
 from nasray.train import LossNotFiniteError, Recipe, fit
-from nasray.trainer import on_gpu, raise_user_error, scaling, worker_device
+from nasray.trainer import check_batches, on_gpu, raise_user_error, scaling, worker_device
 
 logger = logging.getLogger(__name__)
 TUNED = ("learning_rate", "weight_decay", "label_smoothing")
 STATE_FILE = "state.pt"
+CURVES_FILE = "curves.json"  # a copy of the curves in state.pt, to be looked at meanwhile
 FAILURE_FILE = "failure.json"
 
 
@@ -46,6 +48,7 @@ def retrain(job: Job, run_dir: str, data_path: str, arch: Architecture, name: st
     result_path = storage.join(folder, "result.json")
     if storage.exists(result_path):
         return storage.read_json(result_path)
+    check_batches(job, data_path, job.retrain.batch_size, job.compute.workers_per_trial)
     recipes = draw_recipes(job.retrain, job.seed)
     trials = [
         {
@@ -57,7 +60,9 @@ def retrain(job: Job, run_dir: str, data_path: str, arch: Architecture, name: st
         }
         for index, recipe in enumerate(recipes)
     ]
-    _tune(job, trials, name)
+    total = len(trials) * job.retrain.epochs  # an upper bound: ASHA stops some
+    with following(f"retrain {name}", total, lambda: _look(trials)):
+        _tune(job, trials)
     curves = [_read_trial(trial, job.retrain.epochs) for trial in trials]
     storage.write_json(storage.join(folder, "curves.json"), curves)
     whole = [index for index, curve in enumerate(curves) if not curve["stopped"]]
@@ -96,14 +101,15 @@ def draw_recipes(config: RetrainConfig, seed: int) -> list[dict[str, float]]:
     return recipes
 
 
-def _tune(job: Job, trials: list[dict[str, Any]], name: str) -> None:
+def _tune(job: Job, trials: list[dict[str, Any]]) -> None:
     """Run the trials under ASHA, each as a plain function or as a data-parallel training."""
     config, compute = job.retrain, job.compute
     if compute.workers_per_trial == 1:
         needs = {"cpu": compute.cpus_per_trial, "gpu": 1 if on_gpu(compute) else 0}
         trainable = tune.with_resources(_trial, needs)
     else:
-        trainable = tune.with_resources(_data_parallel_trial, {"cpu": 0})
+        # It only waits for its workers, but Tune wants it to ask for something.
+        trainable = tune.with_resources(_data_parallel_trial, {"cpu": 0, "memory": 256 << 20})
     grace = min(config.grace_epochs, config.epochs)
     storage_path = storage.join(trials[0]["folder"].rsplit("/", 1)[0], "tune")
     storage.remove(storage_path)  # of a killed run; the trials keep what matters themselves
@@ -194,6 +200,7 @@ def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: 
             buffer = io.BytesIO()
             torch.save(state(), buffer)
             storage.write(state_path, buffer.getvalue())
+            storage.write_json(storage.join(trial["folder"], CURVES_FILE), curves)
         report(_metrics(curves[-1]))
 
     def validate(epoch: int) -> dict[str, float | None]:
@@ -262,6 +269,17 @@ def _read_trial(trial: dict[str, Any], epochs: int) -> dict[str, Any]:
     if storage.exists(failure):
         found["failure"] = storage.read_json(failure)
     return found | {"epochs": curves}
+
+
+def _look(trials: list[dict[str, Any]]) -> tuple[int, str]:
+    """How many epochs the trials have done together, and how the last of them fares."""
+    paths = [storage.join(trial["folder"], CURVES_FILE) for trial in trials]
+    curves = {index: storage.read_json(p) for index, p in enumerate(paths) if storage.exists(p)}
+    if not curves:
+        return 0, ""
+    last = max(curves)
+    top1 = curves[last][-1]["holdout_top1"]
+    return sum(map(len, curves.values())), f"trial {last}, hold-out {top1:.1%}"
 
 
 def _metrics(epoch: dict[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,13 @@ Such tests use the "tiny" space on 32-pixel pictures, so that what takes their t
 
 import os
 import secrets
+import subprocess
+import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,41 +23,52 @@ from ray.thirdparty_files import psutil
 
 from nasray.config import DataConfig, Job
 from nasray.datasets import import_dataset
+from nasray.search.history import History
 
 MakeJob = Callable[..., Job]
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "space": {"name": "tiny", "resolution": 32},
-    "data": {"source": "parquet", "holdout_per_class": 8, "min_crop_area": 0.5},
-    "compute": {"device": "cpu", "num_workers": 2, "num_evaluators": 2},
-    "supernet": {
-        "epochs": 3,
-        "batch_size": 16,
-        "learning_rate": 0.05,
-        "warmup_epochs": 1,
-        "channel_warmup_start": 1,
-        "channel_warmup_epochs": 2,
-        "num_val_archs": 2,
-        "val_calibration_images": 40,
-    },
-    "search": {
-        "population_size": 6,
-        "num_generations": 3,
-        "num_parents": 2,
-        "limits": [{"cost": "macs", "max": 1.2e6}],
-        "calibration_images": 40,
-        "batch_size": 20,
-        "num_baseline": 2,
-    },
-    "retrain": {
-        "num_trials": 2,
-        "epochs": 3,
-        "batch_size": 16,
-        "learning_rate": [0.02, 0.1],
-        "warmup_epochs": 1,
-        "grace_epochs": 1,
-    },
-}
+JOB = """
+[space]
+name = "tiny"
+resolution = 32
+
+[data]
+source = "parquet"
+holdout_per_class = 8
+min_crop_area = 0.5
+
+[compute]
+device = "cpu"
+num_workers = 2
+num_evaluators = 2
+
+[supernet]
+epochs = 6
+batch_size = 16
+learning_rate = 0.05
+warmup_epochs = 1
+channel_warmup_start = 1
+channel_warmup_epochs = 5
+num_val_archs = 2
+val_calibration_images = 40
+
+[search]
+population_size = 8
+num_generations = 3
+num_parents = 2
+limits = [{ cost = "macs", max = 1.2e6 }]
+calibration_images = 40
+batch_size = 20
+num_baseline = 2
+
+[retrain]
+num_trials = 2
+epochs = 8
+batch_size = 16
+learning_rate = [0.02, 0.1]
+warmup_epochs = 1
+grace_epochs = 1
+"""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -90,18 +106,51 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def make_job(small_data: str) -> MakeJob:
-    """Make a job of two workers, two evaluators and a few seconds; sections as keywords."""
+    """Make JOB, which takes seconds, with other values: make_job(supernet={"epochs": 1})."""
 
     def make(*, seed: int = 0, **changes: dict[str, Any]) -> Job:
-        sections = {name: {**values, **changes.pop(name, {})} for name, values in SETTINGS.items()}
-        assert not changes, f"no such section: {list(changes)}"
+        sections = tomllib.loads(JOB)
         sections["data"]["path"] = small_data
+        for name, values in changes.items():
+            sections[name] |= values
         return Job.model_validate({"seed": seed, **sections})
 
     return make
 
 
-def wait_for(condition: Callable[[], Any], what: str, *, timeout_s: float = 60.0) -> Any:
+@dataclass(frozen=True)
+class FinishedRun:
+    folder: str
+    job_file: str
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="session")
+def finished_run(
+    small_data: str, environment: None, tmp_path_factory: pytest.TempPathFactory
+) -> FinishedRun:
+    """JOB done from beginning to end by one `nasray run` that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("finished")
+    job_file = folder / "job.toml"
+    job_file.write_text(JOB.replace("[data]", f'[data]\npath = "{small_data}"'))
+    process = start_nasray("run", job_file, folder / "run")
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    return FinishedRun(str(folder / "run"), str(job_file), stdout, stderr)
+
+
+def start_nasray(*arguments: str | Path) -> subprocess.Popen:
+    """Start a command of nasray's as a process of its own, with its output in pipes."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "nasray", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition: Callable[[], Any], what: str, *, timeout_s: float = 120.0) -> Any:
     """Poll `condition` until it holds and return what it returned."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
@@ -124,9 +173,15 @@ def ray_processes(name: str, parent: int | None = None) -> list[int]:
     return found
 
 
-def assert_same_weights(path: str, other: str) -> None:
+def assert_same_weights(path: str | Path, other: str | Path) -> None:
     """Compare every tensor of two files of weights, bit by bit."""
     states = [torch.load(each, weights_only=True)["state"] for each in (path, other)]
     assert states[0].keys() == states[1].keys()
     different = [name for name in states[0] if not torch.equal(states[0][name], states[1][name])]
     assert not different
+
+
+def evaluations(run_dir: str | Path) -> list[tuple]:
+    """What a search has found, in order: (generation, arch, fitness)."""
+    candidates = History(f"{run_dir}/history").candidates
+    return [(found.generation, found.arch, found.fitness) for found in candidates]

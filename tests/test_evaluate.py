@@ -48,7 +48,9 @@ def test_deeper_layers_see_batches_normalised_as_in_training():
     recalibrate_bn(net, images, batch_size=16)
     handle.remove()
     values = torch.cat(given).double()
-    torch.testing.assert_close(net[4].running_mean.double(), values.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        net[4].running_mean.double(), values.mean((0, 2, 3)), rtol=1e-4, atol=1e-6
+    )
     torch.testing.assert_close(
         net[4].running_var.double(), values.var((0, 2, 3), unbiased=False), rtol=1e-4, atol=1e-6
     )

@@ -38,7 +38,14 @@ def test_only_the_ray_files_import_ray():
 
 
 def test_search_knows_no_network_and_no_cluster():
-    allowed = ("nasray.config", "nasray.cost", "nasray.errors", "nasray.search", "nasray.spaces.space", "nasray.storage")
+    allowed = (
+        "nasray.config",
+        "nasray.cost",
+        "nasray.errors",
+        "nasray.search",
+        "nasray.spaces.space",
+        "nasray.storage",
+    )
     for path in (PACKAGE / "search").glob("*.py"):
         assert packages(path) <= {
             *sys.stdlib_module_names,
@@ -87,5 +94,7 @@ def test_help_answers_at_once():
     subprocess.run([sys.executable, "-m", "nasray", "--help"], check=True, capture_output=True)
     program = "import sys, nasray.cli; print(*sorted({m.split('.')[0] for m in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
-    assert not {"torch", "ray", "plotly", "pyarrow", "pydantic"} & set(loaded.stdout.decode().split())
+    assert not {"torch", "ray", "plotly", "pyarrow", "pydantic"} & set(
+        loaded.stdout.decode().split()
+    )
     assert time.monotonic() - started < 30  # a hang, not a measurement

@@ -47,6 +47,12 @@ def test_block_selection_comes_first_at_full_width():
         assert set(archs[:, 0::2].ravel()) == {0, 1, 2, 3}
 
 
+def test_a_shared_start_trains_the_first_operations_at_full_width():
+    config = SupernetConfig(shared_start_epochs=3, channel_warmup_start=5)
+    assert set(map(tuple, drawn(config, 2, steps=20))) == {(0, 9) * 20}
+    assert set(drawn(config, 3)[:, 0::2].ravel()) == {0, 1, 2, 3}
+
+
 def test_operations_and_scales_are_uniform_and_independent():
     archs = drawn(PUBLISHED, 119, steps=2000)
     ops = np.bincount(archs[:, 0::2].ravel(), minlength=4) / archs[:, 0::2].size

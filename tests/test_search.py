@@ -57,7 +57,9 @@ def limited(unlimited, *limits):
 
 
 def config(**changes):
-    return SearchConfig(**({"population_size": 20, "num_generations": 6, "num_parents": 6} | changes))
+    return SearchConfig(
+        **({"population_size": 20, "num_generations": 6, "num_parents": 6} | changes)
+    )
 
 
 def search(folder, limits, seed=0, evaluate=evaluate, **changes):
@@ -271,9 +273,7 @@ def test_an_unknown_cost_is_named():
         Limits(SPACE, [Limit(cost="latency", max=3)])
 
 
-@pytest.mark.parametrize(
-    "limit", [Limit(cost="macs", max=153e6), Limit(cost="params", min=7.2e6)]
-)
+@pytest.mark.parametrize("limit", [Limit(cost="macs", max=153e6), Limit(cost="params", min=7.2e6)])
 def test_limits_that_random_draws_never_meet_are_met_by_descent(unlimited, limit):
     rng = np.random.default_rng(0)
     limits = limited(unlimited, limit)

@@ -67,13 +67,11 @@ def test_supernet_and_subnet_train_alike(space):
     for arch in random_archs(space, 2, seed=1):
         supernet = trained_like(space).train()
         subnet = supernet.extract(arch)
-        for network, logits in (
-            (supernet, lambda: supernet(images(space, 4), arch)),
-            (subnet, lambda: subnet(images(space, 4))),
-        ):
-            torch.manual_seed(0)  # of dropout
-            logits().square().mean().backward()
-            assert network.training
+        batch = images(space, 4)
+        torch.manual_seed(0)  # of dropout
+        supernet(batch, arch).square().mean().backward()
+        torch.manual_seed(0)
+        subnet(batch).square().mean().backward()
         after = supernet.extract(arch).state_dict()
         for name, tensor in subnet.state_dict().items():
             torch.testing.assert_close(after[name], tensor, msg=name)
@@ -128,6 +126,37 @@ def test_smaller_widths_are_views_of_larger_ones(space):
     assert any(small[name].shape != large[name].shape for name in small)
     for name, tensor in small.items():
         assert torch.equal(tensor, large[name][tuple(slice(n) for n in tensor.shape)])
+
+
+@every_space
+def test_spreading_makes_the_operations_of_a_block_compute_alike(space):
+    """Exactly for kernels of other sizes; an xception branch only copies what it can."""
+    supernet = trained_like(space).eval()
+    first = tuple(0 if gene.kind == "op" else len(gene.choices) - 1 for gene in space.genes)
+    other = [
+        gene.choices.index("shuffle7" if "shuffle7" in gene.choices else "conv5")
+        if gene.kind == "op"
+        else choice
+        for gene, choice in zip(space.genes, first, strict=True)
+    ]
+    before = supernet(images(space), first)
+    assert not torch.allclose(supernet(images(space), tuple(other)), before, rtol=1e-2)
+    space.spread(supernet)
+    assert torch.equal(supernet(images(space), first), before)
+    torch.testing.assert_close(supernet(images(space), tuple(other)), before)
+
+
+def test_spreading_fills_the_xception_branches():
+    supernet = trained_like(ShuffleNet())
+    ShuffleNet().spread(supernet)
+    shuffle3, _, _, xception = supernet.positions[2]
+    assert torch.equal(xception.main.conv1.weight, shuffle3.main.conv0.weight)
+    assert torch.equal(xception.main.conv2.weight, shuffle3.main.conv1.weight)
+    assert torch.equal(xception.main.conv5.weight, shuffle3.main.conv2.weight)
+    features = torch.randn(1, 32, 8, 8)
+    assert torch.equal(xception.main.conv0(features), features)  # an identity
+    wide = torch.randn(1, 64, 8, 8)
+    assert torch.equal(xception.main.conv3(wide), wide)
 
 
 @every_space
@@ -305,7 +334,9 @@ def test_xception_strides_in_its_first_depthwise_only():
     ]
 
 
-@pytest.mark.parametrize(("layout", "squeezed"), [("oneshot", (40, 80)), ("shufflenetv2plus", (32, 64))])
+@pytest.mark.parametrize(
+    ("layout", "squeezed"), [("oneshot", (40, 80)), ("shufflenetv2plus", (32, 64))]
+)
 def test_squeeze_widths(layout, squeezed):
     space = ShuffleNet(layout=layout)
     for position, width in zip((9, 17), squeezed, strict=True):
@@ -373,5 +404,7 @@ def test_one_switch_governs_se_hardswish_and_dropout():
 def test_a_job_names_its_space():
     from nasray.config import SpaceConfig
 
-    config = SpaceConfig.model_validate({"name": "shufflenet", "resolution": 64, "se": False, "head": "spos"})
+    config = SpaceConfig.model_validate(
+        {"name": "shufflenet", "resolution": 64, "se": False, "head": "spos"}
+    )
     assert make_space(config, 5) == ShuffleNet(5, 64, se=False, head="spos")

@@ -3,61 +3,132 @@
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import ray
 import torch
-from conftest import MakeJob, assert_same_weights, ray_processes, wait_for
+from conftest import FinishedRun, MakeJob, assert_same_weights, ray_processes, wait_for
+from ray import cloudpickle
+from ray.train import RunConfig
+from ray.train.torch import TorchTrainer
+from ray.util.state import list_actors
 
-from nasray import storage
+from nasray import storage, trainer
 from nasray.config import Job
 from nasray.errors import UserError
-from nasray.trainer import train_supernet
+from nasray.images import JobImages
 
 pytestmark = pytest.mark.ray
 
 
 def train(job: Job, run_dir: Path) -> str:
-    return train_supernet(job, str(run_dir), job.data.path)
+    return trainer.train_supernet(job, str(run_dir), job.data.path)
 
 
-def curves(run_dir: Path) -> list[dict]:
+def curves(run_dir: str | Path) -> list[dict[str, Any]]:
     """The epochs recorded, without what the clock decides."""
     path = f"{run_dir}/curves/supernet.json"
     epochs = storage.read_json(path) if storage.exists(path) else []
     return [{key: epoch[key] for key in epoch if key != "seconds"} for epoch in epochs]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(make_job: MakeJob, ray_cluster: None, tmp_path_factory) -> Path:
-    run_dir = tmp_path_factory.mktemp("undisturbed")
-    train(make_job(supernet={"epochs": 6}), run_dir)
-    return run_dir
+def num_workers_started() -> int:
+    return len(list_actors(filters=[("class_name", "=", "RayTrainWorker")], limit=1000))
 
 
-def test_training_records_every_epoch(undisturbed: Path):
-    epochs = curves(undisturbed)
-    assert [epoch["epoch"] for epoch in epochs] == list(range(6))
-    assert [epoch["lowest_scale"] for epoch in epochs[:2]] == [2.0, 1.0]
-    assert all(0 < epoch["val_top1"] <= 1 for epoch in epochs)
-
-
-def test_a_killed_worker_changes_no_weight(undisturbed: Path, make_job, ray_cluster, tmp_path):
+def test_a_killed_worker_changes_no_weight(
+    finished_run: FinishedRun, make_job: MakeJob, ray_cluster: None, tmp_path: Path
+):
     chance, killed = random.Random(), []
 
     def kill() -> None:
         wait_for(lambda: curves(tmp_path), "the first epoch is recorded")
-        time.sleep(chance.uniform(0, 1))  # any moment from there on
-        killed.extend(ray_processes("RayTrainWorker")[:1])
-        for pid in killed:
-            os.kill(pid, signal.SIGKILL)
+        time.sleep(chance.uniform(0, 1))  # any moment of the next three epochs
+        victim = chance.choice(ray_processes("RayTrainWorker"))
+        os.kill(victim, signal.SIGKILL)
+        killed.append(victim)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    path = train(make_job(supernet={"epochs": 6}), tmp_path)
+    path = train(make_job(), tmp_path)
     killer.join()
     assert killed
-    assert_same_weights(path, f"{undisturbed}/supernet.pt")
-    assert curves(tmp_path) == curves(undisturbed)
+    assert_same_weights(path, f"{finished_run.folder}/supernet.pt")
+    assert curves(tmp_path) == curves(finished_run.folder)
+    assert len(curves(tmp_path)) == make_job().supernet.epochs
+
+
+def test_a_loss_that_is_not_finite_ends_training_at_once(
+    make_job: MakeJob, ray_cluster: None, tmp_path: Path
+):
+    # One step an epoch, and the first of them at a learning rate of 0.
+    recipe = {"learning_rate": 1e30, "warmup_epochs": 2, "batch_size": 64}
+    before = num_workers_started()
+    with pytest.raises(UserError, match=r"supernet training: the loss became \w+ in epoch 3"):
+        train(make_job(supernet=recipe), tmp_path)
+    assert num_workers_started() == before + 2
+    assert not (tmp_path / "supernet.pt").exists()
+    kept = max((tmp_path / "train/supernet").glob("checkpoint_*/state.pt"))
+    assert len(torch.load(kept, weights_only=True)["curves"]) == 2
+
+
+def test_what_no_worker_can_do_is_said_before_any_starts(
+    make_job: MakeJob, ray_cluster: None, tmp_path: Path
+):
+    before = num_workers_started()
+    with pytest.raises(UserError, match="cannot feed 2 training workers"):
+        train(make_job(supernet={"batch_size": 1}), tmp_path)
+    assert num_workers_started() == before
+
+
+def test_workers_see_different_images_and_end_with_equal_weights(
+    make_job: MakeJob, ray_cluster: None, tmp_path: Path
+):
+    job, folder = make_job(supernet={"epochs": 1, "batch_size": 32}), str(tmp_path)
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
+    TorchTrainer(
+        spied_worker,
+        train_loop_config={"job": job.model_dump(), "run_dir": folder, "data_path": job.data.path},
+        scaling_config=trainer.scaling(job.compute, 2, 1),
+        run_config=RunConfig(name="spied", storage_path=folder),
+    ).fit()
+    one, other = (torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(2))
+    assert [len(share) for share in one["shares"]] == [len(share) for share in other["shares"]]
+    images = [image for share in one["shares"] + other["shares"] for image in share]
+    assert len(images) == len(set(images)) == 2 * 32  # two steps
+    for name, weight in one["weights"].items():
+        assert torch.equal(weight, other["weights"][name]), name
+    head = "positions.3.0.output.weight"
+    assert not torch.equal(one["start"][head], one["weights"][head])
+
+
+def spied_worker(task: dict[str, Any]) -> None:
+    """Train as trainer.py does, and write down which images came in and which weights out."""
+    shares, networks, starts = [], [], []
+
+    def batches(self: JobImages, *args: Any, **kwargs: Any) -> Any:
+        found = training_batches(self, *args, **kwargs)
+        shares.extend(torch.from_numpy(np.concatenate(share)).tolist() for share in found.shares)
+        return found
+
+    def fit(network: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        networks.append(network)
+        starts.append(weights_of(network))
+        return plain_fit(network, *args, **kwargs)
+
+    training_batches, JobImages.training_batches = JobImages.training_batches, batches
+    plain_fit, trainer.fit = trainer.fit, fit
+    trainer._train_worker(task)
+    seen = {"shares": shares, "start": starts[0], "weights": weights_of(networks[0])}
+    torch.save(seen, f"{task['run_dir']}/{ray.train.get_context().get_world_rank()}.pt")
+
+
+def weights_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Copy what is learned: batch statistics are each worker's own."""
+    return {name: weight.detach().clone() for name, weight in network.named_parameters()}

@@ -74,6 +74,13 @@ class Supernet(nn.Module):
         ]
 
 
+def embed(target: Tensor, source: Tensor) -> None:
+    """Copy weights; a smaller kernel goes into the middle of a larger one, zeros around it."""
+    margin = (target.shape[-1] - source.shape[-1]) // 2 if target.dim() == 4 else 0
+    target.zero_()
+    (target[..., margin:-margin, margin:-margin] if margin else target).copy_(source)
+
+
 def build_subnet(blocks: Sequence[Block]) -> nn.Sequential:
     """Build the stand-alone network of decoded `blocks`, its weights not yet drawn."""
     return nn.Sequential(OrderedDict((block.name, block.build()) for block in blocks))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nasray.errors import UserError
-from nasray.spaces.elastic import Supernet
+from nasray.spaces.elastic import Supernet, embed
 from nasray.spaces.space import (
     Architecture,
     Block,
@@ -34,6 +34,14 @@ STAGE_REPEATS = (4, 4, 8, 4)  # choice blocks; the first of each stage has strid
 LAYOUTS = {"oneshot": (64, 160, 320, 640), "shufflenetv2plus": (48, 128, 256, 512)}
 HEADS = ("after_pooling", "shufflenetv2plus", "spos")
 LAST_CHANNELS = 1024
+
+# Layers of the xception branches -> their twins in the 3x3 shuffle branches; and those
+# that have none.
+XCEPTION_TWINS = {
+    **{"conv1": "conv0", "conv2": "conv1", "conv5": "conv2", "conv6": "conv3", "conv7": "conv4"},
+    **{"bn1": "bn0", "bn2": "bn1", "bn5": "bn2", "bn6": "bn3", "bn7": "bn4"},
+}
+XCEPTION_EXTRAS = ("conv0", "bn0", "conv3", "bn3", "conv4", "bn4")
 
 # (block, channel) of published architectures. oneshot-s+: CanyonWind, MicroNet Challenge
 # 2019. oneshot: the encoding of the SPOS paper, which OneShot and OneShot+ share.
@@ -153,6 +161,26 @@ class ShuffleNet:
                     module.reset_running_stats()
                     module.weight.fill_(1.0)
                     module.bias.fill_(1e-4)
+
+    def spread(self, supernet: Supernet) -> None:
+        """Copy each 3x3 shuffle operation into its siblings, which then compute (nearly) alike.
+
+        Larger kernels hold the smaller one in their middle. An xception branch gets the
+        same convolutions, and identities for those that it has more.
+        """
+        with torch.no_grad():
+            for source, *siblings in supernet.positions[1:-1]:
+                weights = source.state_dict()
+                for sibling, op in zip(siblings, OPS[1:], strict=True):
+                    renamed = XCEPTION_TWINS if op == "xception3" else {}
+                    for name, target in sibling.state_dict().items():
+                        branch, layer, *rest = name.split(".")
+                        twin = ".".join((branch, renamed.get(layer, layer), *rest))
+                        if branch == "main" and layer in XCEPTION_EXTRAS and renamed:
+                            if layer.startswith("conv"):
+                                nn.init.dirac_(target, groups=len(target) // target.shape[1])
+                        else:
+                            embed(target, weights[twin])
 
     def to_json(self, arch: Architecture) -> dict[str, Any]:
         return {"block": list(arch[0::2]), "channel": list(arch[1::2])}

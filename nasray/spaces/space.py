@@ -69,6 +69,9 @@ class Space(Protocol):
     def initialize(self, network: Any, generator: Any) -> None:
         """Draw the initial weights of a supernet or subnet in place, from `generator` alone."""
 
+    def spread(self, supernet: Any) -> None:
+        """Copy each first operation's weights into its siblings, as nearly as they fit."""
+
     def to_json(self, arch: Architecture) -> dict[str, Any]:
         """Write `arch` in the field's own keys."""
 

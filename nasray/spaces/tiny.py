@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from nasray.errors import UserError
-from nasray.spaces.elastic import Supernet
+from nasray.spaces.elastic import Supernet, embed
 from nasray.spaces.space import (
     Architecture,
     Block,
@@ -98,6 +98,13 @@ class Tiny:
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.BatchNorm2d):
                 module.reset_parameters()
+
+    def spread(self, supernet: Supernet) -> None:
+        with torch.no_grad():
+            for small, large in supernet.positions[:-1]:
+                weights = small.state_dict()
+                for name, target in large.state_dict().items():
+                    embed(target, weights[name])
 
     def to_json(self, arch: Architecture) -> dict[str, Any]:
         return {"op": list(arch[0::2]), "scale": list(arch[1::2])}

@@ -1,0 +1,156 @@
+"""A whole run by the command line: what it leaves, and that being killed changes none of it."""
+
+import json
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import onnx
+import pytest
+from click.testing import CliRunner
+from conftest import (
+    FinishedRun,
+    MakeJob,
+    assert_same_weights,
+    evaluations,
+    psutil,
+    start_nasray,
+    wait_for,
+)
+
+from nasray import storage
+from nasray.cli import main
+from nasray.run import opened
+
+pytestmark = pytest.mark.ray
+
+
+def test_a_run_leaves_a_report_a_front_and_a_model(finished_run: FinishedRun):
+    folder = Path(finished_run.folder)
+    front = storage.read_json(str(folder / "front.json"))
+    assert [entry["macs"] for entry in front] == sorted({entry["macs"] for entry in front})
+    assert all(entry["macs"] <= 1.2e6 for entry in front)
+    onnx.checker.check_model(str(folder / "export/0.onnx"))
+    assert (folder / "report.html").stat().st_size > 1e6  # plotly is within
+    assert len(evaluations(folder)) == 8 + 2 * 6  # a population, then its offspring twice
+    named = re.findall(r"^(?:Report|Pareto front|ONNX): +(\S+)$", finished_run.stdout, re.M)
+    assert len(named) == 3 and all(map(os.path.exists, named))
+
+
+def test_a_run_says_what_it_does_and_no_more(finished_run: FinishedRun):
+    known = ("supernet ", "search ", "retrain 0 ", finished_run.folder, "wrote ")
+    lines = finished_run.stderr.splitlines()
+    assert not [line for line in lines if not line.startswith(known)]
+    assert "ray" not in finished_run.stdout.replace(finished_run.folder, "").lower()
+
+
+# What there is when the driver is killed, one kill after the other in one run directory.
+MOMENTS = {
+    "supernet training": "curves/supernet.json",
+    "search": "history/running/*.json",
+    "retraining": "retrain/0/trial-0/state.pt",
+}
+
+
+def test_a_run_killed_at_every_stage_ends_as_if_nothing_had_happened(
+    finished_run: FinishedRun, tmp_path: Path
+):
+    run_dir, left_over = tmp_path / "run", []
+    for stage, sign in MOMENTS.items():
+        process = start_nasray("run", finished_run.job_file, run_dir)
+        wait_for(
+            lambda sign=sign, process=process: any(run_dir.glob(sign)) or process.poll(), stage
+        )
+        family = psutil.Process(process.pid).children(recursive=True)
+        # Ray's agents wait a minute for a cluster that is gone, the others do not.
+        agents = [each for each in family if "Agent" in each.name()]
+        working = set(family) - set(agents)
+        assert len(working) > 4
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert not psutil.wait_procs(working, timeout=15)[1], f"alive after a kill in {stage}"
+        left_over.append(agents)
+    process = start_nasray("run", finished_run.job_file, run_dir)
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert not psutil.wait_procs(left_over[0], timeout=60)[1]
+    assert evaluations(run_dir) == evaluations(finished_run.folder)
+    for weights in ("supernet.pt", "retrain/0/model.pt"):
+        assert_same_weights(run_dir / weights, f"{finished_run.folder}/{weights}")
+    for result in ("front.json", "top.json"):
+        assert (run_dir / result).read_text() == Path(finished_run.folder, result).read_text()
+
+
+def refusal(*arguments: str | Path) -> str:
+    """The one line with which a command in a process of its own refuses its arguments."""
+    process = start_nasray(*arguments)
+    stdout, stderr = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert stdout == ""
+    [line] = stderr.splitlines()
+    return line.removeprefix("Error: ")
+
+
+def test_a_run_directory_in_use_is_refused(finished_run: FinishedRun):
+    with opened(finished_run.folder):
+        line = refusal("run", finished_run.job_file, finished_run.folder)
+    assert line == f"{finished_run.folder} is in use by another nasray process"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "named"),
+    [
+        ("epochs = 6", "epochs = 7", "supernet.epochs = 6, the job says 7"),
+        ("[space]", "seed = 1\n[space]", "seed = 0, the job says 1"),
+        ("max = 1.2e6", "max = 1.3e6", "search.limits"),
+        ("num_workers = 2", "num_workers = 1", "compute.num_workers = 2, the job says 1"),
+    ],
+)
+def test_a_run_directory_of_another_job_is_refused(
+    finished_run: FinishedRun, tmp_path: Path, before: str, after: str, named: str
+):
+    text = Path(finished_run.job_file).read_text()
+    assert before in text
+    (tmp_path / "job.toml").write_text(text.replace(before, after, 1))
+    result = CliRunner().invoke(main, ["run", f"{tmp_path}/job.toml", finished_run.folder])
+    assert result.exit_code == 1
+    assert f"{finished_run.folder} was recorded with {named}" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_where_data_lie_and_how_many_evaluate_may_change(
+    finished_run: FinishedRun, make_job: MakeJob, small_data: str, tmp_path: Path
+):
+    moved = shutil.copytree(small_data, tmp_path / "moved")
+    job = make_job(data={"path": str(moved)}, compute={"num_evaluators": 5})
+    with opened(finished_run.folder, job) as run:
+        assert run.job == job
+        assert run.data_path == str(moved)
+
+
+def test_a_mistake_found_by_a_worker_is_one_line(finished_run: FinishedRun, tmp_path: Path):
+    copy = shutil.copytree(finished_run.folder, tmp_path / "run")
+    (copy / "supernet.pt").write_bytes(b"not weights")
+    line = refusal("evaluate", copy, "largest")
+    assert line.startswith(f"{copy}/supernet.pt is not a readable checkpoint")
+
+
+def test_evaluate_measures_what_the_search_has_measured(finished_run: FinishedRun):
+    top = storage.read_json(f"{finished_run.folder}/top.json")
+    process = start_nasray("evaluate", finished_run.folder, *(json.dumps(e["arch"]) for e in top))
+    stdout, stderr = process.communicate(timeout=100)
+    assert process.returncode == 0, stderr
+    found = [json.loads(line) for line in stdout.splitlines()]
+    assert [each["top1"] for each in found] == [entry["fitness"] for entry in top]
+    assert [each["macs"] for each in found] == [entry["macs"] for entry in top]
+    assert stderr == ""
+
+
+def test_an_address_where_nothing_listens_is_refused(finished_run: FinishedRun):
+    arguments = ["evaluate", finished_run.folder, "largest", "--address", "127.0.0.1:1"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert "--address 127.0.0.1:1: no Ray cluster answers there" in result.stderr
+    assert len(result.stderr.splitlines()) == 1

@@ -1,0 +1,174 @@
+"""Retraining: recipes that follow from the seed, early stopping, and results that survive kills."""
+
+import os
+import random
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import FinishedRun, MakeJob, assert_same_weights, ray_processes, wait_for
+from PIL import Image
+
+from nasray import storage
+from nasray.checkpoint import load_subnet
+from nasray.config import DataConfig, RetrainConfig
+from nasray.datasets import import_dataset
+from nasray.evaluate import top1
+from nasray.images import JobImages
+from nasray.tuner import draw_recipes, retrain
+
+RECIPE_KEYS = ("learning_rate", "weight_decay", "label_smoothing")
+ANY_ARCH = (0, 1) * 3
+
+
+def curves(folder: str | Path, trial: int = 0) -> list[dict[str, Any]]:
+    path = f"{folder}/trial-{trial}/curves.json"
+    return storage.read_json(path) if storage.exists(path) else []
+
+
+def without_clock(epochs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: epoch[key] for key in epoch if key != "seconds"} for epoch in epochs]
+
+
+def test_recipes_are_a_function_of_the_seed():
+    config = RetrainConfig(
+        num_trials=200, learning_rate=(0.01, 1), weight_decay=(0, 1e-4), label_smoothing=0.05
+    )
+    recipes = draw_recipes(config, seed=3)
+    assert recipes == draw_recipes(config, seed=3)
+    assert recipes != draw_recipes(config, seed=4)
+    assert recipes[:5] == draw_recipes(config.model_copy(update={"num_trials": 5}), seed=3)
+    rates, decays, smoothings = zip(
+        *(map(recipe.get, RECIPE_KEYS) for recipe in recipes), strict=True
+    )
+    assert 0.01 <= min(rates) < max(rates) <= 1
+    assert sum(rate < 0.1 for rate in rates) == pytest.approx(100, abs=25)  # log-uniform
+    assert 0 <= min(decays) < max(decays) <= 1e-4
+    assert sum(decay < 5e-5 for decay in decays) == pytest.approx(100, abs=25)  # uniform from 0
+    assert set(smoothings) == {0.05}
+
+
+@pytest.mark.ray
+def test_the_best_trial_is_tested_once_on_the_validation_folder(
+    finished_run: FinishedRun, make_job: MakeJob
+):
+    folder, job = f"{finished_run.folder}/retrain/0", make_job()
+    result = storage.read_json(f"{folder}/result.json")
+    _, arch, subnet, extra = load_subnet(f"{folder}/model.pt")
+    images = JobImages(job, job.data.path)
+    accuracy = top1(subnet, *images.validation(), batch_size=job.search.batch_size)
+    assert result["val_top1"] == accuracy
+    assert result["num_val_images"] == 4 * 8
+    assert result["genes"] == list(arch)
+    assert extra["classes"] == list(images.dataset.classes)
+    recipes = draw_recipes(job.retrain, job.seed)
+    trials = storage.read_json(f"{folder}/curves.json")
+    assert [trial["recipe"] for trial in trials] == recipes
+    last = {trial["trial"]: trial["epochs"][-1]["holdout_top1"] for trial in trials}
+    whole = {trial["trial"] for trial in trials if len(trial["epochs"]) == job.retrain.epochs}
+    assert whole == {trial["trial"] for trial in trials if not trial["stopped"]}
+    assert result["trial"] == max(whole, key=lambda trial: (last[trial], -trial))
+
+
+@pytest.mark.ray
+def test_a_killed_trial_goes_on_and_ends_with_the_same_weights(
+    finished_run: FinishedRun, make_job: MakeJob, ray_cluster: None, tmp_path: Path
+):
+    before, chance, killed = f"{finished_run.folder}/retrain/0", random.Random(), []
+    arch = tuple(storage.read_json(f"{before}/result.json")["genes"])
+
+    def kill() -> None:
+        wait_for(lambda: curves(tmp_path / "retrain/0"), "the first epoch is recorded")
+        time.sleep(chance.uniform(0, 0.2))
+        killed.extend(ray_processes("ImplicitFunc"))
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    job = make_job()
+    retrain(job, str(tmp_path), job.data.path, arch, "0")
+    killer.join()
+    assert len(killed) == 1
+    assert_same_weights(tmp_path / "retrain/0/model.pt", f"{before}/model.pt")
+    for trial in range(2):
+        now = curves(tmp_path / "retrain/0", trial)
+        assert without_clock(now) == without_clock(curves(before, trial))
+
+
+@pytest.mark.ray
+def test_what_was_trained_is_replayed_and_not_trained_again(
+    finished_run: FinishedRun, make_job: MakeJob, ray_cluster: None, tmp_path: Path
+):
+    before, after = f"{finished_run.folder}/retrain/0", tmp_path / "retrain/0"
+    arch = tuple(storage.read_json(f"{before}/result.json")["genes"])
+    shutil.copytree(before, after)
+    for lost in ("result.json", "model.pt", "curves.json"):
+        (after / lost).unlink()
+    job = make_job()
+    result = retrain(job, str(tmp_path), job.data.path, arch, "0")
+    assert_same_weights(after / "model.pt", f"{before}/model.pt")
+    for trial in range(2):
+        assert curves(after, trial) == curves(before, trial)  # seconds, too
+    old = storage.read_json(f"{before}/result.json")
+    assert result == {key: old[key] for key in result}
+
+
+@pytest.fixture(scope="module")
+def plain_colors(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A data set that any recipe but a bad one learns at once: the class is the colour."""
+    root = tmp_path_factory.mktemp("colors")
+    for label, color in enumerate(("red", "lime", "blue")):
+        for split, number in (("train", 40), ("val", 4)):
+            folder = root / "images" / split / str(label)
+            folder.mkdir(parents=True)
+            for index in range(number):
+                Image.new("RGB", (32, 32), color).save(folder / f"{index}.png")
+    config = DataConfig(source="imagefolder", path=str(root / "images"))
+    import_dataset(config, str(root / "data"), seed=0)
+    return str(root / "data")
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_bad_recipe_is_stopped_early(
+    make_job: MakeJob, plain_colors: str, ray_cluster: None, tmp_path: Path, num_workers: int
+):
+    config = {"num_trials": 2, "epochs": 30, "grace_epochs": 3, "learning_rate": [1e-9, 0.1]}
+    job = make_job(
+        seed=seed_of_a_good_and_a_bad_recipe(RetrainConfig(**config)),
+        data={"path": plain_colors, "color_jitter": 0, "lighting": 0},
+        compute={"workers_per_trial": num_workers},
+        retrain=config,
+    )
+    result = retrain(job, str(tmp_path), job.data.path, ANY_ARCH, "0")
+    good, bad = storage.read_json(f"{tmp_path}/retrain/0/curves.json")
+    assert good["epochs"][2]["holdout_top1"] > bad["epochs"][2]["holdout_top1"] + 0.2
+    assert len(good["epochs"]) == 30
+    if num_workers == 1:
+        assert len(bad["epochs"]) == 3
+    else:  # the news that a trial is to stop takes about a second
+        assert 3 <= len(bad["epochs"]) < 30
+    assert [trial["stopped"] for trial in (good, bad)] == [False, True]
+    assert result["trial"] == 0
+
+
+def seed_of_a_good_and_a_bad_recipe(config: RetrainConfig) -> int:
+    for seed in range(1000):
+        good, bad = (recipe["learning_rate"] for recipe in draw_recipes(config, seed))
+        if good > 0.03 and bad < 1e-7:
+            return seed
+    raise AssertionError("no seed gives such recipes")
+
+
+@pytest.mark.ray
+def test_trials_may_have_several_workers(make_job: MakeJob, ray_cluster: None, tmp_path: Path):
+    job = make_job(compute={"workers_per_trial": 2}, retrain={"num_trials": 1, "epochs": 2})
+    result = retrain(job, str(tmp_path), job.data.path, ANY_ARCH, "0")
+    assert [epoch["epoch"] for epoch in curves(tmp_path / "retrain/0")] == [0, 1]
+    assert result["trial"] == 0
+    assert torch.load(tmp_path / "retrain/0/model.pt", weights_only=True)["arch"] == list(ANY_ARCH)
