@@ -110,6 +110,8 @@ def data_import(source: str, destination: str, path: str, seed: int) -> None:
     from nasray.progress import progress
 
     job = parse_job({"data": {"source": source, "path": path}}, "nasray data import")
+    if storage.exists(storage.join(destination, "dataset.json")):
+        raise UserError(f"{destination} holds a data set already; remove it or name another folder")
     with progress("data", 100) as show:
         info = import_dataset(
             job.data,
@@ -141,13 +143,14 @@ def train(job: str, run_dir: str, data_path: str | None, address: str | None) ->
 @main.command()
 @job_argument
 @run_argument
+@data_option
 @address_option
-def search(job: str, run_dir: str, address: str | None) -> None:
+def search(job: str, run_dir: str, data_path: str | None, address: str | None) -> None:
     """Search the supernet in RUN_DIR, or go on with the search recorded there."""
     from nasray import run as stages
     from nasray import storage
 
-    with _opened(run_dir, job) as opened, _ray(address, opened.job):
+    with _opened(run_dir, job, data_path) as opened, _ray(address, opened.job):
         stages.search(opened)
         for entry in storage.read_json(opened.path("top.json")):
             click.echo(json.dumps(entry))
@@ -173,12 +176,13 @@ def evaluate(run_dir: str, archs: tuple[str, ...], address: str | None) -> None:
 @main.command()
 @job_argument
 @run_argument
+@data_option
 @address_option
-def retrain(job: str, run_dir: str, address: str | None) -> None:
+def retrain(job: str, run_dir: str, data_path: str | None, address: str | None) -> None:
     """Train the winners of the search in RUN_DIR from scratch, under Ray Tune."""
     from nasray import run as stages
 
-    with _opened(run_dir, job) as opened, _ray(address, opened.job):
+    with _opened(run_dir, job, data_path) as opened, _ray(address, opened.job):
         for result in stages.retrain(opened):
             click.echo(json.dumps(result))
 

@@ -92,10 +92,11 @@ class SupernetConfig(Section):
 
     @model_validator(mode="after")
     def _starts_in_order(self) -> "SupernetConfig":
-        if self.shared_start_epochs > self.channel_warmup_start:
+        start, shared = self.channel_warmup_start, self.shared_start_epochs
+        if not shared <= start < self.epochs:
             raise ValueError(
-                f"shared_start_epochs = {self.shared_start_epochs} must not be above "
-                f"channel_warmup_start = {self.channel_warmup_start}"
+                f"channel_warmup_start = {start} must be at least shared_start_epochs = {shared} "
+                f"and below epochs = {self.epochs}, or no width but the full one is trained"
             )
         return self
 
@@ -104,8 +105,8 @@ class Limit(Section):
     """Bounds on one cost, e.g. { cost = "macs", max = 330e6 }."""
 
     cost: str  # a column of `nasray profile --json`, or "score:<baseline>"
-    max: float | None = None
-    min: float | None = None
+    max: float | None = Field(None, allow_inf_nan=False)
+    min: float | None = Field(None, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _bounds_in_order(self) -> "Limit":
@@ -163,6 +164,8 @@ class RetrainConfig(Section):
             low, high = value if isinstance(value, tuple) else (value, value)
             if not 0 <= low <= high or (key == "learning_rate" and low <= 0):
                 raise ValueError(f"{key} = {value} must be positive and in order, [low, high]")
+            if key == "label_smoothing" and high >= 1:
+                raise ValueError(f"label_smoothing = {value} must be below 1")
         return self
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from nasray.checkpoint import load_supernet
 from nasray.config import Job
@@ -89,9 +89,10 @@ class EvaluatorPool:
         self.task = task
         compute = task.job.compute
         self.max_failures = compute.max_failures
+        gpus = compute.gpus_per_evaluator
         self.options = {
             "num_cpus": compute.cpus_per_evaluator,
-            "num_gpus": compute.gpus_per_evaluator if on_gpu(compute) else 0,
+            "num_gpus": gpus if on_gpu(compute, gpus * compute.num_evaluators) else 0,
         }
         self.evaluators = [self._start() for _ in range(compute.num_evaluators)]
 
@@ -121,7 +122,7 @@ class EvaluatorPool:
             try:
                 results[index] = ray.get(done)
                 finished(index, results[index])
-            except RayActorError as error:  # the process or its node is gone
+            except (RayActorError, OutOfMemoryError) as error:  # the process or its node is gone
                 losses[index] += 1
                 if losses[index] > self.max_failures:
                     raise EvaluationError(

@@ -25,6 +25,7 @@ from nasray.datasets import Dataset, import_dataset, open_dataset
 from nasray.errors import UserError
 from nasray.images import JobImages
 from nasray.progress import progress
+from nasray.sampler import check_trained_widths
 from nasray.search.candidate import Candidate, best_first, pareto_front
 from nasray.search.driver import run_search
 from nasray.search.history import History
@@ -41,7 +42,6 @@ FREE_KEYS = {
     ("data", "loader_workers"),
     ("compute", "num_evaluators"),
     ("compute", "gpus_per_evaluator"),
-    ("compute", "concurrent_trials"),
     ("compute", "max_failures"),
 }
 
@@ -61,7 +61,17 @@ class Run:
 
     @cached_property
     def dataset(self) -> Dataset:
-        return open_dataset(self.data_path)
+        """The run's data set; refused if it is not the one that the run began with."""
+        dataset = open_dataset(self.data_path)
+        recorded = self.path("fingerprint.json")
+        if not storage.exists(recorded):
+            storage.write_json(recorded, dataset.fingerprint)
+        elif storage.read_json(recorded) != dataset.fingerprint:
+            raise UserError(
+                f"{self.folder} was begun with another data set than {self.data_path}; "
+                "give that one (data.path, --data), or use another run directory"
+            )
+        return dataset
 
     @cached_property
     def space(self) -> Space:
@@ -104,7 +114,7 @@ def opened(folder: str, job: Job | None = None) -> Iterator[Run]:
 def prepare_data(run: Run) -> None:
     """Import the data set into RUN/data, unless the job names an imported one."""
     if run.job.data.source == "parquet":
-        open_dataset(run.data_path)
+        run.dataset  # noqa: B018  opened to be checked
         return
     with progress("data", 100) as show:
         info = import_dataset(
@@ -125,7 +135,10 @@ def train(run: Run) -> None:
     """Train the supernet into RUN/supernet.pt."""
     from nasray.trainer import train_supernet
 
-    run.limits  # noqa: B018  impossible limits should be known before hours of training
+    # Limits that nothing meets, and widths that nothing trains, should be known before hours
+    # of training.
+    run.limits.draw(1, np.random.default_rng(0), set())
+    check_trained_widths(run.space, run.job.supernet)
     train_supernet(run.job, run.folder, run.data_path)
 
 
@@ -204,15 +217,17 @@ def export(run: Run) -> list[dict[str, Any]]:
 
     exported = []
     for name in storage.list_names(run.path("retrain")):
-        done = run.path("export", f"{name}.json")
-        if not storage.exists(done):
+        if not storage.exists(run.path("retrain", name, "result.json")):
+            continue  # still being trained
+        done, model = run.path("export", f"{name}.json"), run.path("export", f"{name}.onnx")
+        if not (storage.exists(done) and storage.exists(model)):
             space, arch, subnet, extra = checkpoint.load_subnet(
                 run.path("retrain", name, "model.pt")
             )
             images, _ = JobImages(run.job, run.data_path).validation(64)
             found = export_onnx(
                 subnet,
-                run.path("export", f"{name}.onnx"),
+                model,
                 resolution=space.resolution,
                 classes=extra["classes"],
                 metadata={"space": space.name, "arch": str(space.to_json(arch))},

@@ -7,6 +7,7 @@ without a word to the others. Knows no network and no cluster.
 import numpy as np
 
 from nasray.config import SupernetConfig
+from nasray.errors import UserError
 from nasray.spaces.space import Architecture, Space, as_architectures, random_population
 
 # Channel-selection warm-up: epochs since its start -> index of the lowest scale drawn.
@@ -32,6 +33,19 @@ def lowest_scale(space: Space, config: SupernetConfig, epoch: int) -> float | No
     """The narrowest scale drawn in `epoch`, for the curves; None in a space without scales."""
     scales = [gene.choices for gene in space.genes if gene.kind == "scale"]
     return scales[0][_lowest(scales[0], config, epoch)] if scales else None
+
+
+def check_trained_widths(space: Space, config: SupernetConfig) -> None:
+    """Refuse a search range with widths narrower than training ever draws."""
+    for gene in space.genes:
+        if gene.kind == "scale":
+            lowest = _lowest(gene.choices, config, config.epochs - 1)
+            if lowest > gene.first:
+                raise UserError(
+                    f"supernet: scales below {gene.choices[lowest]} are never trained, but search "
+                    f"draws from {gene.choices[gene.first]} on; lower smallest_scale, let the "
+                    "channel warm-up end before `epochs`, or search fewer scales"
+                )
 
 
 def lowest_scale_index(num_scales: int, config: SupernetConfig, epoch: int) -> int:

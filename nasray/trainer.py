@@ -15,8 +15,9 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
+from ray.exceptions import RayTaskError
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchTrainer, get_device
 
 from nasray import checkpoint, storage
 from nasray.config import ComputeConfig, Job, SupernetConfig, parse_job
@@ -70,7 +71,7 @@ def train_supernet(job: Job, run_dir: str, data_path: str) -> str:
 
 def scaling(compute: ComputeConfig, num_workers: int, cpus_per_worker: int) -> ScalingConfig:
     """What `num_workers` training workers ask of the cluster."""
-    use_gpu = on_gpu(compute)
+    use_gpu = on_gpu(compute, num_workers)
     resources = {"CPU": cpus_per_worker, **({"GPU": 1} if use_gpu else {})}
     return ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources)
 
@@ -81,29 +82,51 @@ def check_batches(job: Job, data_path: str, batch_size: int, num_workers: int) -
     images.training_batches(batch_size, 0, rank=0, world_size=num_workers)
 
 
-def on_gpu(compute: ComputeConfig) -> bool:
-    """Whether this job computes on GPUs: as it says, or because the cluster has some."""
-    if compute.device == "auto":
-        return ray.cluster_resources().get("GPU", 0) > 0
-    return compute.device == "gpu"
+def on_gpu(compute: ComputeConfig, num_gpus: float) -> bool:
+    """Whether work that needs `num_gpus` runs on GPUs: as the job says, or if there are enough."""
+    if compute.device != "auto":
+        return compute.device == "gpu"
+    found = ray.cluster_resources().get("GPU", 0)
+    if 0 < found < num_gpus:
+        logger.warning(
+            "%g GPUs are not enough for the %g asked for, so CPUs are used; lower [compute] "
+            'num_workers or gpus_per_evaluator, or say device = "gpu" to wait for more',
+            found,
+            num_gpus,
+        )
+    return 0 < num_gpus <= found
 
 
 def raise_user_error(error: BaseException | None) -> None:
     """Raise the user's mistake that is the root of a failure in a worker, if it is one."""
-    seen = 0
-    while error is not None and seen < 10:
-        for cause in (error, *getattr(error, "worker_failures", {}).values()):
-            while cause is not None and not isinstance(cause, UserError):
-                cause = getattr(cause, "cause", None) or cause.__cause__
-            if isinstance(cause, UserError):
-                raise cause from None
-        error, seen = error.__cause__, seen + 1
+    causes = [error] if error else []
+    for found in causes:  # which grows as causes of causes are found
+        inner = (getattr(found, "cause", None), found.__cause__)
+        inner += tuple(getattr(found, "worker_failures", {}).values())
+        inner = (each for each in inner if isinstance(each, BaseException))
+        causes += [each for each in inner if all(each is not known for known in causes)]
+        # Ray wraps an error in one that is of the same class, but says much more.
+        if isinstance(found, UserError) and not isinstance(found, RayTaskError):
+            raise found from None
 
 
 def worker_device(cpus: int) -> str:
     """Settle this worker's threads, which decide the order of float sums, and its device."""
     torch.set_num_threads(cpus)
-    return "cuda" if ray.get_gpu_ids() else "cpu"
+    if not ray.get_gpu_ids():
+        return "cpu"
+    # The same run again must give the same weights: no choice of kernels by timing.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    return "cuda"
+
+
+def use_own_gpu() -> None:
+    """Settle on this worker's GPU: Ray Train shows each worker all that its node has."""
+    device = get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def recipe_of(config: SupernetConfig) -> Recipe:
@@ -114,6 +137,7 @@ def recipe_of(config: SupernetConfig) -> Recipe:
 def _train_worker(task: dict[str, Any]) -> str | None:
     """Train as one data-parallel worker, from the start or a checkpoint; return what failed."""
     job = parse_job(task["job"], task["run_dir"])
+    use_own_gpu()
     device = worker_device(job.compute.cpus_per_worker)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()

@@ -14,6 +14,7 @@ import ray
 import ray.train
 import torch
 from ray import tune
+from ray.exceptions import RayTaskError
 from ray.train import FailureConfig, RunConfig
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -29,7 +30,14 @@ from nasray.spaces import make_space
 from nasray.spaces.elastic import build_subnet
 from nasray.spaces.space import Architecture
 from nasray.train import LossNotFiniteError, Recipe, fit
-from nasray.trainer import check_batches, on_gpu, raise_user_error, scaling, worker_device
+from nasray.trainer import (
+    check_batches,
+    on_gpu,
+    raise_user_error,
+    scaling,
+    use_own_gpu,
+    worker_device,
+)
 
 logger = logging.getLogger(__name__)
 TUNED = ("learning_rate", "weight_decay", "label_smoothing")
@@ -62,7 +70,7 @@ def retrain(job: Job, run_dir: str, data_path: str, arch: Architecture, name: st
     ]
     total = len(trials) * job.retrain.epochs  # an upper bound: ASHA stops some
     with following(f"retrain {name}", total, lambda: _look(trials)):
-        _tune(job, trials)
+        _run(job, trials)
     curves = [_read_trial(trial, job.retrain.epochs) for trial in trials]
     storage.write_json(storage.join(folder, "curves.json"), curves)
     whole = [index for index, curve in enumerate(curves) if not curve["stopped"]]
@@ -73,7 +81,7 @@ def retrain(job: Job, run_dir: str, data_path: str, arch: Architecture, name: st
     compute = job.compute
     test = _test.options(
         num_cpus=compute.cpus_per_trial,
-        num_gpus=1 if on_gpu(compute) else 0,
+        num_gpus=1 if on_gpu(compute, 1) else 0,
         max_retries=compute.max_failures,
     )
     result = ray.get(test.remote(trials[best], storage.join(folder, "model.pt")))
@@ -101,11 +109,36 @@ def draw_recipes(config: RetrainConfig, seed: int) -> list[dict[str, float]]:
     return recipes
 
 
+def _run(job: Job, trials: list[dict[str, Any]]) -> None:
+    """Run Tune here, or, for data-parallel trials, where it hands on the cluster's address.
+
+    Ray Train frees the workers of a stopped trial by asking the cluster's dashboard. Without
+    RAY_ADDRESS it finds none on a machine with two clusters, and retraining waits for ever.
+    """
+    if job.compute.workers_per_trial == 1:
+        _tune(job, trials)
+        return
+    address = ray.get_runtime_context().gcs_address
+    task = ray.remote(
+        num_cpus=0,
+        max_retries=job.compute.max_failures,
+        runtime_env={"env_vars": {"RAY_ADDRESS": address}},
+    )(_tune)
+    try:
+        ray.get(task.remote(job, trials))
+    except RayTaskError as error:
+        raise_user_error(error)
+        raise
+
+
 def _tune(job: Job, trials: list[dict[str, Any]]) -> None:
     """Run the trials under ASHA, each as a plain function or as a data-parallel training."""
     config, compute = job.retrain, job.compute
     if compute.workers_per_trial == 1:
-        needs = {"cpu": compute.cpus_per_trial, "gpu": 1 if on_gpu(compute) else 0}
+        needs = {
+            "cpu": compute.cpus_per_trial,
+            "gpu": 1 if on_gpu(compute, compute.concurrent_trials) else 0,
+        }
         trainable = tune.with_resources(_trial, needs)
     else:
         # It only waits for its workers, but Tune wants it to ask for something.
@@ -120,8 +153,8 @@ def _tune(job: Job, trials: list[dict[str, Any]]) -> None:
             metric="holdout_top1",
             mode="max",
             scheduler=ASHAScheduler(
-                time_attr="training_iteration",
-                max_t=config.epochs,
+                time_attr="epoch",
+                max_t=config.epochs + 1,  # who comes to the end, ends by himself
                 grace_period=grace,
                 reduction_factor=config.reduction_factor,
             ),
@@ -169,6 +202,7 @@ def _data_parallel_trial(config: dict[str, Any]) -> None:
 
 
 def _trial_worker(trial: dict[str, Any]) -> None:
+    use_own_gpu()
     context = ray.train.get_context()
     _train_subnet(
         trial,
@@ -230,7 +264,7 @@ def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: 
     except LossNotFiniteError as error:  # this recipe fails; the others go on
         if rank == 0:
             storage.write_json(storage.join(trial["folder"], FAILURE_FILE), str(error))
-        report({"holdout_top1": 0.0})
+        report({"epoch": config.epochs, "holdout_top1": 0.0})
 
 
 @ray.remote
@@ -283,4 +317,9 @@ def _look(trials: list[dict[str, Any]]) -> tuple[int, str]:
 
 
 def _metrics(epoch: dict[str, Any]) -> dict[str, Any]:
-    return {"holdout_top1": epoch["holdout_top1"], "loss": epoch["loss"]}
+    # "epoch" counts for ASHA: a restarted trial reports its old epochs once more.
+    return {
+        "epoch": epoch["epoch"] + 1,
+        "holdout_top1": epoch["holdout_top1"],
+        "loss": epoch["loss"],
+    }

@@ -47,6 +47,10 @@ def test_there_are_jobs():
         ({"retrain": {"learning_rate": [2, 1]}}, "learning_rate"),
         ({"retrain": {"learning_rate": 0}}, "learning_rate"),
         ({"space": {"resolution": 50}}, "space.resolution: input should be a multiple of 32"),
+        ({"search": {"limits": [{"cost": "macs", "max": float("nan")}]}}, "finite number"),
+        ({"supernet": {"epochs": 30}}, "channel_warmup_start = 60 must be at least"),
+        ({"supernet": {"shared_start_epochs": 61}}, "shared_start_epochs = 61"),
+        ({"retrain": {"label_smoothing": 1.5}}, "label_smoothing = 1.5 must be below 1"),
         ({"seed": "x"}, "seed: input should be a valid integer"),
     ],
 )

@@ -117,8 +117,9 @@ def test_a_candidate_that_kills_every_evaluator_is_given_up(make_task, make_job)
 def test_a_supernet_of_another_space_is_a_users_mistake(make_task, tmp_path: Path):
     other = str(tmp_path / "supernet.pt")
     save_supernet(other, Tiny(num_classes=5).supernet())
-    with EvaluatorPool(make_task(supernet=other)) as pool, pytest.raises(UserError, match=other):
-        pool(ARCHS[:2])
+    with EvaluatorPool(make_task(supernet=other)) as pool:
+        with pytest.raises(UserError, match=f"^{other} is a supernet of .*'num_classes': 5"):
+            pool(ARCHS[:2])
 
 
 def test_leaving_the_pool_ends_its_evaluators(make_task):

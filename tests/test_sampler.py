@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from nasray.config import SupernetConfig
-from nasray.sampler import fixed_architectures, lowest_scale, sample
+from nasray.errors import UserError
+from nasray.sampler import check_trained_widths, fixed_architectures, lowest_scale, sample
 from nasray.spaces.shufflenet import SCALES, ShuffleNet
 from nasray.spaces.tiny import Tiny
 
@@ -94,3 +95,14 @@ def test_spaces_with_fewer_scales_warm_up_too():
 def test_fixed_architectures_are_fixed():
     assert fixed_architectures(SPACE, 4, 0) == fixed_architectures(SPACE, 4, 0)
     assert fixed_architectures(SPACE, 4, 0) != fixed_architectures(SPACE, 4, 1)
+
+
+def test_widths_that_are_searched_but_never_trained_are_refused():
+    for config in (
+        SupernetConfig(epochs=20, channel_warmup_start=15),  # the table has not come down yet
+        SupernetConfig(smallest_scale=1.0),
+    ):
+        with pytest.raises(UserError, match="never trained"):
+            check_trained_widths(SPACE, config)
+    check_trained_widths(SPACE, PUBLISHED)
+    check_trained_widths(ShuffleNet(first_scale=0), PUBLISHED)

@@ -236,6 +236,19 @@ def test_other_members_become_parents_by_chance(unlimited):
     assert 70 <= len(algorithm.parents) - 10 <= 130  # a tenth of 990
 
 
+def test_a_population_of_nothing_but_parents_still_gets_offspring(tmp_path, unlimited):
+    candidates = search(tmp_path, unlimited, random_parent_prob=1.0)
+    assert [candidate.generation for candidate in candidates[-5:]] == [1, 2, 3, 4, 5]
+
+
+def test_the_value_an_unreachable_limit_names_can_be_reached(unlimited):
+    for cost in ("micronet_score", "score:single_path_one_shot", "macs"):
+        with pytest.raises(InfeasibleError) as raised:
+            Limits(SPACE, [Limit(cost=cost, max=1e-3)])
+        smallest = float(str(raised.value).split(",")[-1].split(";")[0])
+        Limits(SPACE, [Limit(cost=cost, max=smallest)])
+
+
 def test_children_carry_their_parents_genes(unlimited):
     algorithm = ALGORITHMS["genetic"](
         SPACE, config(mutation_prob=0.0, random_parent_prob=0.0), unlimited, 0

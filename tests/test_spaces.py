@@ -401,6 +401,13 @@ def test_one_switch_governs_se_hardswish_and_dropout():
         assert dropout.p == (0.2 if se else 0.1)
 
 
+def test_a_job_does_not_count_the_classes():
+    from nasray.config import SpaceConfig
+
+    with pytest.raises(UserError, match="space.num_classes is that of the data set"):
+        make_space(SpaceConfig.model_validate({"name": "tiny", "num_classes": 3}), 3)
+
+
 def test_a_job_names_its_space():
     from nasray.config import SpaceConfig
 

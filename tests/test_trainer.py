@@ -39,7 +39,9 @@ def curves(run_dir: str | Path) -> list[dict[str, Any]]:
 
 
 def num_workers_started() -> int:
-    return len(list_actors(filters=[("class_name", "=", "RayTrainWorker")], limit=1000))
+    address = ray.get_runtime_context().gcs_address  # there may be other clusters
+    filters = [("class_name", "=", "RayTrainWorker")]
+    return len(list_actors(address=address, filters=filters, limit=1000))
 
 
 def test_a_killed_worker_changes_no_weight(

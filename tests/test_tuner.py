@@ -4,8 +4,11 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from nasray import storage
 from nasray.checkpoint import load_subnet
 from nasray.config import DataConfig, RetrainConfig
 from nasray.datasets import import_dataset
+from nasray.errors import UserError
 from nasray.evaluate import top1
 from nasray.images import JobImages
 from nasray.tuner import draw_recipes, retrain
@@ -118,6 +122,18 @@ def test_what_was_trained_is_replayed_and_not_trained_again(
     assert result == {key: old[key] for key in result}
 
 
+@pytest.mark.ray
+def test_a_trial_that_cannot_go_on_says_so_in_one_line(
+    make_job: MakeJob, ray_cluster: None, tmp_path: Path
+):
+    state = tmp_path / "retrain/0/trial-0/state.pt"
+    state.parent.mkdir(parents=True)
+    state.write_bytes(b"not weights")
+    job = make_job(compute={"max_failures": 0})
+    with pytest.raises(UserError, match=f"^{state} is not a readable checkpoint"):
+        retrain(job, str(tmp_path), job.data.path, ANY_ARCH, "0")
+
+
 @pytest.fixture(scope="module")
 def plain_colors(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A data set that any recipe but a bad one learns at once: the class is the colour."""
@@ -133,10 +149,27 @@ def plain_colors(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(root / "data")
 
 
+@pytest.fixture
+def another_cluster() -> Iterator[None]:
+    """A second cluster on this machine: Ray must not take one for the other."""
+    program = "import ray; ray.init(address='local', num_cpus=1); print(flush=True); input()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    process.stdout.readline()
+    yield
+    process.communicate(b"\n", timeout=60)
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_bad_recipe_is_stopped_early(
-    make_job: MakeJob, plain_colors: str, ray_cluster: None, tmp_path: Path, num_workers: int
+    make_job: MakeJob,
+    plain_colors: str,
+    ray_cluster: None,
+    another_cluster: None,
+    tmp_path: Path,
+    num_workers: int,
 ):
     config = {"num_trials": 2, "epochs": 30, "grace_epochs": 3, "learning_rate": [1e-9, 0.1]}
     job = make_job(

@@ -46,7 +46,8 @@ class GeneticSearch:
         ranked = best_first(self.parents + generation)
         best, others = ranked[: self.config.num_parents], ranked[self.config.num_parents :]
         lucky = self.rng.random(len(others)) < self.config.random_parent_prob
-        self.parents = best + [other for other, kept in zip(others, lucky, strict=True) if kept]
+        parents = best + [other for other, kept in zip(others, lucky, strict=True) if kept]
+        self.parents = parents[: self.config.population_size - 1]  # someone new every time
 
     def _offspring(self, number: int) -> list[Architecture]:
         """Mate parents until `number` feasible children that nobody has seen are born."""

@@ -114,12 +114,12 @@ class Limits:
         if limit.max is not None and limit.max < low:
             raise InfeasibleError(
                 f"search.limits: {limit.cost} max = {limit.max:g} is below the smallest subnet of "
-                f"{self.space.name}, {low:.10g}; raise it to at least that"
+                f"{self.space.name}, {_rounded(low, up=True)}; raise it to at least that"
             )
         if limit.min is not None and limit.min > high:
             raise InfeasibleError(
                 f"search.limits: {limit.cost} min = {limit.min:g} is above the largest subnet of "
-                f"{self.space.name}, {high:.10g}; lower it to at most that"
+                f"{self.space.name}, {_rounded(high, up=False)}; lower it to at most that"
             )
 
     def _shown(self) -> str:
@@ -135,3 +135,10 @@ class Limits:
             )
             for limit in self.limits
         )
+
+
+def _rounded(value: float, *, up: bool) -> str:
+    """Write `value` with at least ten digits, rounded so that it still is within the bound."""
+    shown = f"{value:.10g}"
+    short = float(shown) < value if up else float(shown) > value
+    return repr(value) if short else shown

@@ -14,6 +14,8 @@ SPACES: dict[str, type] = {"shufflenet": ShuffleNet, "tiny": Tiny}
 
 def make_space(config: SpaceConfig, num_classes: int) -> Space:
     """Build the space that a job's [space] section describes, for `num_classes` classes."""
+    if "num_classes" in config.options:
+        raise UserError("space.num_classes is that of the data set; remove the key")
     return space_by_name(
         config.name,
         num_classes=num_classes,
