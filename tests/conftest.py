@@ -43,12 +43,12 @@ num_workers = 2
 num_evaluators = 2
 
 [supernet]
-epochs = 6
+epochs = 8
 batch_size = 16
 learning_rate = 0.05
 warmup_epochs = 1
 channel_warmup_start = 1
-channel_warmup_epochs = 5
+channel_warmup_epochs = 7
 num_val_archs = 2
 val_calibration_images = 40
 

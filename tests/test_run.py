@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -23,6 +24,7 @@ from conftest import (
 from nasray import storage
 from nasray.cli import main
 from nasray.run import opened
+from nasray.search.history import History
 
 pytestmark = pytest.mark.ray
 
@@ -46,41 +48,63 @@ def test_a_run_says_what_it_does_and_no_more(finished_run: FinishedRun):
     assert "ray" not in finished_run.stdout.replace(finished_run.folder, "").lower()
 
 
-# What there is when the driver is killed, one kill after the other in one run directory.
+# What there is, at least, when the driver is killed; one kill after the other in one run.
 MOMENTS = {
-    "supernet training": "curves/supernet.json",
-    "search": "history/running/*.json",
-    "retraining": "retrain/0/trial-0/state.pt",
+    "supernet": lambda run_dir: len(clock(run_dir)["supernet"]) >= 3,
+    "search": lambda run_dir: len(clock(run_dir)["search"]) >= 2,
+    "retrain": lambda run_dir: len(clock(run_dir)["retrain"]) >= 2,
 }
+
+
+def clock(run_dir: str) -> dict[str, Any]:
+    """How many seconds each epoch and evaluation took: what is done again takes others."""
+    history = History(f"{run_dir}/history")
+    pending = {arch: seconds for arch, (_, seconds) in history.pending().items()}
+    files = {"supernet": "curves/supernet.json", "retrain": "retrain/0/trial-0/curves.json"}
+    paths = {stage: f"{run_dir}/{name}" for stage, name in files.items()}
+    return {
+        "search": {found.arch: found.seconds for found in history.candidates} | pending,
+        **{
+            stage: [epoch["seconds"] for epoch in storage.read_json(path)]
+            if storage.exists(path)
+            else []
+            for stage, path in paths.items()
+        },
+    }
 
 
 def test_a_run_killed_at_every_stage_ends_as_if_nothing_had_happened(
     finished_run: FinishedRun, tmp_path: Path
 ):
-    run_dir, left_over = tmp_path / "run", []
-    for stage, sign in MOMENTS.items():
+    run_dir, left_over, seen = str(tmp_path / "run"), [], {}
+    for stage, come in MOMENTS.items():
         process = start_nasray("run", finished_run.job_file, run_dir)
-        wait_for(
-            lambda sign=sign, process=process: any(run_dir.glob(sign)) or process.poll(), stage
-        )
+        wait_for(lambda come=come, process=process: come(run_dir) or process.poll(), stage)
         family = psutil.Process(process.pid).children(recursive=True)
         # Ray's agents wait a minute for a cluster that is gone, the others do not.
         agents = [each for each in family if "Agent" in each.name()]
         working = set(family) - set(agents)
         assert len(working) > 4
+        seen[stage] = clock(run_dir)[stage]
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
         assert not psutil.wait_procs(working, timeout=15)[1], f"alive after a kill in {stage}"
         left_over.append(agents)
+    assert not storage.exists(f"{run_dir}/retrain/0/result.json")
     process = start_nasray("run", finished_run.job_file, run_dir)
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     assert not psutil.wait_procs(left_over[0], timeout=60)[1]
+
     assert evaluations(run_dir) == evaluations(finished_run.folder)
     for weights in ("supernet.pt", "retrain/0/model.pt"):
-        assert_same_weights(run_dir / weights, f"{finished_run.folder}/{weights}")
+        assert_same_weights(f"{run_dir}/{weights}", f"{finished_run.folder}/{weights}")
     for result in ("front.json", "top.json"):
-        assert (run_dir / result).read_text() == Path(finished_run.folder, result).read_text()
+        assert Path(run_dir, result).read_text() == Path(finished_run.folder, result).read_text()
+    found = clock(run_dir)  # nothing recorded was done again
+    assert found["supernet"][:2] == seen["supernet"][:2]
+    assert found["search"].items() >= seen["search"].items()
+    assert found["retrain"][: len(seen["retrain"])] == seen["retrain"]
 
 
 def refusal(*arguments: str | Path) -> str:

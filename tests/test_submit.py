@@ -30,8 +30,11 @@ class Head:
     def submit(self, *entrypoint: str, folder: Path, **environment: str) -> tuple[int, str]:
         """Submit a job with `folder` as its working directory, and wait for its end."""
         command = [BIN / "ray", "job", "submit", "--address", self.url, "--working-dir", folder]
+        return self.call(*command, "--", *entrypoint, **environment)
+
+    def call(self, *command: str | Path, **environment: str) -> tuple[int, str]:
         done = subprocess.run(
-            [*map(str, command), "--", *entrypoint],
+            list(map(str, command)),
             env=self.environment | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -105,7 +108,8 @@ def test_a_job_submitted_to_a_cluster_ends_as_one_on_a_laptop_does(
     code, output = head.submit("nasray", "run", "job.toml", str(run_dir), folder=checkout)
     assert code == 0 and "succeeded" in output, output
     assert "Warning" not in output
-    assert "Started a local Ray instance" not in output
+    _, actors = head.call(BIN / "ray", "summary", "actors", "--address", head.url)
+    assert "Evaluator" in actors and "ImplicitFunc" in actors  # not in a cluster of the job's own
     assert (run_dir / "report.html").exists()
     assert evaluations(run_dir) == evaluations(finished_run.folder)
     assert_same_weights(run_dir / "retrain/0/model.pt", f"{finished_run.folder}/retrain/0/model.pt")

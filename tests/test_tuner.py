@@ -83,21 +83,23 @@ def test_the_best_trial_is_tested_once_on_the_validation_folder(
 def test_a_killed_trial_goes_on_and_ends_with_the_same_weights(
     finished_run: FinishedRun, make_job: MakeJob, ray_cluster: None, tmp_path: Path
 ):
-    before, chance, killed = f"{finished_run.folder}/retrain/0", random.Random(), []
+    before, chance, seen = f"{finished_run.folder}/retrain/0", random.Random(), []
     arch = tuple(storage.read_json(f"{before}/result.json")["genes"])
 
     def kill() -> None:
         wait_for(lambda: curves(tmp_path / "retrain/0"), "the first epoch is recorded")
         time.sleep(chance.uniform(0, 0.2))
-        killed.extend(ray_processes("ImplicitFunc"))
-        os.kill(killed[0], signal.SIGKILL)
+        seen.extend(curves(tmp_path / "retrain/0"))
+        [trial] = ray_processes("ImplicitFunc")
+        os.kill(trial, signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
     job = make_job()
     retrain(job, str(tmp_path), job.data.path, arch, "0")
     killer.join()
-    assert len(killed) == 1
+    assert 0 < len(seen) < job.retrain.epochs
+    assert curves(tmp_path / "retrain/0")[: len(seen)] == seen  # with their seconds
     assert_same_weights(tmp_path / "retrain/0/model.pt", f"{before}/model.pt")
     for trial in range(2):
         now = curves(tmp_path / "retrain/0", trial)
