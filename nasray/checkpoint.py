@@ -5,6 +5,7 @@ Tensors and plain values only, so that torch.load(weights_only=True) reads every
 
 import io
 from pickle import UnpicklingError  # the error only: no pickle is ever read
+from struct import error as StructError
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ def load(path: str, device: str = "cpu") -> dict[str, Any]:
         raise UserError(f"{path} does not exist; train first, or check the run directory")
     try:
         return torch.load(io.BytesIO(storage.read(path)), map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, UnpicklingError) as error:
+    except (RuntimeError, EOFError, ValueError, KeyError, StructError, UnpicklingError) as error:
         raise UserError(f"{path} is not a readable checkpoint ({_first_line(error)})") from None
 
 

@@ -26,6 +26,10 @@ class Verbs(click.Group):
             return super().invoke(ctx)
         except (UserError, EvaluationError) as error:
             raise click.ClickException(" ".join(str(error).split())) from None
+        except OSError as error:
+            if error.errno is None or error.filename is None:
+                raise
+            raise click.ClickException(f"{error.filename}: {error.strerror}") from None
 
 
 @click.group(cls=Verbs)
@@ -273,6 +277,9 @@ def _ray(address: str | None, job: Any) -> Iterator[None]:
     Ray's own words are left out unless --verbose asks for them: its bars and tables say what
     ours do. Its errors stay.
     """
+    # Threads that wait must sleep: on a machine that does other things too, spinning ones
+    # make two threads slower than one, up to twentyfold.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Training waits at the end of an epoch for the next of these checks.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     verbose = click.get_current_context().find_root().params["verbose"]
@@ -291,13 +298,16 @@ def _ray(address: str | None, job: Any) -> Iterator[None]:
         _check_reachable(address)
         try:
             ray.init(address=address, **options)
-        except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        except (ConnectionError, ValueError, ray.exceptions.AuthenticationError) as error:
             raise UserError(
                 f"--address {address}: {error}; a cluster with token authentication needs "
                 "RAY_AUTH_MODE=token and its token here, too"
             ) from None
     else:
         ray.init(address="local", num_cpus=_num_cpus(job.compute), **options)
+        if job.compute.device == "gpu" and not ray.cluster_resources().get("GPU"):
+            ray.shutdown()
+            raise UserError('compute.device = "gpu", but this machine has none; say "auto"')
     try:
         yield
     finally:

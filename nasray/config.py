@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from nasray import storage
 from nasray.errors import UserError
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SpaceConfig(BaseModel):
@@ -71,7 +72,7 @@ class SupernetConfig(Section):
     """Supernet training. Defaults are the published recipe (batch over all workers)."""
 
     epochs: int = Field(120, ge=1)
-    batch_size: int = Field(1024, ge=1)
+    batch_size: int = Field(1024, ge=2)
     learning_rate: float = Field(1.3, gt=0)  # peak
     warmup_epochs: float = Field(5, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -87,7 +88,7 @@ class SupernetConfig(Section):
     channel_warmup_epochs: int = Field(24, ge=1)
     smallest_scale: float = Field(0.2, gt=0)  # nothing narrower is ever trained
     num_val_archs: int = Field(4, ge=1)  # fixed architectures, the mean of whose top-1 is shown
-    val_calibration_images: int = Field(2000, ge=1)
+    val_calibration_images: int = Field(2000, ge=2)
     val_every: int = Field(1, ge=1)  # epochs
 
     @model_validator(mode="after")
@@ -105,8 +106,8 @@ class Limit(Section):
     """Bounds on one cost, e.g. { cost = "macs", max = 330e6 }."""
 
     cost: str  # a column of `nasray profile --json`, or "score:<baseline>"
-    max: float | None = Field(None, allow_inf_nan=False)
-    min: float | None = Field(None, allow_inf_nan=False)
+    max: float | None = None
+    min: float | None = None
 
     @model_validator(mode="after")
     def _bounds_in_order(self) -> "Limit":
@@ -127,8 +128,8 @@ class SearchConfig(Section):
     random_parent_prob: float = Field(0.1, ge=0, le=1)  # of each other member
     mutation_prob: float = Field(0.1, ge=0, le=1)  # per gene
     limits: tuple[Limit, ...] = ()
-    calibration_images: int = Field(20_000, ge=1)  # or all there are
-    batch_size: int = Field(250, ge=1)  # of recalibration and validation
+    calibration_images: int = Field(20_000, ge=2)  # or all there are
+    batch_size: int = Field(250, ge=2)  # of recalibration and validation
     top_k: int = Field(3, ge=1)
     num_baseline: int = Field(10, ge=0)  # random feasible subnets the winner is compared with
 
@@ -148,7 +149,7 @@ class RetrainConfig(Section):
     num_winners: int = Field(1, ge=1)
     num_trials: int = Field(1, ge=1)  # recipes tried per winner
     epochs: int = Field(360, ge=1)
-    batch_size: int = Field(1024, ge=1)
+    batch_size: int = Field(1024, ge=2)
     learning_rate: float | tuple[float, float] = 1.3
     weight_decay: float | tuple[float, float] = 3e-5
     label_smoothing: float | tuple[float, float] = 0.1
@@ -172,7 +173,7 @@ class RetrainConfig(Section):
 class Job(Section):
     """A whole run, as `nasray run` takes it."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     space: SpaceConfig = SpaceConfig()
     data: DataConfig
     compute: ComputeConfig = ComputeConfig()
@@ -189,6 +190,8 @@ def load_job(path: str, data_path: str | None = None) -> Job:
         raise UserError(f"{path}: {error}") from None
     if data_path and isinstance(values.get("data"), dict):
         values["data"]["path"] = data_path
+    if isinstance(values.get("data"), dict) and isinstance(values["data"].get("path"), str):
+        values["data"]["path"] = storage.absolute(values["data"]["path"])
     return parse_job(values, path)
 
 

@@ -103,9 +103,11 @@ def opened(folder: str, job: Job | None = None) -> Iterator[Run]:
     with _alone(folder):
         if storage.exists(recorded_path):
             recorded = parse_job(storage.read_json(recorded_path)["job"], recorded_path)
-            if job is not None:
+            if job is not None and _begun(folder):
                 _check_same(recorded, job, folder)
         else:
+            recorded = None
+        if job is not None and recorded != job and not _begun(folder):
             make_space(job.space, 10)  # a mistake in [space] should leave no run behind
             storage.write_json(recorded_path, {"job": job.model_dump(), **_circumstances()})
         yield Run(folder, job or recorded)
@@ -286,6 +288,12 @@ def _entry(run: Run, candidate: Candidate) -> dict[str, Any]:
         "generation": candidate.generation,
         **candidate.costs,
     }
+
+
+def _begun(folder: str) -> bool:
+    """Whether anything has been computed that another job would contradict."""
+    made = ("supernet.pt", "train", "history", "retrain")
+    return any(storage.exists(storage.join(folder, name)) for name in made)
 
 
 def _check_same(recorded: Job, job: Job, folder: str) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 from pyarrow import fs
 
+from nasray.errors import UserError
+
 
 def is_uri(path: str) -> bool:
     return "://" in path
@@ -17,7 +19,7 @@ def is_uri(path: str) -> bool:
 
 def absolute(path: str) -> str:
     """`path` as workers with another working directory will find it."""
-    return path.rstrip("/") if is_uri(path) else os.path.abspath(path)
+    return path.rstrip("/") if is_uri(path) or not path else os.path.abspath(path)
 
 
 def join(folder: str, *names: str) -> str:
@@ -70,7 +72,10 @@ def write(path: str, content: bytes) -> None:
 
 
 def read_json(path: str) -> Any:
-    return json.loads(read(path))
+    try:
+        return json.loads(read(path))
+    except ValueError as error:
+        raise UserError(f"{path} is not readable JSON ({error}); restore or remove it") from None
 
 
 def write_json(path: str, value: Any) -> None:

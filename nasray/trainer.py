@@ -41,6 +41,7 @@ def train_supernet(job: Job, run_dir: str, data_path: str) -> str:
     if storage.exists(path):
         return path
     check_batches(job, data_path, job.supernet.batch_size, job.compute.num_workers)
+    check_batches(job, data_path, job.retrain.batch_size, job.compute.workers_per_trial)
     curves = storage.join(run_dir, "curves", "supernet.json")
 
     def look() -> tuple[int, str]:

@@ -1,5 +1,6 @@
 """A job file is read whole, and a mistake in it is one line that says what to mend."""
 
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -81,8 +82,8 @@ def test_a_file_that_is_not_toml_is_named(tmp_path):
 def test_the_data_path_can_be_given_apart_from_the_job(tmp_path):
     path = tmp_path / "job.toml"
     path.write_text('[data]\nsource = "tar"\npath = "here.tar"\n')
-    assert load_job(str(path)).data.path == "here.tar"
-    assert load_job(str(path), "there.tar").data.path == "there.tar"
+    assert load_job(str(path)).data.path == os.path.abspath("here.tar")
+    assert load_job(str(path), "s3://there.tar").data.path == "s3://there.tar"
 
 
 def test_a_job_survives_json():

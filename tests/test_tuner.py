@@ -169,10 +169,12 @@ def test_a_bad_recipe_is_stopped_early(
     make_job: MakeJob,
     plain_colors: str,
     ray_cluster: None,
-    another_cluster: None,
+    request: pytest.FixtureRequest,
     tmp_path: Path,
     num_workers: int,
 ):
+    if num_workers > 1:
+        request.getfixturevalue("another_cluster")
     config = {"num_trials": 2, "epochs": 30, "grace_epochs": 3, "learning_rate": [1e-9, 0.1]}
     job = make_job(
         seed=seed_of_a_good_and_a_bad_recipe(RetrainConfig(**config)),

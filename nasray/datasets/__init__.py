@@ -66,10 +66,10 @@ def import_dataset(
     )
 
 
-def _options(config: DataConfig, seed: int) -> dict[str, int]:
+def _options(config: DataConfig, seed: int) -> dict[str, int | str]:
     """What, beside its source, decides which images a data set holds."""
     if config.source != "synthetic":
-        return {}
+        return {"path": config.path}
     return {"seed": seed, **{key: getattr(config, key) for key in GENERATOR_KEYS}}
 
 

@@ -45,7 +45,13 @@ def cached_images(
     """
     shape = (len(indices), 3, resolution, resolution)
     path = os.path.join(folder, f"{_key(dataset, split, indices, resolution)}.npy")
-    os.makedirs(folder, exist_ok=True)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: decoded images cannot be kept there ({error.strerror}); set NASRAY_CACHE "
+            "to a folder that may be written"
+        ) from None
     with _locked(f"{path}.lock"):
         images = _open(path, shape)
         if images is None:

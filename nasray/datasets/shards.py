@@ -55,7 +55,7 @@ class DatasetInfo:
 
     source: str
     seed: int
-    options: dict[str, int]  # of the synthetic generator
+    options: dict[str, int | str]  # what, beside the source, decides what it holds
     classes: list[str]  # a label is a position in this list
     num_train: int
     num_val: int
@@ -196,7 +196,7 @@ def write_shards(
     *,
     source: str,
     seed: int,
-    options: dict[str, int],
+    options: dict[str, int | str],
     show: Callable[[int, int], None],
 ) -> DatasetInfo:
     """Write all decodable `pictures` to `destination`, removing what is left there."""
