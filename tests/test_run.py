@@ -126,7 +126,7 @@ def test_a_run_directory_in_use_is_refused(finished_run: FinishedRun):
 @pytest.mark.parametrize(
     ("before", "after", "named"),
     [
-        ("epochs = 6", "epochs = 7", "supernet.epochs = 6, the job says 7"),
+        ("epochs = 8", "epochs = 9", "supernet.epochs = 8, the job says 9"),
         ("[space]", "seed = 1\n[space]", "seed = 0, the job says 1"),
         ("max = 1.2e6", "max = 1.3e6", "search.limits"),
         ("num_workers = 2", "num_workers = 1", "compute.num_workers = 2, the job says 1"),
