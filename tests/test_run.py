@@ -80,6 +80,7 @@ def test_a_run_killed_at_every_stage_ends_as_if_nothing_had_happened(
     for stage, come in MOMENTS.items():
         process = start_nasray("run", finished_run.job_file, run_dir)
         wait_for(lambda come=come, process=process: come(run_dir) or process.poll(), stage)
+        assert process.poll() is None, process.communicate()
         family = psutil.Process(process.pid).children(recursive=True)
         # Ray's agents wait a minute for a cluster that is gone, the others do not.
         agents = [each for each in family if "Agent" in each.name()]
@@ -110,7 +111,7 @@ def test_a_run_killed_at_every_stage_ends_as_if_nothing_had_happened(
 def refusal(*arguments: str | Path) -> str:
     """The one line with which a command in a process of its own refuses its arguments."""
     process = start_nasray(*arguments)
-    stdout, stderr = process.communicate(timeout=100)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 1
     assert stdout == ""
     [line] = stderr.splitlines()
@@ -164,7 +165,7 @@ def test_a_mistake_found_by_a_worker_is_one_line(finished_run: FinishedRun, tmp_
 def test_evaluate_measures_what_the_search_has_measured(finished_run: FinishedRun):
     top = storage.read_json(f"{finished_run.folder}/top.json")
     process = start_nasray("evaluate", finished_run.folder, *(json.dumps(e["arch"]) for e in top))
-    stdout, stderr = process.communicate(timeout=100)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     found = [json.loads(line) for line in stdout.splitlines()]
     assert [each["top1"] for each in found] == [entry["fitness"] for entry in top]

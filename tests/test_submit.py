@@ -48,7 +48,7 @@ class Head:
 def head(environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     token = tmp_path_factory.mktemp("head") / "token"
     token.write_text(secrets.token_hex(32))
-    gcs, dashboard, client = free_ports(3)
+    gcs, dashboard, client, agent = free_ports(4)
     # Ray's sockets lie in here, and a socket's path may have a hundred characters.
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as temp:
         variables = os.environ | {
@@ -60,11 +60,13 @@ def head(environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=4", f"--port={gcs}"]
         command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
         command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+        command += [f"--dashboard-agent-listen-port={agent}"]  # it takes the jobs
         command += [f"--temp-dir={temp}", "--disable-usage-stats"]
         with open(token.with_name("log"), "w") as log:
             process = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
         try:
-            wait_for(lambda: listens(dashboard) or process.poll() is not None, "the head is up")
+            ports = (dashboard, agent)
+            wait_for(lambda: all(map(listens, ports)) or process.poll(), "the head is up")
             assert process.poll() is None, token.with_name("log").read_text()
             yield Head(f"http://127.0.0.1:{dashboard}", variables)
         finally:

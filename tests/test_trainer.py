@@ -86,15 +86,16 @@ def test_what_no_worker_can_do_is_said_before_any_starts(
     make_job: MakeJob, ray_cluster: None, tmp_path: Path
 ):
     before = num_workers_started()
-    with pytest.raises(UserError, match="cannot feed 2 training workers"):
-        train(make_job(supernet={"batch_size": 1}), tmp_path)
+    with pytest.raises(UserError, match="cannot feed 3 training workers"):
+        train(make_job(supernet={"batch_size": 2}, compute={"num_workers": 3}), tmp_path)
     assert num_workers_started() == before
 
 
 def test_workers_see_different_images_and_end_with_equal_weights(
     make_job: MakeJob, ray_cluster: None, tmp_path: Path
 ):
-    job, folder = make_job(supernet={"epochs": 1, "batch_size": 32}), str(tmp_path)
+    recipe = {"epochs": 1, "channel_warmup_start": 0, "batch_size": 32}
+    job, folder = make_job(supernet=recipe), str(tmp_path)
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
     TorchTrainer(
         spied_worker,
