@@ -52,8 +52,8 @@ def test_a_killed_worker_changes_no_weight(
     job, chance, seen = make_job(), random.Random(), []
 
     def kill() -> None:
-        wait_for(lambda: len(curves(tmp_path)) >= 3, "three of eight epochs are recorded")
-        time.sleep(chance.uniform(0, 0.9))  # any moment of about three epochs
+        wait_for(lambda: len(curves(tmp_path)) >= 5, "five of eight epochs are recorded")
+        time.sleep(chance.uniform(0, 0.5))  # any moment of about two epochs
         seen.extend(curves(tmp_path))
         os.kill(chance.choice(ray_processes("RayTrainWorker")), signal.SIGKILL)
 
@@ -63,7 +63,9 @@ def test_a_killed_worker_changes_no_weight(
     killer.join()
     found = curves(tmp_path)
     assert len(seen) < len(found) == job.supernet.epochs
-    assert found[:2] == seen[:2]  # with their seconds: not trained again
+    # With their seconds: not trained again. Ray Train takes up to three epochs to hear of one:
+    # its report waits for the one before, which waits to be polled on every worker.
+    assert found[:2] == seen[:2]
     assert without_clock(found) == without_clock(curves(finished_run.folder))
     assert_same_weights(path, f"{finished_run.folder}/supernet.pt")
 
