@@ -75,13 +75,16 @@ def _save(path: str, content: dict[str, Any]) -> None:
 def _space_of(content: dict[str, Any], path: str) -> Space:
     if not isinstance(content, dict) or not {"space", "state"} <= content.keys():
         raise UserError(f"{path} is not a nasray checkpoint: it names no space")
-    return space_by_name(**content["space"])
+    try:
+        return space_by_name(**content["space"])
+    except TypeError:
+        raise UserError(f"{path} is not a nasray checkpoint: its space is no table") from None
 
 
 def _load_state(network: nn.Module, content: dict[str, Any], path: str) -> None:
     try:
         network.load_state_dict(content["state"])
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: weights do not fit the space ({_first_line(error)})") from None
 
 

@@ -17,6 +17,8 @@ import click
 import nasray
 from nasray.errors import EvaluationError, UserError
 
+logger = logging.getLogger(__name__)
+
 
 class Verbs(click.Group):
     """Prints a user's mistake as one line; every other failure keeps its traceback."""
@@ -41,7 +43,7 @@ def main(verbose: bool) -> None:
     logging.getLogger("nasray").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
-job_argument = click.argument("job", type=click.Path(exists=True, dir_okay=False))
+job_argument = click.argument("job")
 run_argument = click.argument("run_dir")
 data_option = click.option(
     "--data", "data_path", help="Where the data set lies, instead of the job's data.path."
@@ -102,27 +104,22 @@ def data() -> None:
 )
 @click.argument("destination")
 @click.option("--path", default="", help="Folder or file of the source.")
-@click.option("--seed", default=0, show_default=True, help="Order of the records.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Order of the records."
+)
 def data_import(source: str, destination: str, path: str, seed: int) -> None:
     """Turn SOURCE into Parquet shards of encoded images at DESTINATION.
 
     DESTINATION is a folder or a URI. A job then names it: source = "parquet".
     """
+    from nasray import run as stages
     from nasray import storage
     from nasray.config import parse_job
-    from nasray.datasets import import_dataset
-    from nasray.progress import progress
 
     job = parse_job({"data": {"source": source, "path": path}}, "nasray data import")
     if storage.exists(storage.join(destination, "dataset.json")):
         raise UserError(f"{destination} holds a data set already; remove it or name another folder")
-    with progress("data", 100) as show:
-        info = import_dataset(
-            job.data,
-            storage.absolute(destination),
-            seed=seed,
-            show=lambda done, total: show(100 * done // max(total, 1), f"{done} images"),
-        )
+    info = stages.import_shown(job.data, storage.absolute(destination), seed=seed)
     click.echo(
         f"{destination}: {info.num_train} training and {info.num_val} validation images, "
         f"{len(info.classes)} classes, {info.num_skipped} skipped"
@@ -163,15 +160,18 @@ def search(job: str, run_dir: str, data_path: str | None, address: str | None) -
 @main.command()
 @run_argument
 @click.argument("archs", nargs=-1, required=True, metavar="ARCH...")
+@data_option
 @address_option
-def evaluate(run_dir: str, archs: tuple[str, ...], address: str | None) -> None:
+def evaluate(
+    run_dir: str, archs: tuple[str, ...], data_path: str | None, address: str | None
+) -> None:
     """Print top-1 (BN recalibrated, hold-out images) and costs of each ARCH as JSON lines.
 
     ARCH is a published name or a JSON object such as {"block": [...], "channel": [...]}.
     """
     from nasray import run as stages
 
-    with _opened(run_dir) as opened, _ray(address, opened.job):
+    with _opened(run_dir, None, data_path) as opened, _ray(address, opened.job):
         parsed = [_parse_arch(opened.space, text) for text in archs]
         for line in stages.evaluate(opened, parsed):
             click.echo(json.dumps(line))
@@ -195,18 +195,20 @@ def retrain(job: str, run_dir: str, data_path: str | None, address: str | None) 
 @space_argument
 @click.argument("archs", nargs=-1, required=True, metavar="ARCH...")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per ARCH and line.")
-@click.option("--layout", default="oneshot", show_default=True, help="Channels of the stages.")
-@click.option("--head", default=None, help="after_pooling, shufflenetv2plus or spos.")
-@click.option("--se/--no-se", default=True, show_default=True, help="SE and hard-swish.")
-@click.option("--num-classes", default=1000, show_default=True)
-@click.option("--resolution", default=224, show_default=True, help="Input side, pixels.")
+@click.option("--layout", help="shufflenet: oneshot (default) or shufflenetv2plus.")
+@click.option("--head", help="shufflenet: after_pooling (default), shufflenetv2plus or spos.")
+@click.option("--se/--no-se", default=None, help="shufflenet: SE and hard-swish (default: with).")
+@click.option("--num-classes", type=click.IntRange(1), default=1000, show_default=True)
+@click.option(
+    "--resolution", type=click.IntRange(32), default=224, show_default=True, help="Pixels."
+)
 def profile(
     space_name: str,
     archs: tuple[str, ...],
     as_json: bool,
-    layout: str,
+    layout: str | None,
     head: str | None,
-    se: bool,
+    se: bool | None,
     num_classes: int,
     resolution: int,
 ) -> None:
@@ -217,10 +219,11 @@ def profile(
     from nasray import cost
     from nasray.spaces import space_by_name
 
+    if se is False:
+        head = head or "spos"  # the head that goes without SE
+    given = {"layout": layout, "head": head, "se": se}
     options: dict[str, Any] = {"num_classes": num_classes, "resolution": resolution}
-    if space_name == "shufflenet":
-        head = head or ("after_pooling" if se else "spos")
-        options |= {"layout": layout, "head": head, "se": se}
+    options |= {key: value for key, value in given.items() if value is not None}
     space = space_by_name(space_name, **options)
     for text in archs:
         arch = _parse_arch(space, text)
@@ -233,11 +236,12 @@ def profile(
 
 @main.command()
 @run_argument
-def export(run_dir: str) -> None:
+@data_option
+def export(run_dir: str, data_path: str | None) -> None:
     """Write the retrained models of RUN_DIR as ONNX, checked against torch."""
     from nasray import run as stages
 
-    with _opened(run_dir) as opened:
+    with _opened(run_dir, None, data_path) as opened:
         for found in stages.export(opened):
             click.echo(json.dumps(found))
 
@@ -266,7 +270,13 @@ def _opened(run_dir: str, job: str | None = None, data_path: str | None = None) 
             "deletes; use an absolute path or a URI",
             err=True,
         )
-    with stages.opened(run_dir, load_job(job, data_path) if job else None) as opened:
+    if job is None:
+        with stages.opened(run_dir, data_path=data_path) as opened:
+            yield opened
+        return
+    loaded = load_job(job, data_path)
+    stages.check_names(loaded, job)
+    with stages.opened(run_dir, loaded) as opened:
         yield opened
 
 
@@ -303,8 +313,17 @@ def _ray(address: str | None, job: Any) -> Iterator[None]:
                 f"--address {address}: {error}; a cluster with token authentication needs "
                 "RAY_AUTH_MODE=token and its token here, too"
             ) from None
+        has, needs = ray.cluster_resources().get("CPU", 0), _needed_cpus(job.compute)
+        if has < needs:
+            logger.warning(
+                "the cluster has %g CPUs and [compute] asks for %d: what finds no place waits "
+                "until nodes join; lower num_workers or num_evaluators if none will",
+                has,
+                needs,
+            )
     else:
-        ray.init(address="local", num_cpus=_num_cpus(job.compute), **options)
+        num_cpus = max(os.cpu_count() or 1, _needed_cpus(job.compute))
+        ray.init(address="local", num_cpus=num_cpus, **options)
         if job.compute.device == "gpu" and not ray.cluster_resources().get("GPU"):
             ray.shutdown()
             raise UserError('compute.device = "gpu", but this machine has none; say "auto"')
@@ -326,10 +345,9 @@ def _check_reachable(address: str) -> None:
             ) from None
 
 
-def _num_cpus(compute: Any) -> int:
-    """What a cluster on this machine calls its CPUs: at least as many as the job needs."""
+def _needed_cpus(compute: Any) -> int:
+    """The most CPUs that any stage of a job asks for at once."""
     return max(
-        os.cpu_count() or 1,
         compute.num_workers * compute.cpus_per_worker,
         compute.num_evaluators * compute.cpus_per_evaluator,
         compute.concurrent_trials * compute.workers_per_trial * compute.cpus_per_trial,
@@ -353,7 +371,7 @@ def _parse_arch(space: Any, text: str) -> tuple[int, ...]:
         return named[text]
     try:
         values = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
         raise UserError(

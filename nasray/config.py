@@ -185,8 +185,10 @@ class Job(Section):
 def load_job(path: str, data_path: str | None = None) -> Job:
     """Read the job file at `path`; `data_path` replaces its [data] path."""
     try:
-        values = tomllib.loads(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        values = tomllib.loads(Path(path).read_text("utf-8-sig"))  # editors may add a BOM
+    except OSError as error:
+        raise UserError(f"job {path}: {error.strerror}; jobs/ has some to copy") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: {error}") from None
     if data_path and isinstance(values.get("data"), dict):
         values["data"]["path"] = data_path

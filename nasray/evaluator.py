@@ -44,7 +44,7 @@ class Evaluation:
 
 @ray.remote
 class Evaluator:
-    """Scores architectures with one supernet's weights on images that its node shares."""
+    """Evaluates architectures with one supernet's weights on images that its node shares."""
 
     def __init__(self, task: EvaluationTask) -> None:
         self.task = task

@@ -6,7 +6,6 @@ nothing if its own result is there: the same command again continues where it st
 """
 
 import logging
-import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
@@ -20,8 +19,8 @@ import numpy as np
 
 import nasray
 from nasray import checkpoint, cost, storage
-from nasray.config import Job, parse_job
-from nasray.datasets import Dataset, import_dataset, open_dataset
+from nasray.config import DataConfig, Job, parse_job
+from nasray.datasets import Dataset, DatasetInfo, import_dataset, open_dataset
 from nasray.errors import UserError
 from nasray.images import JobImages
 from nasray.progress import progress
@@ -94,23 +93,34 @@ class Run:
 
 
 @contextmanager
-def opened(folder: str, job: Job | None = None) -> Iterator[Run]:
-    """Open a run directory for work on it, alone; with a `job`, begin one or continue it."""
+def opened(folder: str, job: Job | None = None, data_path: str | None = None) -> Iterator[Run]:
+    """Open a run directory for work on it, alone; with a `job`, begin one or continue it.
+
+    Without a job, `data_path` says where the data set lies now, if it has moved.
+    """
     folder = storage.absolute(folder)
     recorded_path = storage.join(folder, "job.json")
     if job is None and not storage.exists(recorded_path):
         raise UserError(f"{folder} is not a run directory: it has no job.json")
-    with _alone(folder):
-        if storage.exists(recorded_path):
-            recorded = parse_job(storage.read_json(recorded_path)["job"], recorded_path)
-            if job is not None and _begun(folder):
-                _check_same(recorded, job, folder)
-        else:
-            recorded = None
-        if job is not None and recorded != job and not _begun(folder):
-            make_space(job.space, 10)  # a mistake in [space] should leave no run behind
+    with storage.held(folder):
+        recorded = _recorded_job(recorded_path, data_path)
+        if job is None:
+            job = recorded
+        elif _begun(folder) and recorded is not None:
+            _check_same(recorded, job, folder)
+        elif recorded != job:
             storage.write_json(recorded_path, {"job": job.model_dump(), **_circumstances()})
-        yield Run(folder, job or recorded)
+        yield Run(folder, job)
+
+
+def check_names(job: Job, origin: str) -> None:
+    """Refuse names in [space] and in limits that no space and no cost has, before any work."""
+    try:
+        make_space(job.space, 10)
+        for limit in job.search.limits:
+            cost.check_cost(limit.cost)
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from None
 
 
 def prepare_data(run: Run) -> None:
@@ -118,19 +128,24 @@ def prepare_data(run: Run) -> None:
     if run.job.data.source == "parquet":
         run.dataset  # noqa: B018  opened to be checked
         return
-    with progress("data", 100) as show:
-        info = import_dataset(
-            run.job.data,
-            run.data_path,
-            seed=run.job.seed,
-            show=lambda done, total: show(100 * done // max(total, 1), f"{done} images"),
-        )
+    info = import_shown(run.job.data, run.data_path, seed=run.job.seed)
     logger.info(
         "data: %d training and %d validation images of %d classes",
         info.num_train,
         info.num_val,
         len(info.classes),
     )
+
+
+def import_shown(config: DataConfig, destination: str, *, seed: int) -> DatasetInfo:
+    """Import a data set behind a progress bar."""
+    with progress("data", 100) as show:
+        return import_dataset(
+            config,
+            destination,
+            seed=seed,
+            show=lambda done, total: show(100 * done // max(total, 1), f"{done} images"),
+        )
 
 
 def train(run: Run) -> None:
@@ -152,7 +167,7 @@ def search(run: Run) -> list[Candidate]:
     done = storage.exists(run.path("search.json"))
     if done:
         return history.candidates
-    checkpoint.load_supernet(run.supernet_path, run.space)  # refused here, not in an actor
+    _require_supernet(run)
     task = EvaluationTask(supernet=run.supernet_path, data_path=run.data_path, job=run.job)
     num_done, num_all = len(history), config.num_generations
     with EvaluatorPool(task) as pool, progress("search", num_all, num_done) as show:
@@ -186,12 +201,13 @@ def evaluate(run: Run, archs: Sequence[Architecture]) -> list[dict[str, Any]]:
     """BN-recalibrated hold-out top-1 and costs of `archs`, in their order."""
     from nasray.evaluator import EvaluationTask, EvaluatorPool
 
+    _require_supernet(run)
     task = EvaluationTask(supernet=run.supernet_path, data_path=run.data_path, job=run.job)
     with EvaluatorPool(task) as pool:
-        scores = pool(archs)
+        evaluations = pool(archs)
     return [
-        {"arch": run.space.to_json(arch), "top1": score.fitness, **costs}
-        for arch, score, costs in zip(archs, scores, run.limits.costs(archs), strict=True)
+        {"arch": run.space.to_json(arch), "top1": found.fitness, **costs}
+        for arch, found, costs in zip(archs, evaluations, run.limits.costs(archs), strict=True)
     ]
 
 
@@ -271,11 +287,11 @@ def _compare_with_random(run: Run, winner: Architecture) -> dict[str, Any] | Non
         supernet=run.supernet_path, data_path=run.data_path, job=run.job, split="val"
     )
     with EvaluatorPool(task) as pool:
-        scores = [score.fitness for score in pool([winner, *others])]
+        winner_top1, *random_top1 = (found.fitness for found in pool([winner, *others]))
     return {
-        "winner_top1": scores[0],
-        "random_top1": scores[1:],
-        "random_mean_top1": float(np.mean(scores[1:])) if others else None,
+        "winner_top1": winner_top1,
+        "random_top1": random_top1,
+        "random_mean_top1": float(np.mean(random_top1)) if others else None,
         "num_images": run.dataset.num("val"),
     }
 
@@ -288,6 +304,26 @@ def _entry(run: Run, candidate: Candidate) -> dict[str, Any]:
         "generation": candidate.generation,
         **candidate.costs,
     }
+
+
+def _require_supernet(run: Run) -> None:
+    """Refuse here what an actor would refuse: a supernet not trained, or of another space."""
+    if not storage.exists(run.supernet_path):
+        raise UserError(f"{run.folder} has no trained supernet; run `nasray train` first")
+    checkpoint.load_supernet(run.supernet_path, run.space)
+
+
+def _recorded_job(path: str, data_path: str | None) -> Job | None:
+    """The job that RUN/job.json records, or none if there is no such file."""
+    if not storage.exists(path):
+        return None
+    content = storage.read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("job"), dict):
+        raise UserError(f"{path}: not written by nasray; restore or remove it")
+    values = content["job"]
+    if data_path:
+        values["data"]["path"] = storage.absolute(data_path)
+    return parse_job(values, path)
 
 
 def _begun(folder: str) -> bool:
@@ -314,23 +350,6 @@ def _check_same(recorded: Job, job: Job, folder: str) -> None:
                     f"{folder} was recorded with {'.'.join(keys)} = {before!r}, the job says "
                     f"{after!r}; use another run directory, or the recorded value"
                 )
-
-
-@contextmanager
-def _alone(folder: str) -> Iterator[None]:
-    """Hold a local run directory's lock; it goes with the process, however that ends."""
-    if storage.is_uri(folder):
-        yield
-        return
-    import fcntl
-
-    storage.make_folder(folder)
-    with open(os.path.join(folder, "lock"), "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder} is in use by another nasray process") from None
-        yield
 
 
 def _circumstances() -> dict[str, Any]:

@@ -6,8 +6,11 @@ written whole: a reader sees the old file or the new one, never half of one.
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import pyarrow as pa
 from pyarrow import fs
 
 from nasray.errors import UserError
@@ -28,7 +31,10 @@ def join(folder: str, *names: str) -> str:
 
 def resolve(path: str) -> tuple[fs.FileSystem, str]:
     """Split `path` into the filesystem that holds it and its path there."""
-    return fs.FileSystem.from_uri(path if is_uri(path) else os.path.abspath(path))
+    try:
+        return fs.FileSystem.from_uri(path if is_uri(path) else os.path.abspath(path))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise UserError(f"{path}: {error}; give a folder, or s3://, gs://, abfs://") from None
 
 
 def exists(path: str) -> bool:
@@ -41,6 +47,19 @@ def list_names(folder: str) -> list[str]:
     filesystem, place = resolve(folder)
     infos = filesystem.get_file_info(fs.FileSelector(place, allow_not_found=True))
     return sorted(info.base_name for info in infos)
+
+
+def list_below(folder: str) -> tuple[list[str], list[str]]:
+    """Paths of all files and of all folders below `folder`, relative to it, sorted."""
+    filesystem, place = resolve(folder)
+    infos = filesystem.get_file_info(fs.FileSelector(place, recursive=True, allow_not_found=True))
+    below = {
+        kind: sorted(
+            info.path.removeprefix(place).strip("/") for info in infos if info.type == kind
+        )
+        for kind in (fs.FileType.File, fs.FileType.Directory)
+    }
+    return below[fs.FileType.File], below[fs.FileType.Directory]
 
 
 def make_folder(folder: str) -> None:
@@ -90,3 +109,23 @@ def remove(path: str) -> None:
         filesystem.delete_dir(place)
     elif info.type == fs.FileType.File:
         filesystem.delete_file(place)
+
+
+@contextmanager
+def held(folder: str) -> Iterator[None]:
+    """Hold a local folder's lock, making the folder; it goes with the process, however it ends.
+
+    An object store has no such lock: there, keeping two processes apart is the user's part.
+    """
+    if is_uri(folder):
+        yield
+        return
+    import fcntl
+
+    make_folder(folder)
+    with open(os.path.join(folder, "lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder} is in use by another nasray process") from None
+        yield

@@ -70,8 +70,11 @@ def retrain(job: Job, run_dir: str, data_path: str, arch: Architecture, name: st
     ]
     total = len(trials) * job.retrain.epochs  # an upper bound: ASHA stops some
     with following(f"retrain {name}", total, lambda: _look(trials)):
-        _run(job, trials)
-    curves = [_read_trial(trial, job.retrain.epochs) for trial in trials]
+        lengths = _run(job, trials)
+    curves = [
+        _read_trial(trial, length, job.retrain.epochs)
+        for trial, length in zip(trials, lengths, strict=True)
+    ]
     storage.write_json(storage.join(folder, "curves.json"), curves)
     whole = [index for index, curve in enumerate(curves) if not curve["stopped"]]
     if not whole:
@@ -109,15 +112,18 @@ def draw_recipes(config: RetrainConfig, seed: int) -> list[dict[str, float]]:
     return recipes
 
 
-def _run(job: Job, trials: list[dict[str, Any]]) -> None:
+def _run(job: Job, trials: list[dict[str, Any]]) -> list[int]:
     """Run Tune here, or, for data-parallel trials, where it hands on the cluster's address.
+
+    Returns how many epochs of each trial ASHA has seen: workers that train data-parallel may
+    have done some more before they heard that their trial was stopped, and those count for
+    nothing, since how many there are is a matter of timing.
 
     Ray Train frees the workers of a stopped trial by asking the cluster's dashboard. Without
     RAY_ADDRESS it finds none on a machine with two clusters, and retraining waits for ever.
     """
     if job.compute.workers_per_trial == 1:
-        _tune(job, trials)
-        return
+        return _tune(job, trials)
     address = ray.get_runtime_context().gcs_address
     task = ray.remote(
         num_cpus=0,
@@ -125,14 +131,17 @@ def _run(job: Job, trials: list[dict[str, Any]]) -> None:
         runtime_env={"env_vars": {"RAY_ADDRESS": address}},
     )(_tune)
     try:
-        ray.get(task.remote(job, trials))
+        return ray.get(task.remote(job, trials))
     except RayTaskError as error:
         raise_user_error(error)
         raise
 
 
-def _tune(job: Job, trials: list[dict[str, Any]]) -> None:
-    """Run the trials under ASHA, each as a plain function or as a data-parallel training."""
+def _tune(job: Job, trials: list[dict[str, Any]]) -> list[int]:
+    """Run the trials under ASHA, each as a plain function or as a data-parallel training.
+
+    Returns the epochs that each trial had reported when it ended or was stopped.
+    """
     config, compute = job.retrain, job.compute
     if compute.workers_per_trial == 1:
         needs = {
@@ -174,6 +183,8 @@ def _tune(job: Job, trials: list[dict[str, Any]]) -> None:
     for error in results.errors:
         raise_user_error(error)
         raise error
+    seen = {found.config["trial"]["folder"]: found.metrics["epoch"] for found in results}
+    return [seen[trial["folder"]] for trial in trials]
 
 
 def _trial_name(trial: Any) -> str:
@@ -293,10 +304,10 @@ def _test(trial: dict[str, Any], path: str) -> dict[str, Any]:
     }
 
 
-def _read_trial(trial: dict[str, Any], epochs: int) -> dict[str, Any]:
-    """A trial's curves as RUN/retrain/<name>/curves.json keeps them."""
+def _read_trial(trial: dict[str, Any], length: int, epochs: int) -> dict[str, Any]:
+    """A trial's first `length` epochs as RUN/retrain/<name>/curves.json keeps them."""
     path = storage.join(trial["folder"], STATE_FILE)
-    curves = checkpoint.load(path)["curves"] if storage.exists(path) else []
+    curves = checkpoint.load(path)["curves"][:length] if storage.exists(path) else []
     index = int(trial["folder"].rsplit("-", 1)[1])
     found = {"trial": index, "recipe": trial["recipe"], "stopped": len(curves) < epochs}
     failure = storage.join(trial["folder"], FAILURE_FILE)

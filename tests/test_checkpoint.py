@@ -91,3 +91,20 @@ def test_weights_of_another_shape_are_refused(tmp_path):
     storage.write(path, buffer.getvalue())
     with pytest.raises(UserError, match="do not fit the space"):
         checkpoint.load_supernet(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "complaint"),
+    [
+        ("space", "tiny", "is not a nasray checkpoint: its space is no table"),
+        ("space", {"name": "tiny", "depth": 3}, "unknown key 'space.depth'"),
+        ("state", [1, 2], "weights do not fit the space"),
+    ],
+)
+def test_content_of_another_kind_is_refused(tmp_path, key, value, complaint):
+    path, _ = saved(tmp_path)
+    buffer = io.BytesIO()
+    torch.save(checkpoint.load(path) | {key: value}, buffer)
+    storage.write(path, buffer.getvalue())
+    with pytest.raises(UserError, match=complaint):
+        checkpoint.load_supernet(path)

@@ -64,6 +64,11 @@ def test_classes_and_resolution_change_the_costs(invoke):
         (("profile", "shufflenet", "twoshot"), "neither a published name (oneshot-s+, oneshot)"),
         (("profile", "shufflenet", '{"block": [1]}'), "has the keys ['block', 'channel']"),
         (("profile", "shufflenet", "oneshot", "--layout", "x"), "space.layout = 'x'"),
+        (("profile", "shufflenet", "oneshot", "--resolution", 65), "space.resolution = 65"),
+        (("profile", "tiny", "largest", "--layout", "oneshot"), "unknown key 'space.layout'"),
+        (("profile", "shufflenet", "[" * 100_000), "neither a published name"),
+        (("profile", "shufflenet", "9" * 10_000), "neither a published name"),
+        (("run", "no.toml", "out"), "job no.toml: No such file or directory"),
         (("report", "nowhere"), "nowhere"),
         (("evaluate", "nowhere", "oneshot"), "is not a run directory"),
         (("export", "nowhere"), "is not a run directory"),
@@ -79,6 +84,33 @@ def test_a_mistake_is_one_line_on_stderr(invoke, tmp_path, monkeypatch, argument
     assert line.startswith("Error: ")
     assert complaint in line
     assert not list(tmp_path.iterdir())  # nothing is left behind
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('[space]\nname = "shuflenet"', "job.toml: space.name = 'shuflenet' is unknown"),
+        ("[space]\nlayot = 1", "job.toml: unknown key 'space.layot'"),
+        ('[[search.limits]]\ncost = "mac"\nmax = 1', "job.toml: search.limits: cost 'mac'"),
+    ],
+)
+def test_a_name_that_does_not_exist_is_found_before_a_run_begins(
+    invoke, tmp_path, monkeypatch, text, complaint
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.toml").write_text(f'[data]\nsource = "synthetic"\n{text}\n')
+    result = invoke("run", "job.toml", "out")
+    assert result.exit_code == 1
+    assert complaint in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_search_without_a_supernet_says_what_to_do_first(invoke, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.toml").write_text('\ufeff[data]\nsource = "synthetic"\n')  # with a BOM
+    result = invoke("search", "job.toml", "out")
+    assert result.exit_code == 1
+    assert "out has no trained supernet; run `nasray train` first" in result.stderr
 
 
 def test_spaces_lists_sizes_and_published_names(invoke):

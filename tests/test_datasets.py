@@ -167,7 +167,8 @@ def test_an_interrupted_import_starts_again_without_leftovers(tmp_path):
         (out / name).write_text("half")
     load("imagefolder", make_folder(tmp_path / "raw"), out)
     names = {file.name for file in out.iterdir()}
-    assert names == {"train-00000.parquet", "val-00000.parquet", "dataset.json", "notes.txt"}
+    shards = {"train-00000.parquet", "val-00000.parquet"}
+    assert names == shards | {"dataset.json", "lock", "notes.txt"}
     assert open_dataset(str(out)).num("train") == 12
 
 
@@ -200,7 +201,54 @@ def test_more_than_one_percent_undecodable_is_refused_and_nothing_stays(tmp_path
     (root / "train" / "bee" / "1.png").write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"1% of the 18 images.*train/bee/1\.png"):
         load("imagefolder", root, tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert os.listdir(tmp_path / "out") == ["lock"]
+
+
+def test_a_refused_data_set_names_ten_undecodable_images_at_least(tmp_path):
+    root = make_folder(tmp_path / "raw", train=40)
+    for folder in ("ant", "bee"):
+        for index in range(8):
+            (root / "train" / folder / f"{index}.png").write_bytes(b"not an image")
+    with pytest.raises(UserError, match=r"and \d more; mend or remove them") as caught:
+        load("imagefolder", root, tmp_path / "out")
+    assert str(caught.value).count(".png") == 10
+
+
+def test_an_image_that_cannot_be_read_is_skipped_like_one_that_cannot_be_decoded(tmp_path):
+    root = make_folder(tmp_path / "raw", train=40)
+    (root / "train" / "ant" / "loop.jpg").symlink_to("loop.jpg")
+    (root / "train" / "ant" / "folder.jpg").mkdir()
+    os.mkfifo(root / "train" / "ant" / "pipe.jpg")
+    info = load("imagefolder", root, tmp_path / "out")
+    assert info.num_train == 120
+
+
+def test_two_imports_into_one_folder_are_kept_apart(tmp_path):
+    root = make_folder(tmp_path / "raw")
+    with (
+        storage.held(str(tmp_path / "out")),
+        pytest.raises(UserError, match="out is in use by another nasray process"),
+    ):
+        load("imagefolder", root, tmp_path / "out")
+    load("imagefolder", root, tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"shards": {"train": 3}}', '{"shards": {}}'])
+def test_an_info_file_of_another_kind_is_one_line(tmp_path, content):
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(UserError, match=r"dataset\.json: not written by this nasray"):
+        open_dataset(str(tmp_path))
+
+
+def test_a_lost_or_damaged_shard_is_named(tmp_path):
+    load("imagefolder", make_folder(tmp_path / "raw"), tmp_path / "out")
+    shard = tmp_path / "out" / "train-00000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"train-00000\.parquet: missing or damaged"):
+        open_dataset(str(tmp_path / "out")).labels("train")
+    shard.unlink()
+    with pytest.raises(UserError, match=r"train-00000\.parquet: missing or damaged"):
+        open_dataset(str(tmp_path / "out")).labels("train")
 
 
 def remove_split(root: Path, name: str) -> None:
@@ -220,7 +268,11 @@ MISTAKES = {
     ),
     "no classes": (
         lambda root: [folder.rename(root / folder.name) for folder in (root / "train").iterdir()],
-        r"train/ holds no class folders",
+        r"train/ holds 0 class folders",
+    ),
+    "one class": (
+        lambda root: [(root / "train" / name).rename(root / name) for name in ("ant", "bee")],
+        r"train/ holds 1 class folders, and a classifier needs two",
     ),
 }
 
@@ -313,7 +365,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
             load("imagefolder", root, tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert os.listdir(tmp_path / "out") == []
+    assert os.listdir(tmp_path / "out") == ["lock"]
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:

@@ -50,7 +50,7 @@ def test_a_run_says_what_it_does_and_no_more(finished_run: FinishedRun):
 
 # What there is, at least, when the driver is killed; one kill after the other in one run.
 MOMENTS = {
-    "supernet": lambda run_dir: len(clock(run_dir)["supernet"]) >= 3,
+    "supernet": lambda run_dir: len(clock(run_dir)["supernet"]) >= 5,
     "search": lambda run_dir: len(clock(run_dir)["search"]) >= 2,
     "retrain": lambda run_dir: len(clock(run_dir)["retrain"]) >= 2,
 }
@@ -143,6 +143,14 @@ def test_a_run_directory_of_another_job_is_refused(
     assert result.exit_code == 1
     assert f"{finished_run.folder} was recorded with {named}" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_evaluate_and_export_are_told_where_data_lie_now(
+    finished_run: FinishedRun, small_data: str, tmp_path: Path
+):
+    moved = shutil.copytree(small_data, tmp_path / "moved")
+    with opened(finished_run.folder, data_path=str(moved)) as run:
+        assert run.data_path == str(moved)
 
 
 def test_where_data_lie_and_how_many_evaluate_may_change(

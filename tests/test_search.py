@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from nasray import storage
@@ -201,7 +203,10 @@ def test_a_history_of_another_job_is_refused(tmp_path, unlimited):
 def test_a_damaged_generation_is_named(tmp_path, unlimited):
     search(tmp_path, unlimited)
     (tmp_path / "generation-0002.parquet").write_bytes(b"PAR1 and then nothing")
-    with pytest.raises(UserError, match="generation-0002.parquet"):
+    with pytest.raises(UserError, match="generation-0002.parquet: not .* remove it and the later"):
+        History(str(tmp_path))
+    pq.write_table(pa.table({"fitness": [0.5]}), tmp_path / "generation-0002.parquet")
+    with pytest.raises(UserError, match="generation-0002.parquet: not a readable generation"):
         History(str(tmp_path))
 
 

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from nasray import storage
+from nasray.errors import UserError
 
 
 def test_json_comes_back(tmp_path):
@@ -53,3 +54,23 @@ def test_uris_name_their_filesystem(tmp_path):
     filesystem, place = storage.resolve(f"file://{tmp_path}/x")
     assert filesystem.type_name == "local"
     assert place == f"{tmp_path}/x"
+
+
+def test_a_uri_of_no_known_kind_is_one_line():
+    with pytest.raises(UserError, match="ftp://host/x: .*give a folder, or s3://"):
+        storage.resolve("ftp://host/x")
+
+
+def test_list_below_tells_files_from_folders(tmp_path):
+    for name in ("a/b/c", "d"):
+        storage.write(str(tmp_path / name), b"x")
+    assert storage.list_below(str(tmp_path)) == (["a/b/c", "d"], ["a", "a/b"])
+    assert storage.list_below(f"file://{tmp_path}/a/") == (["b/c"], ["b"])
+
+
+def test_a_held_folder_is_refused_to_others_and_free_afterwards(tmp_path):
+    folder = str(tmp_path / "new")
+    with storage.held(folder), pytest.raises(UserError, match="in use"), storage.held(folder):
+        raise AssertionError("held twice")
+    with storage.held(folder):
+        pass

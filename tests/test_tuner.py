@@ -185,11 +185,9 @@ def test_a_bad_recipe_is_stopped_early(
     result = retrain(job, str(tmp_path), job.data.path, ANY_ARCH, "0")
     good, bad = storage.read_json(f"{tmp_path}/retrain/0/curves.json")
     assert good["epochs"][2]["holdout_top1"] > bad["epochs"][2]["holdout_top1"] + 0.2
-    assert len(good["epochs"]) == 30
-    if num_workers == 1:
-        assert len(bad["epochs"]) == 3
-    else:  # the news that a trial is to stop takes about a second
-        assert 3 <= len(bad["epochs"]) < 30
+    assert (len(good["epochs"]), len(bad["epochs"])) == (30, 3)
+    if num_workers > 1:  # the news that a trial is to stop takes them about a second
+        assert 3 < len(curves(tmp_path / "retrain/0", 1)) < 30
     assert [trial["stopped"] for trial in (good, bad)] == [False, True]
     assert result["trial"] == 0
 

@@ -61,9 +61,10 @@ def import_dataset(
         _refuse_another(info, destination, {"source": config.source, **options})
         return info
     pictures = SOURCES[config.source](config, seed)
-    return write_shards(
-        destination, pictures, source=config.source, seed=seed, options=options, show=show
-    )
+    with storage.held(destination):
+        return write_shards(
+            destination, pictures, source=config.source, seed=seed, options=options, show=show
+        )
 
 
 def _options(config: DataConfig, seed: int) -> dict[str, int | str]:

@@ -17,7 +17,7 @@ from nasray.config import DataConfig
 from nasray.datasets.pictures import SPLITS, Pictures, Record, shuffled
 from nasray.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff")
 VAL_NAMES = ("val", "valid", "validation", "test")  # the first found counts
 MAX_NAMED = 5  # classes in one message
 BLOCK = 512  # bytes; a tar is made of these and ends with zeroed ones
@@ -107,23 +107,15 @@ def _split_folders(names: Iterable[str], origin: str) -> dict[str, str]:
 
 
 def _list_split(root: str, folder: str) -> Split:
-    split = {}
-    for name in storage.list_names(storage.join(root, folder)):
-        if not _is_hidden(name) and _is_folder(storage.join(root, folder, name)):
-            split[name] = [(path, path) for path in _list_images(root, f"{folder}/{name}")]
+    """Find the classes, which are folders, and the images below each, however deep."""
+    files, folders = storage.list_below(storage.join(root, folder))
+    split: Split = {name: [] for name in folders if "/" not in name and not _is_hidden(name)}
+    for name in files:
+        parts = name.split("/")
+        if len(parts) > 1 and _is_image(name) and not any(map(_is_hidden, parts)):
+            path = f"{folder}/{name}"
+            split[parts[0]].append((path, path))
     return split
-
-
-def _list_images(root: str, folder: str) -> Iterator[str]:
-    """Find the images below `folder`, however deep."""
-    for name in storage.list_names(storage.join(root, folder)):
-        path = f"{folder}/{name}"
-        if _is_hidden(name):
-            continue
-        if _is_image(name):
-            yield path
-        elif _is_folder(storage.join(root, path)):
-            yield from _list_images(root, path)
 
 
 def _scan(
@@ -189,8 +181,11 @@ def _common_classes(
 ) -> tuple[str, ...]:
     """Return the class names, sorted; refuse splits that differ and classes without images."""
     train, val = (splits[split] for split in SPLITS)
-    if not train:
-        raise UserError(f"{origin}: train/ holds no class folders; use train/<class>/<image>")
+    if len(train) < 2:
+        raise UserError(
+            f"{origin}: train/ holds {len(train)} class folders, and a classifier needs two at "
+            "least; use train/<class>/<image>"
+        )
     if set(train) != set(val):
         lacks = [
             f"{folders[split]}/ lacks {_some(set(others) - set(own))}"

@@ -106,7 +106,8 @@ def train_batches(
     if min(batch_size, num_images) < world_size:
         raise UserError(
             f"a batch of {min(batch_size, num_images)} images cannot feed {world_size} training "
-            "workers; lower compute.num_workers, raise batch_size or add images"
+            "workers; lower compute.num_workers (retraining: workers_per_trial), raise batch_size "
+            "or add images"
         )
     order = epoch_order(dataset, indices, seed=seed, epoch=epoch)
     window, place = _windows(dataset, order, seed=seed, epoch=epoch)

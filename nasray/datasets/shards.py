@@ -71,9 +71,12 @@ def read_info(path: str) -> DatasetInfo:
     if not storage.exists(where):
         raise UserError(f"{path}: no imported data set (no {INFO_NAME}); run `nasray data import`")
     values = storage.read_json(where)
-    for shards in values["shards"].values():
-        shards.update({name: Shard(**shard) for name, shard in shards.items()})
-    return DatasetInfo(**values)
+    try:
+        for shards in values["shards"].values():
+            shards.update({name: Shard(**shard) for name, shard in shards.items()})
+        return DatasetInfo(**values)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{where}: not written by this nasray ({error}); import again") from None
 
 
 def open_dataset(path: str) -> "Dataset":
@@ -182,10 +185,14 @@ class Dataset:
 
     def _open(self, name: str) -> pq.ParquetFile:
         # Footers are kept, handles are not: ImageNet has more shards than one may open files.
-        filesystem, place = storage.resolve(storage.join(self.path, name))
-        parquet = pq.ParquetFile(
-            place, metadata=self._footers.get(name), filesystem=filesystem, memory_map=False
-        )
+        path = storage.join(self.path, name)
+        filesystem, place = storage.resolve(path)
+        try:
+            parquet = pq.ParquetFile(
+                place, metadata=self._footers.get(name), filesystem=filesystem, memory_map=False
+            )
+        except (FileNotFoundError, pa.ArrowInvalid) as error:
+            raise UserError(f"{path}: missing or damaged ({error}); import again") from None
         self._footers[name] = parquet.metadata
         return parquet
 
@@ -245,11 +252,13 @@ def _stream(
             show(done, len(pictures))
             if image is None:
                 skipped.append(record.name)
-                _refuse_many(skipped, len(pictures))
+                if len(skipped) > MAX_NAMED:  # else the end is waited for, to name them all
+                    _refuse_many(skipped, len(pictures))
                 continue
             writers[record.split].add(image, record.label, record.name)
             row = [record.split, record.label, record.name, len(image), zlib.crc32(image)]
             digest.update(json.dumps(row).encode())
+        _refuse_many(skipped, len(pictures))
     return {split: writers[split].shards for split in SPLITS}, skipped, digest.hexdigest()
 
 
@@ -268,8 +277,8 @@ def _load_checked(pictures: Pictures) -> Iterator[tuple[Record, bytes | None]]:
 
 
 def _load_if_decodable(record: Record) -> bytes | None:
-    image = record.load()
     try:
+        image = record.load()
         decode(image)
     except UNDECODABLE:
         return None

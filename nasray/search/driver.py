@@ -15,15 +15,15 @@ from nasray.search.limits import Limits
 from nasray.spaces.space import Architecture, Space
 
 
-class Scored(Protocol):
+class Evaluated(Protocol):
     """What an evaluation returns."""
 
     fitness: float
     seconds: float
 
 
-Finished = Callable[[int, Scored], None]
-Evaluate = Callable[[Sequence[Architecture], Finished], Sequence[Scored]]
+Finished = Callable[[int, Evaluated], None]
+Evaluate = Callable[[Sequence[Architecture], Finished], Sequence[Evaluated]]
 
 
 def run_search(
@@ -38,8 +38,8 @@ def run_search(
 ) -> list[Candidate]:
     """Search until `config.num_generations` are in `history`; return all its candidates.
 
-    `evaluate(archs, finished)` returns one score per architecture, in the order given, and
-    calls finished(index, score) as each is known: that is when it is recorded.
+    `evaluate(archs, finished)` returns one result per architecture, in the order given, and
+    calls finished(index, result) as each is known: that is when it is recorded.
     """
     algorithm = ALGORITHMS[config.algorithm](space, config, limits, seed)
     for recorded in history:
@@ -67,13 +67,13 @@ def _evaluate_generation(
     known = history.pending()  # of a driver that was killed in this generation
     open_positions = [index for index, arch in enumerate(archs) if arch not in known]
 
-    def finished(index: int, score: Scored) -> None:
+    def finished(index: int, result: Evaluated) -> None:
         position = open_positions[index]
-        history.record(position, archs[position], score.fitness, score.seconds)
+        history.record(position, archs[position], result.fitness, result.seconds)
 
-    scores = evaluate([archs[position] for position in open_positions], finished)
-    for position, score in zip(open_positions, scores, strict=True):
-        known[archs[position]] = (score.fitness, score.seconds)
+    results = evaluate([archs[position] for position in open_positions], finished)
+    for position, result in zip(open_positions, results, strict=True):
+        known[archs[position]] = (result.fitness, result.seconds)
     return [
         Candidate(
             arch=arch,

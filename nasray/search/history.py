@@ -86,16 +86,19 @@ def _to_table(generation: list[Candidate]) -> pa.Table:
 def _read_generation(path: str) -> list[Candidate]:
     try:
         table = pq.read_table(io.BytesIO(storage.read(path)))
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: not a readable generation ({error}); remove the file") from None
-    costs = json.loads(table.schema.metadata[b"costs"])
-    return [
-        Candidate(
-            arch=tuple(row["arch"]),
-            fitness=row["fitness"],
-            costs={cost: row[cost] for cost in costs},
-            generation=row["generation"],
-            seconds=row["seconds"],
-        )
-        for row in table.to_pylist()
-    ]
+        costs = json.loads(table.schema.metadata[b"costs"])
+        return [
+            Candidate(
+                arch=tuple(row["arch"]),
+                fitness=row["fitness"],
+                costs={cost: row[cost] for cost in costs},
+                generation=row["generation"],
+                seconds=row["seconds"],
+            )
+            for row in table.to_pylist()
+        ]
+    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: not a readable generation ({error}); remove it and the later ones, which "
+            "are then searched again"
+        ) from None
