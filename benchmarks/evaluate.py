@@ -10,7 +10,6 @@ Two evaluators over one: candidates a second of an EvaluatorPool of Ray actors.
 import argparse
 import statistics
 import tempfile
-import time
 
 import numpy as np
 import ray
@@ -47,7 +46,7 @@ def main():
         rng = np.random.default_rng(0)
         archs = as_architectures(random_population(space.genes, options.archs, rng))
         seconds, over_bare = time_single(supernet, archs, options)
-        speedup = time_pool(job, path, archs * 4, folder)
+        speedup = time_pool(job, path, archs, folder)
 
     where = f"{options.images} + {options.images} images, {options.side} px, 1 thread"
     show(
@@ -117,25 +116,18 @@ def time_single(supernet, archs, options):
 
 
 def time_pool(job, supernet_path, archs, data_path):
-    """Candidates a second of two evaluators over one, turn about."""
-    ray.init(address="local", num_cpus=2, log_to_driver=False, include_dashboard=False)
-    task = EvaluationTask(supernet=supernet_path, data_path=data_path, job=job)
-    one_job = job.model_copy(
-        update={"compute": job.compute.model_copy(update={"num_evaluators": 1})}
-    )
-    one_task = EvaluationTask(supernet=supernet_path, data_path=data_path, job=one_job)
-    ratios = []
-    for _ in range(2):
-        times = []
-        for each in (one_task, task):
-            with EvaluatorPool(each) as pool:
-                pool(archs[: 2 * each.job.compute.num_evaluators])  # actors up and warm
-                started = time.perf_counter()
-                pool(archs)
-                times.append(time.perf_counter() - started)
-        ratios.append(times[0] / times[1])
+    """Candidates a second of two evaluators over one, turn about on the same candidates."""
+    ray.init(address="local", num_cpus=3, log_to_driver=False, include_dashboard=False)
+    tasks = []
+    for number in (1, 2):
+        compute = job.compute.model_copy(update={"num_evaluators": number})
+        each = job.model_copy(update={"compute": compute})
+        tasks.append(EvaluationTask(supernet=supernet_path, data_path=data_path, job=each))
+    with EvaluatorPool(tasks[0]) as one, EvaluatorPool(tasks[1]) as two:
+        two(archs)  # both up and warm
+        times = interleaved({"one": lambda: one(archs * 4), "two": lambda: two(archs * 4)}, 3)
     ray.shutdown()
-    return statistics.median(ratios)
+    return median_ratio(times["one"], times["two"])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A training step of the sliced supernet, beside its extracted subnet and a masked supernet.
 
-    python benchmarks/supernet_step.py [--json FILE] [--archs 8] [--repeats 5] [--side 64]
+    python benchmarks/supernet_step.py [--json FILE] [--archs 8] [--repeats 15] [--side 64]
 
 One process, one batch, one thread. The masked form is the original's: the widest block,
 its middle channels multiplied by a 0/1 mask before BN (spec 1.7), with images channels
@@ -21,7 +21,7 @@ from nasray.datasets.transforms import normalize
 from nasray.spaces.elastic import build_subnet
 from nasray.spaces.shufflenet import SCALES, ShuffleNet
 from nasray.spaces.space import as_architectures, random_population
-from nasray.train import Recipe, make_optimizer
+from nasray.train import Recipe, clear_gradients, make_optimizer
 
 RECIPE = Recipe(
     epochs=1,
@@ -40,7 +40,7 @@ def stepper(network, forward, images, labels):
         group["lr"] = 1e-4
 
     def step():
-        optimizer.zero_grad(set_to_none=True)
+        clear_gradients(optimizer)
         F.cross_entropy(forward(images), labels, label_smoothing=0.1).backward()
         optimizer.step()
 
@@ -66,7 +66,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json")
     parser.add_argument("--archs", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--batch", type=int, default=32)
     options = parser.parse_args()

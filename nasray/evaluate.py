@@ -4,11 +4,13 @@ Weights shared by many subnets leave BN statistics that fit none of them, so a s
 accuracy means nothing before recalibration (Guo et al. 2019, section 3.3).
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from nasray.datasets.transforms import normalize
 from nasray.train import amp_dtype
@@ -28,6 +30,7 @@ def evaluate(
     Images are uint8 (n, 3, side, side). Alters `subnet`, which should be an extracted one.
     """
     recalibrate_bn(subnet, calibration, batch_size=batch_size, device=device)
+    fold_bn(subnet)
     return top1(subnet, images, labels, batch_size=batch_size, device=device)
 
 
@@ -78,6 +81,21 @@ def recalibrate_bn(
         mean = total / count
         norm.running_mean.copy_(mean)
         norm.running_var.copy_((square / count - mean.square()).clamp_(min=0))
+
+
+def fold_bn(network: nn.Module) -> None:
+    """Fold every BN layer that follows a convolution in an nn.Sequential into it, in place.
+
+    The network (in eval mode) computes the same to float rounding, in less time.
+    """
+    for parent in list(network.modules()):
+        if not isinstance(parent, nn.Sequential):
+            continue
+        children = list(parent.named_children())
+        for (conv_name, conv), (norm_name, norm) in itertools.pairwise(children):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
+                setattr(parent, norm_name, nn.Identity())
 
 
 @torch.inference_mode()

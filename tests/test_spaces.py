@@ -1,5 +1,6 @@
 """The contract of every design space, and the exact facts of the ShuffleNet one (spec 1)."""
 
+import copy
 import json
 
 import numpy as np
@@ -75,7 +76,7 @@ def test_supernet_and_subnet_train_alike(space):
         after = supernet.extract(arch).state_dict()
         for name, tensor in subnet.state_dict().items():
             torch.testing.assert_close(after[name], tensor, msg=name)
-        chosen = supernet._chosen(arch)
+        chosen = supernet.whole_blocks(arch)
         for (_, whole), block in zip(chosen, subnet, strict=True):
             shared = dict(whole.named_parameters())
             for name, param in block.named_parameters():
@@ -83,6 +84,18 @@ def test_supernet_and_subnet_train_alike(space):
                 torch.testing.assert_close(leading, param.grad, msg=name)
                 rest = shared[name].grad.abs().sum() - leading.abs().sum()
                 assert rest.abs() <= 1e-4 * leading.abs().sum() + 1e-12
+
+
+@every_space
+def test_a_copied_and_converted_supernet_computes_with_its_own_weights(space):
+    [arch] = random_archs(space, 1, seed=5)
+    supernet = trained_like(space).eval()
+    wanted = supernet.extract(arch).double()(images(space, 2).double())
+    twin = copy.deepcopy(supernet).double()
+    for param in supernet.parameters():
+        param.data.zero_()
+    torch.testing.assert_close(twin(images(space, 2).double(), arch), wanted)
+    torch.testing.assert_close(twin.extract(arch).double()(images(space, 2).double()), wanted)
 
 
 @every_space

@@ -10,13 +10,15 @@ import copy
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from nasray.spaces.space import Architecture, Block, Space
+
+T = TypeVar("T")
+Places = dict[str, tuple[dict[str, Tensor | None], str]]
 
 
 class SlicedSpace(Space, Protocol):
@@ -42,34 +44,43 @@ class Supernet(nn.Module):
         self.positions = nn.ModuleList(
             nn.ModuleList(block.build() for block in blocks) for blocks in space.widest()
         )
+        # Looked up once: walking over the modules at every step takes longer than slicing.
+        self.places = [[_places(block) for block in blocks] for blocks in self.positions]
 
     def forward(self, images: Tensor, arch: Architecture) -> Tensor:
         """Map images (n, 3, side, side) to logits (n, classes) by the subnet `arch`."""
         features = images
-        for block, whole in self._chosen(arch):
-            shell, shapes = _shell(block, self.training)
-            features = functional_call(shell, _sliced(whole, shapes), (features,))
+        for block, whole in self._chosen(arch, self.places):
+            shell = _shell(block, self.training)
+            features = shell.call(_sliced(whole, shell.shapes), features)
         return features
 
     def extract(self, arch: Architecture) -> nn.Sequential:
         """Cut out the subnet `arch`: a plain module of standard layers with its own weights."""
         blocks = OrderedDict()
-        for block, whole in self._chosen(arch):
-            shell, shapes = _shell(block, self.training)
-            module = copy.deepcopy(shell).to_empty(device=next(whole.parameters()).device)
-            module.load_state_dict(_sliced(whole, shapes))
+        device = next(self.parameters()).device
+        for block, whole in self._chosen(arch, self.places):
+            shell = _shell(block, self.training)
+            module = copy.deepcopy(shell.module).to_empty(device=device)
+            module.load_state_dict(_sliced(whole, shell.shapes))
             blocks[block.name] = module
         return nn.Sequential(blocks).train(self.training)
 
     def parameters_of(self, arch: Architecture) -> list[nn.Parameter]:
         """The parameters that a step on `arch` touches, in a fixed order."""
-        return [param for _, whole in self._chosen(arch) for param in whole.parameters()]
+        return [param for _, whole in self.whole_blocks(arch) for param in whole.parameters()]
 
-    def _chosen(self, arch: Architecture) -> list[tuple[Block, nn.Module]]:
+    def whole_blocks(self, arch: Architecture) -> list[tuple[Block, nn.Module]]:
+        """Each block of `arch` beside the one at full width that it is a slice of."""
+        return self._chosen(arch, self.positions)
+
+    def _chosen(
+        self, arch: Architecture, positions: Sequence[Sequence[T]]
+    ) -> list[tuple[Block, T]]:
         return [
             (block, wholes[index])
             for block, wholes, index in zip(
-                self.space.decode(arch), self.positions, self.space.chosen(arch), strict=True
+                self.space.decode(arch), positions, self.space.chosen(arch), strict=True
             )
         ]
 
@@ -86,22 +97,55 @@ def build_subnet(blocks: Sequence[Block]) -> nn.Sequential:
     return nn.Sequential(OrderedDict((block.name, block.build()) for block in blocks))
 
 
-@lru_cache(maxsize=8192)
-def _shell(block: Block, training: bool) -> tuple[nn.Module, dict[str, torch.Size]]:
-    """The block's module without storage, and the shapes its weights and buffers must have.
+class _Shell:
+    """A block's module without storage, to be called with slices as its weights.
 
-    Its forward is called with slices as weights. Never altered, so it may be shared.
+    torch.func.functional_call does the same, with checks that took 5 % of a small step.
+    Not for two threads at once.
     """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+        self.places = _places(module)
+
+    def call(self, weights: dict[str, Tensor], features: Tensor) -> Tensor:
+        own = [(tensors, key, tensors[key]) for tensors, key in self.places.values()]
+        try:
+            for name, (tensors, key) in self.places.items():
+                tensors[key] = weights[name]
+            return self.module(features)
+        finally:
+            for tensors, key, tensor in own:
+                tensors[key] = tensor
+
+
+@lru_cache(maxsize=8192)
+def _shell(block: Block, training: bool) -> _Shell:
     with torch.device("meta"):
-        module = block.build().train(training)
-    return module, {name: tensor.shape for name, tensor in module.state_dict().items()}
+        return _Shell(block.build().train(training))
 
 
-def _sliced(whole: nn.Module, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
-    """The leading slices of `whole`'s weights and buffers that have `shapes`, by name."""
+def _places(module: nn.Module) -> Places:
+    """Where `module` keeps each of its parameters and buffers, by full name."""
     return {
-        name: tensor
-        if tensor.shape == shapes[name]
-        else tensor[tuple(slice(length) for length in shapes[name])]
-        for name, tensor in (*whole.named_parameters(), *whole.named_buffers())
+        f"{path}.{key}".lstrip("."): (tensors, key)
+        for path, part in module.named_modules()
+        for tensors in (part._parameters, part._buffers)
+        for key in tensors
+        if tensors[key] is not None
     }
+
+
+def _sliced(whole: Places, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
+    """The leading slices of a whole block's tensors that have `shapes`, by name."""
+    return {name: _leading(tensors[key], shapes[name]) for name, (tensors, key) in whole.items()}
+
+
+def _leading(tensor: Tensor, shape: torch.Size) -> Tensor:
+    if tensor.shape == shape:
+        return tensor
+    for dim, length in enumerate(shape):
+        if tensor.shape[dim] != length:  # each cut is a node of the graph
+            tensor = tensor.narrow(dim, 0, length)
+    return tensor
