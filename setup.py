@@ -27,6 +27,7 @@ setup(
         "pydantic>=2.7",  # config.py
         "rich>=13",  # progress.py
         "plotly>=6",  # report.py
+        "pyyaml>=6",  # latency.py
     ],
     extras_require={
         "export": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],

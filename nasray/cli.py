@@ -1,4 +1,4 @@
-"""The verbs of the command line: options -> job -> one call -> print.
+"""The verbs of the command line that work on a run: options -> job -> one call -> print.
 
 Nothing heavy is imported before a verb needs it: `nasray --help` must answer at once.
 """
@@ -6,6 +6,7 @@ Nothing heavy is imported before a verb needs it: `nasray --help` must answer at
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any
 import click
 
 import nasray
+from nasray.cli_spaces import latency, measure_latency, parse_arch, profile, show, spaces
 from nasray.errors import EvaluationError, UserError
 
 logger = logging.getLogger(__name__)
@@ -26,12 +28,16 @@ class Verbs(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise click.ClickException("stopped; the same command goes on from here") from None
         except (UserError, EvaluationError) as error:
             raise click.ClickException(" ".join(str(error).split())) from None
-        except OSError as error:
-            if error.errno is None or error.filename is None:
+        except OSError as error:  # pyarrow's name the file in their text
+            named = error.errno is not None and error.filename is not None
+            text = f"{error.filename}: {error.strerror}" if named else str(error)
+            if not named and error.errno is None and type(error) is not OSError:
                 raise
-            raise click.ClickException(f"{error.filename}: {error.strerror}") from None
+            raise click.ClickException(" ".join(text.split())) from None
 
 
 @click.group(cls=Verbs)
@@ -43,6 +49,9 @@ def main(verbose: bool) -> None:
     logging.getLogger("nasray").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
+for verb in (spaces, profile, show, measure_latency, latency):
+    main.add_command(verb)
+
 job_argument = click.argument("job")
 run_argument = click.argument("run_dir")
 data_option = click.option(
@@ -53,7 +62,6 @@ address_option = click.option(
     envvar="RAY_ADDRESS",
     help="Ray cluster to use, e.g. auto; without it, this machine.",
 )
-space_argument = click.argument("space_name", metavar="SPACE")
 
 
 @main.command()
@@ -67,30 +75,19 @@ def run(job: str, run_dir: str, data_path: str | None, address: str | None) -> N
     RUN_DIR is a folder or a URI such as s3://bucket/run. If it was stopped, by whatever,
     the same command goes on where it stopped.
     """
-    from nasray import run as stages
+    from nasray import stages
     from nasray.report import build_report
 
-    with _opened(run_dir, job, data_path) as opened, _ray(address, opened.job):
+    with _opened(run_dir, job, data_path) as opened:
         stages.prepare_data(opened)
-        stages.train(opened)
-        stages.search(opened)
-        results = stages.retrain(opened)
+        stages.check(opened)
+        with _ray(address, opened.job):
+            stages.train(opened)
+            stages.search(opened)
+            results = stages.retrain(opened)
         exported = stages.export(opened)
         page = build_report(opened.folder)
         _summarise(opened, results, exported, page)
-
-
-@main.command()
-def spaces() -> None:
-    """List the design spaces, their sizes and their published architectures."""
-    from nasray.spaces import SPACES
-    from nasray.spaces.space import num_architectures
-
-    for name, make in SPACES.items():
-        space = make()
-        named = ", ".join(space.named)
-        size = num_architectures(space.genes)
-        click.echo(f"{name}: {len(space.genes)} genes, {size:.3g} architectures; named: {named}")
 
 
 @main.group()
@@ -112,10 +109,10 @@ def data_import(source: str, destination: str, path: str, seed: int) -> None:
 
     DESTINATION is a folder or a URI. A job then names it: source = "parquet".
     """
-    from nasray import run as stages
-    from nasray import storage
+    from nasray import stages, storage
     from nasray.config import parse_job
 
+    _check_torch()
     job = parse_job({"data": {"source": source, "path": path}}, "nasray data import")
     if storage.exists(storage.join(destination, "dataset.json")):
         raise UserError(f"{destination} holds a data set already; remove it or name another folder")
@@ -133,11 +130,13 @@ def data_import(source: str, destination: str, path: str, seed: int) -> None:
 @address_option
 def train(job: str, run_dir: str, data_path: str | None, address: str | None) -> None:
     """Train the supernet of JOB into RUN_DIR/supernet.pt, or go on with it."""
-    from nasray import run as stages
+    from nasray import stages
 
-    with _opened(run_dir, job, data_path) as opened, _ray(address, opened.job):
+    with _opened(run_dir, job, data_path) as opened:
         stages.prepare_data(opened)
-        stages.train(opened)
+        stages.check(opened)
+        with _ray(address, opened.job):
+            stages.train(opened)
         click.echo(opened.supernet_path)
 
 
@@ -148,8 +147,7 @@ def train(job: str, run_dir: str, data_path: str | None, address: str | None) ->
 @address_option
 def search(job: str, run_dir: str, data_path: str | None, address: str | None) -> None:
     """Search the supernet in RUN_DIR, or go on with the search recorded there."""
-    from nasray import run as stages
-    from nasray import storage
+    from nasray import stages, storage
 
     with _opened(run_dir, job, data_path) as opened, _ray(address, opened.job):
         stages.search(opened)
@@ -169,12 +167,14 @@ def evaluate(
 
     ARCH is a published name or a JSON object such as {"block": [...], "channel": [...]}.
     """
-    from nasray import run as stages
+    from nasray import stages
 
-    with _opened(run_dir, None, data_path) as opened, _ray(address, opened.job):
-        parsed = [_parse_arch(opened.space, text) for text in archs]
-        for line in stages.evaluate(opened, parsed):
-            click.echo(json.dumps(line))
+    with _opened(run_dir, None, data_path) as opened:
+        parsed = [parse_arch(opened.space, text) for text in archs]
+        stages.require_supernet(opened)
+        with _ray(address, opened.job):
+            for line in stages.evaluate(opened, parsed):
+                click.echo(json.dumps(line))
 
 
 @main.command()
@@ -184,7 +184,7 @@ def evaluate(
 @address_option
 def retrain(job: str, run_dir: str, data_path: str | None, address: str | None) -> None:
     """Train the winners of the search in RUN_DIR from scratch, under Ray Tune."""
-    from nasray import run as stages
+    from nasray import stages
 
     with _opened(run_dir, job, data_path) as opened, _ray(address, opened.job):
         for result in stages.retrain(opened):
@@ -192,54 +192,11 @@ def retrain(job: str, run_dir: str, data_path: str | None, address: str | None) 
 
 
 @main.command()
-@space_argument
-@click.argument("archs", nargs=-1, required=True, metavar="ARCH...")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per ARCH and line.")
-@click.option("--layout", help="shufflenet: oneshot (default) or shufflenetv2plus.")
-@click.option("--head", help="shufflenet: after_pooling (default), shufflenetv2plus or spos.")
-@click.option("--se/--no-se", default=None, help="shufflenet: SE and hard-swish (default: with).")
-@click.option("--num-classes", type=click.IntRange(1), default=1000, show_default=True)
-@click.option(
-    "--resolution", type=click.IntRange(32), default=224, show_default=True, help="Pixels."
-)
-def profile(
-    space_name: str,
-    archs: tuple[str, ...],
-    as_json: bool,
-    layout: str | None,
-    head: str | None,
-    se: bool | None,
-    num_classes: int,
-    resolution: int,
-) -> None:
-    """Count parameters and operations of each ARCH, op by op, and its MicroNet score.
-
-    ARCH is a published name or a JSON object such as {"block": [...], "channel": [...]}.
-    """
-    from nasray import cost
-    from nasray.spaces import space_by_name
-
-    if se is False:
-        head = head or "spos"  # the head that goes without SE
-    given = {"layout": layout, "head": head, "se": se}
-    options: dict[str, Any] = {"num_classes": num_classes, "resolution": resolution}
-    options |= {key: value for key, value in given.items() if value is not None}
-    space = space_by_name(space_name, **options)
-    for text in archs:
-        arch = _parse_arch(space, text)
-        ops = cost.profile(space, arch)
-        if as_json:
-            click.echo(json.dumps({"arch": space.to_json(arch), **cost.total(ops)}))
-        else:
-            click.echo(cost.format_table(ops))
-
-
-@main.command()
 @run_argument
 @data_option
 def export(run_dir: str, data_path: str | None) -> None:
     """Write the retrained models of RUN_DIR as ONNX, checked against torch."""
-    from nasray import run as stages
+    from nasray import stages
 
     with _opened(run_dir, None, data_path) as opened:
         for found in stages.export(opened):
@@ -258,8 +215,7 @@ def report(run_dir: str) -> None:
 
 @contextmanager
 def _opened(run_dir: str, job: str | None = None, data_path: str | None = None) -> Iterator[Any]:
-    from nasray import run as stages
-    from nasray import storage
+    from nasray import run, storage
     from nasray.config import load_job
 
     _check_torch()
@@ -271,12 +227,12 @@ def _opened(run_dir: str, job: str | None = None, data_path: str | None = None) 
             err=True,
         )
     if job is None:
-        with stages.opened(run_dir, data_path=data_path) as opened:
+        with run.opened(run_dir, data_path=data_path) as opened:
             yield opened
         return
     loaded = load_job(job, data_path)
-    stages.check_names(loaded, job)
-    with stages.opened(run_dir, loaded) as opened:
+    run.check_names(loaded, job)
+    with run.opened(run_dir, loaded) as opened:
         yield opened
 
 
@@ -292,6 +248,8 @@ def _ray(address: str | None, job: Any) -> Iterator[None]:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Training waits at the end of an epoch for the next of these checks.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # Tune would take Ctrl-C for the end of its trials, and half-trained ones for results.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     verbose = click.get_current_context().find_root().params["verbose"]
     if not verbose:
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's tables, whatever its `verbose`
@@ -308,7 +266,12 @@ def _ray(address: str | None, job: Any) -> Iterator[None]:
         _check_reachable(address)
         try:
             ray.init(address=address, **options)
-        except (ConnectionError, ValueError, ray.exceptions.AuthenticationError) as error:
+        except (
+            ConnectionError,
+            RuntimeError,  # of a cluster of another Ray or Python
+            ValueError,
+            ray.exceptions.AuthenticationError,
+        ) as error:
             raise UserError(
                 f"--address {address}: {error}; a cluster with token authentication needs "
                 "RAY_AUTH_MODE=token and its token here, too"
@@ -327,6 +290,8 @@ def _ray(address: str | None, job: Any) -> Iterator[None]:
         if job.compute.device == "gpu" and not ray.cluster_resources().get("GPU"):
             ray.shutdown()
             raise UserError('compute.device = "gpu", but this machine has none; say "auto"')
+    # Ray has its own answer to this signal, twenty lines of addresses.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
@@ -363,21 +328,6 @@ def _check_torch() -> None:
             f"torch and torchvision do not match ({str(error).splitlines()[0]}); install both "
             "from the same index: pip install 'torch>=2.14' 'torchvision>=0.29'"
         ) from None
-
-
-def _parse_arch(space: Any, text: str) -> tuple[int, ...]:
-    named = space.named
-    if text in named:
-        return named[text]
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        values = None
-    if not isinstance(values, dict):
-        raise UserError(
-            f"ARCH {text!r} is neither a published name ({', '.join(named)}) nor a JSON object"
-        )
-    return space.from_json(values)
 
 
 def _summarise(opened: Any, results: list[dict], exported: list[dict], page: str) -> None:

@@ -4,6 +4,7 @@ Frozen models, composed, never inherited from one another. An unknown key is an 
 Knows no space, no network and no cluster.
 """
 
+import difflib
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from nasray import storage
 from nasray.errors import UserError
+
+# Keys that hold paths: a job file may be relative to where nasray is called, a run is not.
+PATHS = (("data", "path"), ("search", "latency_table"))
 
 
 class Section(BaseModel):
@@ -24,7 +28,7 @@ class SpaceConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     name: str = "shufflenet"
-    resolution: int = Field(224, ge=32, multiple_of=32)  # input side, pixels
+    resolution: int = Field(224, ge=32)  # input side, pixels; spaces may ask for more
 
     @property
     def options(self) -> dict[str, Any]:
@@ -49,7 +53,9 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _source_has_a_path(self) -> "DataConfig":
         if self.source != "synthetic" and not self.path:
-            raise ValueError(f"source = {self.source!r} needs `path`, or --data PATH")
+            raise ValueError(
+                f"source = {self.source!r} needs `path` (or --data PATH; for an import --path)"
+            )
         return self
 
 
@@ -122,6 +128,7 @@ class SearchConfig(Section):
     """Search. Defaults are the published genetic search (population and rates)."""
 
     algorithm: Literal["genetic", "random"] = "genetic"
+    latency_table: str = ""  # of a device; its path makes "latency_ms" a cost
     population_size: int = Field(50, ge=2)
     num_generations: int = Field(20, ge=1)
     num_parents: int = Field(10, ge=2)  # the best, kept every generation
@@ -192,8 +199,9 @@ def load_job(path: str, data_path: str | None = None) -> Job:
         raise UserError(f"{path}: {error}") from None
     if data_path and isinstance(values.get("data"), dict):
         values["data"]["path"] = data_path
-    if isinstance(values.get("data"), dict) and isinstance(values["data"].get("path"), str):
-        values["data"]["path"] = storage.absolute(values["data"]["path"])
+    for section, key in PATHS:
+        if isinstance(values.get(section), dict) and isinstance(values[section].get(key), str):
+            values[section][key] = storage.absolute(values[section][key])
     return parse_job(values, path)
 
 
@@ -211,7 +219,10 @@ def _first_complaint(error: ValidationError) -> str:
     keys = [str(key) for key in first["loc"] if key not in ("float", "tuple[float, float]")]
     name = ".".join(keys) or "job"
     if first["type"] == "extra_forbidden":
-        return f"unknown key {name!r}; {_section_name(keys)} has {_known_keys(keys)}"
+        known = _known_keys(keys)
+        near = difflib.get_close_matches(keys[-1], known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ";"
+        return f"unknown key {name!r}{hint} {_section_name(keys)} has {', '.join(known)}"
     if first["type"] == "missing":
         return f"{name!r} is missing"
     message = first["msg"].removeprefix("Value error, ")

@@ -54,10 +54,13 @@ COSTS: dict[str, dict[str, float]] = {
 }
 
 
+Term = tuple[tuple[int, ...], np.ndarray]  # genes (columns), a table over their choices
+
+
 def profile(space: Space, arch: Architecture) -> list[OpCount]:
     """Count `arch` operation by operation, in the order of execution."""
     subnet = build_on_meta(lambda: build_subnet(space.decode(arch)))
-    return count_ops(subnet, (1, 3, space.resolution, space.resolution))
+    return count_ops(subnet, (1, 3, space.side(arch), space.side(arch)))
 
 
 def total(ops: Sequence[OpCount]) -> dict[str, float]:
@@ -152,22 +155,47 @@ class CostTable:
         return {cost: counts @ _weights(cost) for cost in COSTS}
 
     def bounds(self, cost: str) -> tuple[float, float]:
-        """The smallest and largest value of `cost` that search can reach.
-
-        Exact while no two parts share a gene; every part is then at its own extreme.
-        """
-        low = high = 0.0
+        """The smallest and largest value of `cost` that search can reach, exactly."""
+        terms = []
         for columns, table in zip(self.parts, self.tables, strict=True):
             drawn = table[tuple(slice(self.genes[column].first, None) for column in columns)]
-            values = drawn @ _weights(cost)
-            low, high = low + values.min(), high + values.max()
-        return float(low), float(high)
+            terms.append((columns, drawn @ _weights(cost)))
+        return smallest_sum(terms), -smallest_sum([(columns, -table) for columns, table in terms])
+
+
+def smallest_sum(terms: Sequence[Term]) -> float:
+    """The smallest sum of the `terms`, each a table over the choices of its genes (columns).
+
+    Terms may share genes, as depth, width and input side do. Genes are decided one by one,
+    each for every choice of those it still meets in a term (variable elimination).
+    """
+    open_terms = list(terms)
+    while genes := sorted({column for columns, _ in open_terms for column in columns}):
+        met = {gene: _met(gene, open_terms) for gene in genes}
+        gene, columns = min(met.items(), key=lambda item: len(item[1]))
+        values = np.asarray(sum(_spread(*term, columns) for term in open_terms if gene in term[0]))
+        rest = tuple(column for column in columns if column != gene)
+        open_terms = [term for term in open_terms if gene not in term[0]]
+        open_terms.append((rest, values.min(axis=columns.index(gene))))
+    return float(sum(values.item() for _, values in open_terms))
 
 
 def check_cost(cost: str) -> str:
     if cost not in COSTS:
         raise UserError(f"search.limits: cost {cost!r} is unknown; there are {sorted(COSTS)}")
     return cost
+
+
+def _met(gene: int, terms: Sequence[Term]) -> tuple[int, ...]:
+    """The genes, ascending, that share a term with `gene`, itself among them."""
+    return tuple(sorted({column for own, _ in terms if gene in own for column in own}))
+
+
+def _spread(own: tuple[int, ...], values: np.ndarray, columns: tuple[int, ...]) -> np.ndarray:
+    """Give a table over the genes `own` an axis for each of the ascending `columns`."""
+    ordered = values.transpose(np.argsort(own))
+    sizes = iter(ordered.shape)
+    return ordered.reshape([next(sizes) if column in own else 1 for column in columns])
 
 
 def _compile(space: Space) -> list[np.ndarray]:
@@ -181,8 +209,9 @@ def _compile(space: Space) -> list[np.ndarray]:
             for column, choice in zip(columns, choices, strict=True):
                 arch[column] = choice
             block = space.decode(tuple(arch))[position]
-            # Equal blocks of other names cost the same: one walk serves them all.
-            table[choices] = _block_counts(replace(block, name="block"))  # type: ignore
+            if block is not None:
+                # Equal blocks of other names cost the same: one walk serves them all.
+                table[choices] = _block_counts(replace(block, name="block"))  # type: ignore
         tables.append(table)
     return tables
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from nasray.datasets.transforms import normalize
+from nasray.datasets.transforms import normalize, resized
 from nasray.train import amp_dtype
 
 
@@ -24,19 +24,27 @@ def evaluate(
     *,
     batch_size: int,
     device: str = "cpu",
+    side: int | None = None,
 ) -> float:
     """Recalibrate `subnet` on `calibration`, then return its top-1 on `images`, a fraction.
 
-    Images are uint8 (n, 3, side, side). Alters `subnet`, which should be an extracted one.
+    Images are uint8 (n, 3, any, any), scaled to `side` if one is given. `subnet` should be
+    an extracted one: it is left without its BN layers, folded into the convolutions.
     """
-    recalibrate_bn(subnet, calibration, batch_size=batch_size, device=device)
+    options = {"batch_size": batch_size, "device": device, "side": side}
+    recalibrate_bn(subnet, calibration, **options)
     fold_bn(subnet)
-    return top1(subnet, images, labels, batch_size=batch_size, device=device)
+    return top1(subnet, images, labels, **options)
 
 
 @torch.inference_mode()
 def recalibrate_bn(
-    subnet: nn.Module, images: np.ndarray, *, batch_size: int, device: str = "cpu"
+    subnet: nn.Module,
+    images: np.ndarray,
+    *,
+    batch_size: int,
+    device: str = "cpu",
+    side: int | None = None,
 ) -> None:
     """Set each BN layer's statistics to the exact mean and variance over all `images`.
 
@@ -46,6 +54,7 @@ def recalibrate_bn(
     with v_b and var the population variances (divided by n). Leaves `subnet` in eval mode.
     """
     norms = [module for module in subnet.modules() if isinstance(module, nn.BatchNorm2d)]
+    subnet.eval()  # dropout stays off
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
@@ -56,12 +65,11 @@ def recalibrate_bn(
     sums = [torch.zeros_like(norm.running_mean, dtype=torch.float64) for norm in norms]
     squares = [torch.zeros_like(total) for total in sums]
     counts = [0] * len(norms)
-    subnet.eval()  # dropout stays off
     try:
         for norm in norms:
             norm.momentum = 1.0  # running statistics become those of the last batch
             norm.train()
-        for batch in _batches(images, batch_size, device):
+        for batch in _batches(images, batch_size, device, side):
             with _autocast(device):
                 subnet(batch)
             for index, norm in enumerate(norms):
@@ -86,7 +94,8 @@ def recalibrate_bn(
 def fold_bn(network: nn.Module) -> None:
     """Fold every BN layer that follows a convolution in an nn.Sequential into it, in place.
 
-    The network (in eval mode) computes the same to float rounding, in less time.
+    The network (in eval mode) computes the same to the rounding of its weights' type, in
+    less time.
     """
     for parent in list(network.modules()):
         if not isinstance(parent, nn.Sequential):
@@ -106,12 +115,13 @@ def top1(
     *,
     batch_size: int,
     device: str = "cpu",
+    side: int | None = None,
 ) -> float:
     """The fraction of exactly these images that `subnet` (in eval mode) classifies right."""
     right = 0
     wanted = torch.from_numpy(np.array(labels)).to(device)
     seen = 0
-    for batch in _batches(images, batch_size, device):
+    for batch in _batches(images, batch_size, device, side):
         with _autocast(device):
             guesses = subnet(batch).argmax(1)
         right += int((guesses == wanted[seen : seen + len(guesses)]).sum())
@@ -119,12 +129,15 @@ def top1(
     return right / len(images)
 
 
-def _batches(images: np.ndarray, batch_size: int, device: str) -> Iterator[Tensor]:
+def _batches(
+    images: np.ndarray, batch_size: int, device: str, side: int | None
+) -> Iterator[Tensor]:
     """All images once, in nearly equal batches: a batch of one image has no variance."""
     for part in np.array_split(np.arange(len(images)), -(-len(images) // batch_size)):
         # np.array copies: the source may be a read-only map that all evaluators share.
         batch = torch.from_numpy(np.array(images[part[0] : part[-1] + 1]))
-        yield normalize(batch.to(device, non_blocking=True))
+        batch = normalize(batch.to(device, non_blocking=True))
+        yield batch if side is None else resized(batch, side)
 
 
 def _autocast(device: str) -> torch.autocast:

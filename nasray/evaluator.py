@@ -41,7 +41,6 @@ class EvaluationTask:
     supernet: str  # path
     data_path: str
     job: Job
-    split: str = "holdout"  # or "val", the validation folder, for the final comparison only
 
 
 @dataclass(frozen=True)
@@ -58,18 +57,20 @@ class Evaluator:
         self.task = task
         self.supernet: Supernet | None = None
 
-    def evaluate(self, arch: Architecture) -> Evaluation:
-        """Recalibrate BN for `arch` and measure its top-1."""
+    def evaluate(self, arch: Architecture, on_validation: bool) -> Evaluation:
+        """Recalibrate BN for `arch` and measure its top-1 on hold-out or validation images."""
         if self.supernet is None:
             self._load()
         started = time.monotonic()
+        images, labels = self.images.validation() if on_validation else self.images.holdout()
         fitness = evaluate(
             self.supernet.extract(arch),
-            self.calibration,
-            self.images,
-            self.labels,
+            self.images.calibration(self.task.job.search.calibration_images),
+            images,
+            labels,
             batch_size=self.batch_size,
             device=self.device,
+            side=self.supernet.space.side(arch),
         )
         return Evaluation(fitness, time.monotonic() - started)
 
@@ -78,11 +79,8 @@ class Evaluator:
         task, job = self.task, self.task.job
         self.device = worker_device(job.compute.cpus_per_evaluator)
         self.batch_size = job.search.batch_size
-        images = JobImages(job, task.data_path)
-        space = make_space(job.space, len(images.dataset.classes))
-        self.calibration = images.calibration(job.search.calibration_images)
-        on_holdout = task.split == "holdout"
-        self.images, self.labels = images.holdout() if on_holdout else images.validation()
+        self.images = JobImages(job, task.data_path)
+        space = make_space(job.space, len(self.images.dataset.classes))
         self.supernet = load_supernet(task.supernet, space, self.device)
 
 
@@ -116,8 +114,13 @@ class EvaluatorPool:
         self,
         archs: Sequence[Architecture],
         finished: Callable[[int, Evaluation], None] = lambda index, evaluation: None,
+        *,
+        on_validation: bool = False,
     ) -> list[Evaluation]:
-        """Evaluate `archs`; `finished(index, evaluation)` is told of each one as it ends."""
+        """Evaluate `archs`; `finished(index, evaluation)` is told of each one as it ends.
+
+        On the hold-out images, or for a final comparison on the validation folder's.
+        """
         waiting = list(range(len(archs)))[::-1]
         idle, running = list(self.evaluators), {}
         results: dict[int, Evaluation] = {}
@@ -125,7 +128,7 @@ class EvaluatorPool:
         while waiting or running:
             while waiting and idle:
                 index, evaluator = waiting.pop(), idle.pop()
-                running[evaluator.evaluate.remote(archs[index])] = index, evaluator
+                running[evaluator.evaluate.remote(archs[index], on_validation)] = index, evaluator
             [done], _ = ray.wait(list(running), num_returns=1)
             index, evaluator = running.pop(done)
             try:

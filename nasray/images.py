@@ -19,10 +19,15 @@ Images = tuple[np.ndarray, np.ndarray]  # uint8 (n, 3, side, side), int64 labels
 
 @dataclass(frozen=True)
 class JobImages:
-    """The images of one job's data set, at that job's resolution."""
+    """The images of one job's data set, at that job's resolution or another `side`."""
 
     job: Job
     data_path: str
+    side: int | None = None  # pixels
+
+    @property
+    def resolution(self) -> int:
+        return self.side or self.job.space.resolution
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -36,7 +41,7 @@ class JobImages:
             self.dataset,
             self._split[0],
             self.job.data,
-            resolution=self.job.space.resolution,
+            resolution=self.resolution,
             batch_size=batch_size,
             rank=rank,
             world_size=world_size,
@@ -72,6 +77,6 @@ class JobImages:
             self.dataset,
             split,
             indices,
-            resolution=self.job.space.resolution,
+            resolution=self.resolution,
             folder=default_folder(),
         )

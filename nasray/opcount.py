@@ -12,6 +12,9 @@ from torch import Tensor, nn
 # Names that group modules and are no part of a published operation's name.
 _CONTAINERS = {"stem", "head", "main", "projection"}
 
+# Not run while counting: without storage they take three quarters of the time.
+_SHAPE_KEEPING = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OpCount:
@@ -57,12 +60,20 @@ def count_ops(network: nn.Module, shape: tuple[int, ...]) -> list[OpCount]:
                     f"{path}: no rule to count a {type(module).__name__}; see opcount.py"
                 )
             handles.append(module.register_forward_hook(counted(path, COUNTERS[type(module)])))
+            if type(module) in _SHAPE_KEEPING:
+                module.forward = _unchanged
     try:
         network(torch.empty(shape, device="meta"))
     finally:
         for handle in handles:
             handle.remove()
+        for module in network.modules():
+            vars(module).pop("forward", None)
     return ops
+
+
+def _unchanged(features: Tensor) -> Tensor:
+    return features
 
 
 def _count_conv(name: str, conv: nn.Conv2d, inputs: Tensor, output: Tensor) -> list[OpCount]:
@@ -141,6 +152,26 @@ def _count_pool(
     ]
 
 
+def _count_local_pool(
+    name: str, pool: nn.AvgPool2d | nn.MaxPool2d, inputs: Tensor, output: Tensor
+) -> list[OpCount]:
+    # Papers leave it out. A maximum of two counts as an addition; windows of an average
+    # do not overlap.
+    outputs, kernel = output[0].numel(), int(pool.kernel_size)
+    average = isinstance(pool, nn.AvgPool2d)
+    return [
+        OpCount(
+            op_name=f"{name}_fwd",
+            inp_size=inputs.shape[-1],
+            kernel_size=kernel,
+            cin=inputs.shape[1],
+            cout=1,
+            mults=outputs if average else 0,
+            adds=inputs[0].numel() - outputs if average else (kernel**2 - 1) * outputs,
+        )
+    ]
+
+
 def _count_shuffle(
     name: str, shuffle: nn.ChannelShuffle, inputs: Tensor, output: Tensor
 ) -> list[OpCount]:
@@ -193,8 +224,11 @@ COUNTERS: dict[type[nn.Module], Callable[..., list[OpCount]]] = {
     nn.Linear: _count_linear,
     nn.BatchNorm2d: _count_bn,
     nn.AdaptiveAvgPool2d: _count_pool,
+    nn.AvgPool2d: _count_local_pool,
+    nn.MaxPool2d: _count_local_pool,
     nn.ChannelShuffle: _count_shuffle,
     nn.ReLU: _elementwise((("_fwd", 1, 0),), quantizable=True),
+    nn.ReLU6: _elementwise((("_fwd", 1, 0),), quantizable=True),
     nn.Hardswish: _elementwise(
         (("__plusscalar0", 0, 1), ("__clip", 1, 0), ("__divscalar0", 1, 0), ("__mul0", 1, 0))
     ),

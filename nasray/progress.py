@@ -16,6 +16,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
+from nasray.errors import UserError
+
 logger = logging.getLogger(__name__)
 PLAIN_EVERY_S = 10.0
 LOOK_EVERY_S = 1.0
@@ -50,7 +52,7 @@ def following(label: str, total: int, look: Callable[[], tuple[int, str]]) -> It
 
     def watch(show: Show) -> None:
         while not ended.wait(LOOK_EVERY_S):
-            with suppress(OSError):  # of a storage that is away; the next look may succeed
+            with suppress(OSError, UserError):  # a storage is away; the next look may succeed
                 show(*look())
 
     with progress(label, total, look()[0]) as show:
@@ -58,7 +60,8 @@ def following(label: str, total: int, look: Callable[[], tuple[int, str]]) -> It
         watcher.start()
         try:
             yield
-            show(*look())
+            with suppress(OSError, UserError):
+                show(*look())
         finally:
             ended.set()
             watcher.join()

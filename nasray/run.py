@@ -1,38 +1,28 @@
-"""The stages of a run, in order, on one run directory: the database of everything found.
+"""A run directory: the database of everything found for one job, and who may work on it.
 
-RUN/job.json, data/, supernet.pt, curves/, history/, front.json, top.json, search.json,
-retrain/, export/, report.html. Each stage reads what the earlier ones wrote, and does
-nothing if its own result is there: the same command again continues where it stopped.
+RUN/job.json, fingerprint.json, data/, supernet.pt, curves/, history/, front.json,
+top.json, search.json, retrain/, export/, report.html. The stages (stages.py) fill it.
 """
 
-import logging
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 import nasray
-from nasray import checkpoint, cost, storage
-from nasray.config import DataConfig, Job, parse_job
-from nasray.datasets import Dataset, DatasetInfo, import_dataset, open_dataset
+from nasray import cost, storage
+from nasray.config import Job, parse_job
+from nasray.datasets import Dataset, open_dataset
 from nasray.errors import UserError
-from nasray.images import JobImages
-from nasray.progress import progress
-from nasray.sampler import check_trained_widths
-from nasray.search.candidate import Candidate, best_first, pareto_front
-from nasray.search.driver import run_search
+from nasray.latency import LatencyTable
 from nasray.search.history import History
-from nasray.search.limits import Limits
+from nasray.search.limits import LATENCY, Limits
 from nasray.spaces import make_space
-from nasray.spaces.space import Architecture, Space
-
-logger = logging.getLogger(__name__)
+from nasray.spaces.space import Space
 
 # What may differ when a run is continued: where the data lies, and how much of the cluster
 # is used for work whose results do not depend on it.
@@ -78,7 +68,12 @@ class Run:
 
     @cached_property
     def limits(self) -> Limits:
-        return Limits(self.space, self.job.search.limits)
+        return Limits(self.space, self.job.search.limits, self.latency)
+
+    @cached_property
+    def latency(self) -> LatencyTable | None:
+        path = self.job.search.latency_table
+        return LatencyTable.load(path, self.space) if path else None
 
     @property
     def supernet_path(self) -> str:
@@ -104,11 +99,14 @@ def opened(folder: str, job: Job | None = None, data_path: str | None = None) ->
         raise UserError(f"{folder} is not a run directory: it has no job.json")
     with storage.held(folder):
         recorded = _recorded_job(recorded_path, data_path)
-        if job is None:
-            job = recorded
-        elif _begun(folder) and recorded is not None:
+        job = job or recorded
+        if _begun(folder):
+            if recorded is None:
+                raise UserError(f"{recorded_path} is gone; restore it, or use another folder")
             _check_same(recorded, job, folder)
         elif recorded != job:
+            storage.remove(storage.join(folder, "fingerprint.json"))
+        if recorded != job:
             storage.write_json(recorded_path, {"job": job.model_dump(), **_circumstances()})
         yield Run(folder, job)
 
@@ -118,199 +116,12 @@ def check_names(job: Job, origin: str) -> None:
     try:
         make_space(job.space, 10)
         for limit in job.search.limits:
-            cost.check_cost(limit.cost)
+            if limit.cost != LATENCY:
+                cost.check_cost(limit.cost)
+            elif not job.search.latency_table:
+                raise UserError(f"search.limits: {LATENCY} needs search.latency_table = PATH")
     except UserError as error:
         raise UserError(f"{origin}: {error}") from None
-
-
-def prepare_data(run: Run) -> None:
-    """Import the data set into RUN/data, unless the job names an imported one."""
-    if run.job.data.source == "parquet":
-        run.dataset  # noqa: B018  opened to be checked
-        return
-    info = import_shown(run.job.data, run.data_path, seed=run.job.seed)
-    logger.info(
-        "data: %d training and %d validation images of %d classes",
-        info.num_train,
-        info.num_val,
-        len(info.classes),
-    )
-
-
-def import_shown(config: DataConfig, destination: str, *, seed: int) -> DatasetInfo:
-    """Import a data set behind a progress bar."""
-    with progress("data", 100) as show:
-        return import_dataset(
-            config,
-            destination,
-            seed=seed,
-            show=lambda done, total: show(100 * done // max(total, 1), f"{done} images"),
-        )
-
-
-def train(run: Run) -> None:
-    """Train the supernet into RUN/supernet.pt."""
-    from nasray.trainer import train_supernet
-
-    # Limits that nothing meets, and widths that nothing trains, should be known before hours
-    # of training.
-    run.limits.draw(1, np.random.default_rng(0), set())
-    check_trained_widths(run.space, run.job.supernet)
-    train_supernet(run.job, run.folder, run.data_path)
-
-
-def search(run: Run) -> list[Candidate]:
-    """Search the supernet; write the history, the Pareto front, the top k and a summary."""
-    from nasray.evaluator import EvaluationTask, EvaluatorPool
-
-    config, history = run.job.search, run.history
-    done = storage.exists(run.path("search.json"))
-    if done:
-        return history.candidates
-    _require_supernet(run)
-    task = EvaluationTask(supernet=run.supernet_path, data_path=run.data_path, job=run.job)
-    num_done, num_all = len(history), config.num_generations
-    with EvaluatorPool(task) as pool, progress("search", num_all, num_done) as show:
-        candidates = run_search(
-            run.space, config, run.limits, pool, history, seed=run.job.seed, show=show
-        )
-    ranked = best_first(candidates)
-    front = pareto_front(candidates, front_cost(run.job))
-    storage.write_json(run.path("front.json"), [_entry(run, found) for found in front])
-    storage.write_json(run.path("top.json"), [_entry(run, c) for c in ranked[: config.top_k]])
-    storage.write_json(
-        run.path("search.json"),
-        {
-            "winner": _entry(run, ranked[0]),
-            "num_evaluations": len(candidates),
-            "seconds": sum(candidate.seconds for candidate in candidates),
-            "limits": [limit.model_dump() for limit in config.limits],
-            "front_cost": front_cost(run.job),
-            "baseline": _compare_with_random(run, ranked[0].arch),
-        },
-    )
-    return candidates
-
-
-def front_cost(job: Job) -> str:
-    """The cost that the Pareto front is drawn over: the first limited one, else MACs."""
-    return job.search.limits[0].cost if job.search.limits else "macs"
-
-
-def evaluate(run: Run, archs: Sequence[Architecture]) -> list[dict[str, Any]]:
-    """BN-recalibrated hold-out top-1 and costs of `archs`, in their order."""
-    from nasray.evaluator import EvaluationTask, EvaluatorPool
-
-    _require_supernet(run)
-    task = EvaluationTask(supernet=run.supernet_path, data_path=run.data_path, job=run.job)
-    with EvaluatorPool(task) as pool:
-        evaluations = pool(archs)
-    return [
-        {"arch": run.space.to_json(arch), "top1": found.fitness, **costs}
-        for arch, found, costs in zip(archs, evaluations, run.limits.costs(archs), strict=True)
-    ]
-
-
-def retrain(run: Run) -> list[dict[str, Any]]:
-    """Train the best candidates from scratch, and profile each."""
-    from nasray.tuner import retrain as tune
-
-    winners = best_first(run.history.candidates)[: run.job.retrain.num_winners]
-    if not winners:
-        raise UserError(f"{run.folder} has no search history; run `nasray search` first")
-    results = []
-    for index, winner in enumerate(winners):
-        name = str(index)
-        ops = cost.profile(run.space, winner.arch)
-        result = tune(run.job, run.folder, run.data_path, winner.arch, name)
-        storage.write_json(run.path("retrain", name, "profile.json"), profile_json(ops))
-        results.append(result | {"costs": cost.total(ops)})
-        storage.write_json(run.path("retrain", name, "result.json"), results[-1])
-    return results
-
-
-def export(run: Run) -> list[dict[str, Any]]:
-    """Write each retrained winner as ONNX, checked against torch on validation images."""
-    from nasray.export import export_onnx
-
-    exported = []
-    for name in storage.list_names(run.path("retrain")):
-        if not storage.exists(run.path("retrain", name, "result.json")):
-            continue  # still being trained
-        done, model = run.path("export", f"{name}.json"), run.path("export", f"{name}.onnx")
-        if not (storage.exists(done) and storage.exists(model)):
-            space, arch, subnet, extra = checkpoint.load_subnet(
-                run.path("retrain", name, "model.pt")
-            )
-            images, _ = JobImages(run.job, run.data_path).validation(64)
-            found = export_onnx(
-                subnet,
-                model,
-                resolution=space.resolution,
-                classes=extra["classes"],
-                metadata={"space": space.name, "arch": str(space.to_json(arch))},
-                check_images=images,
-            )
-            storage.write_json(done, found)
-        exported.append(storage.read_json(done))
-    if not exported:
-        raise UserError(f"{run.folder} has no retrained model; run `nasray retrain` first")
-    return exported
-
-
-def profile_json(ops: Sequence[cost.OpCount]) -> dict[str, Any]:
-    """A profile as RUN/retrain/<k>/profile.json keeps it."""
-    keys = ("op_name", "inp_size", "kernel_size", "cin", "cout", "params", "macs")
-    return {
-        "rows": [
-            {key: getattr(op, key) for key in (*keys, "micronet_params", "mults", "adds")}
-            for op in ops
-            if op.listed
-        ],
-        "totals": cost.total(ops),
-        "micronet": [{**asdict(row), "score": row.score} for row in cost.micronet_rows(ops)],
-    }
-
-
-def _compare_with_random(run: Run, winner: Architecture) -> dict[str, Any] | None:
-    """Winner and random feasible subnets on the validation folder, which search never saw.
-
-    For the report only: nothing is chosen by it.
-    """
-    from nasray.evaluator import EvaluationTask, EvaluatorPool
-
-    number = run.job.search.num_baseline
-    if number == 0:
-        return None
-    others = run.limits.draw(number, np.random.default_rng((run.job.seed, 0xBA5E)), {winner})
-    task = EvaluationTask(
-        supernet=run.supernet_path, data_path=run.data_path, job=run.job, split="val"
-    )
-    with EvaluatorPool(task) as pool:
-        winner_top1, *random_top1 = (found.fitness for found in pool([winner, *others]))
-    return {
-        "winner_top1": winner_top1,
-        "random_top1": random_top1,
-        "random_mean_top1": float(np.mean(random_top1)) if others else None,
-        "num_images": run.dataset.num("val"),
-    }
-
-
-def _entry(run: Run, candidate: Candidate) -> dict[str, Any]:
-    return {
-        "arch": run.space.to_json(candidate.arch),
-        "genes": list(candidate.arch),
-        "fitness": candidate.fitness,
-        "generation": candidate.generation,
-        **candidate.costs,
-    }
-
-
-def _require_supernet(run: Run) -> None:
-    """Refuse here what an actor would refuse: a supernet not trained, or of another space."""
-    if not storage.exists(run.supernet_path):
-        raise UserError(f"{run.folder} has no trained supernet; run `nasray train` first")
-    checkpoint.load_supernet(run.supernet_path, run.space)
 
 
 def _recorded_job(path: str, data_path: str | None) -> Job | None:
@@ -320,10 +131,11 @@ def _recorded_job(path: str, data_path: str | None) -> Job | None:
     content = storage.read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("job"), dict):
         raise UserError(f"{path}: not written by nasray; restore or remove it")
-    values = content["job"]
-    if data_path:
-        values["data"]["path"] = storage.absolute(data_path)
-    return parse_job(values, path)
+    job = parse_job(content["job"], path)
+    if not data_path:
+        return job
+    moved = job.data.model_copy(update={"path": storage.absolute(data_path)})
+    return job.model_copy(update={"data": moved})
 
 
 def _begun(folder: str) -> bool:

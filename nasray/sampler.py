@@ -8,22 +8,24 @@ import numpy as np
 
 from nasray.config import SupernetConfig
 from nasray.errors import UserError
-from nasray.spaces.space import Architecture, Space, as_architectures, random_population
+from nasray.spaces.space import Architecture, Gene, Space, as_architectures, random_population
 
 # Channel-selection warm-up: epochs since its start -> index of the lowest scale drawn.
 # The ten rows that OneShot+ published (spec 2.1): 1.8 first, 0.2 from its 19th epoch on.
 WARMUP_TABLE = (8, 7, 6, 5, *2 * (4,), *3 * (3,), *4 * (2,), *5 * (1,), 0)
 WARMUP_EPOCHS = 24  # length of the published table, whose last row lasts six epochs
 
+# Progressive shrinking (Cai et al. 2020): in which third of the same warm-up genes of these
+# kinds begin to be drawn; before it they stay at their largest choice.
+SHRINKING = {"kernel": 0, "depth": 1, "expand": 2, "width": 2}
+
 
 def sample(
     space: Space, config: SupernetConfig, *, seed: int, epoch: int, step: int
 ) -> Architecture:
-    """Draw the architecture of one training step: operations uniformly, scales by warm-up."""
+    """Draw the architecture of one training step: uniformly, among what the warm-up opens."""
     rng = np.random.default_rng((seed, epoch, step))
-    lowest = [
-        _lowest(gene.choices, config, epoch) if gene.kind == "scale" else 0 for gene in space.genes
-    ]
+    lowest = [_lowest_drawn(gene, config, epoch) for gene in space.genes]
     shared = epoch < config.shared_start_epochs
     sizes = [1 if shared and gene.kind == "op" else len(gene.choices) for gene in space.genes]
     return tuple(rng.integers(lowest, sizes).tolist())
@@ -38,14 +40,13 @@ def lowest_scale(space: Space, config: SupernetConfig, epoch: int) -> float | No
 def check_trained_widths(space: Space, config: SupernetConfig) -> None:
     """Refuse a search range with widths narrower than training ever draws."""
     for gene in space.genes:
-        if gene.kind == "scale":
-            lowest = _lowest(gene.choices, config, config.epochs - 1)
-            if lowest > gene.first:
-                raise UserError(
-                    f"supernet: scales below {gene.choices[lowest]} are never trained, but search "
-                    f"draws from {gene.choices[gene.first]} on; lower smallest_scale, let the "
-                    "channel warm-up end before `epochs`, or search fewer scales"
-                )
+        lowest = _lowest_drawn(gene, config, config.epochs - 1)
+        if lowest > gene.first:
+            raise UserError(
+                f"supernet: {gene.kind}s below {gene.choices[lowest]} are never trained, but "
+                f"search draws from {gene.choices[gene.first]} on; lower smallest_scale, let the "
+                "channel warm-up end before `epochs`, or search fewer scales"
+            )
 
 
 def lowest_scale_index(num_scales: int, config: SupernetConfig, epoch: int) -> int:
@@ -65,6 +66,16 @@ def fixed_architectures(space: Space, number: int, seed: int) -> list[Architectu
     """The architectures whose mean accuracy is a supernet's validation accuracy."""
     rng = np.random.default_rng((seed, 0x5EED))
     return as_architectures(random_population(space.genes, number, rng))
+
+
+def _lowest_drawn(gene: Gene, config: SupernetConfig, epoch: int) -> int:
+    """The index of the smallest choice of `gene` that `epoch` draws."""
+    if gene.kind == "scale":
+        return _lowest(gene.choices, config, epoch)
+    if gene.kind in SHRINKING:
+        third = SHRINKING[gene.kind] * config.channel_warmup_epochs // 3
+        return 0 if epoch >= config.channel_warmup_start + third else len(gene.choices) - 1
+    return 0
 
 
 def _lowest(choices: tuple[float, ...], config: SupernetConfig, epoch: int) -> int:

@@ -52,6 +52,8 @@ def list_names(folder: str) -> list[str]:
 def list_below(folder: str) -> tuple[list[str], list[str]]:
     """Paths of all files and of all folders below `folder`, relative to it, sorted."""
     filesystem, place = resolve(folder)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        return _walk(place)
     infos = filesystem.get_file_info(fs.FileSelector(place, recursive=True, allow_not_found=True))
     below = {
         kind: sorted(
@@ -60,6 +62,24 @@ def list_below(folder: str) -> tuple[list[str], list[str]]:
         for kind in (fs.FileType.File, fs.FileType.Directory)
     }
     return below[fs.FileType.File], below[fs.FileType.Directory]
+
+
+def _walk(folder: str) -> tuple[list[str], list[str]]:
+    """list_below() of a local folder: links are followed, but never into what they lie in."""
+    files: list[str] = []
+    folders: list[str] = []
+    for place, below, names in os.walk(folder, followlinks=True):
+        here = os.path.realpath(place)
+        below[:] = [
+            name
+            for name in below
+            if not f"{here}/".startswith(f"{os.path.realpath(os.path.join(place, name))}/")
+        ]
+        prefix = os.path.relpath(place, folder)
+        path = "" if prefix == "." else f"{prefix}/"
+        files += [f"{path}{name}" for name in names if os.path.isfile(os.path.join(place, name))]
+        folders += [f"{path}{name}" for name in below]
+    return sorted(files), sorted(folders)
 
 
 def make_folder(folder: str) -> None:
@@ -117,15 +137,21 @@ def held(folder: str) -> Iterator[None]:
 
     An object store has no such lock: there, keeping two processes apart is the user's part.
     """
-    if is_uri(folder):
+    filesystem, place = resolve(folder)
+    if not isinstance(filesystem, fs.LocalFileSystem):
         yield
         return
     import fcntl
 
     make_folder(folder)
-    with open(os.path.join(folder, "lock"), "w") as file:
+    with open(os.path.join(place, "lock"), "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{folder} is in use by another nasray process") from None
+        except OSError as error:
+            raise UserError(
+                f"{folder}: this file system has no locks ({error.strerror}); use another one, "
+                "or a URI"
+            ) from None
         yield

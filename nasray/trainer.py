@@ -1,14 +1,18 @@
 """Supernet training on a cluster: Ray Train around train.py.
 
 Every worker draws the same architectures from (seed, epoch, step), sees its own part of
-each batch, and averages gradients. Ray Train restarts lost workers from the last epoch's
-checkpoint; the same run directory continues the same run.
+each batch, and averages gradients. Ray Train restarts lost workers from the last checkpoint
+it has heard of (of epochs that take less than its seconds between two looks, it may be some
+behind); the same run directory continues the same run.
 """
 
 import logging
 import os
+import signal
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -18,10 +22,12 @@ import torch.distributed as dist
 from ray.exceptions import RayTaskError
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
+from torch import Tensor
 
 from nasray import checkpoint, storage
 from nasray.config import ComputeConfig, Job, SupernetConfig, parse_job
 from nasray.datasets.loader import TrainBatches
+from nasray.datasets.transforms import resized
 from nasray.errors import UserError
 from nasray.evaluate import evaluate
 from nasray.images import JobImages
@@ -59,7 +65,7 @@ def train_supernet(job: Job, run_dir: str, data_path: str) -> str:
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-    with following("supernet", job.supernet.epochs, look):
+    with following("supernet", job.supernet.epochs, look), _own_interrupts():
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -68,6 +74,19 @@ def train_supernet(job: Job, run_dir: str, data_path: str) -> str:
     if result.return_value is not None:
         raise UserError(f"{run_dir}: supernet training: {result.return_value}")
     return path
+
+
+@contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Let Ctrl-C be KeyboardInterrupt. Ray Train exits on it, and goes on catching it later."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def scaling(compute: ComputeConfig, num_workers: int, cpus_per_worker: int) -> ScalingConfig:
@@ -175,12 +194,14 @@ def _train_worker(task: dict[str, Any]) -> str | None:
             kept = Checkpoint.from_directory(folder) if rank == 0 else None
             ray.train.report(curves[-1], checkpoint=kept)
 
+    def forward(batch: Tensor, epoch: int, step: int) -> Tensor:
+        arch = sample(space, job.supernet, seed=job.seed, epoch=epoch, step=step)
+        return supernet(resized(batch, space.side(arch)), arch)
+
     try:
         fit(
             supernet,
-            lambda batch, epoch, step: supernet(
-                batch, sample(space, job.supernet, seed=job.seed, epoch=epoch, step=step)
-            ),
+            forward,
             recipe_of(job.supernet),
             batches=epoch_batches,
             validate=_validator(job, supernet, images, device=device),
@@ -220,6 +241,7 @@ def _validator(
                 *images.holdout(),
                 batch_size=job.search.batch_size,
                 device=device,
+                side=space.side(arch),
             )
         if dist.is_initialized():
             dist.all_reduce(total)

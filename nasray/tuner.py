@@ -7,6 +7,7 @@ in the same order and decides the same; no state of Tune itself has to survive.
 
 import io
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from nasray.images import JobImages
 from nasray.progress import following
 from nasray.spaces import make_space
 from nasray.spaces.elastic import build_subnet
-from nasray.spaces.space import Architecture
+from nasray.spaces.space import Architecture, Space
 from nasray.train import LossNotFiniteError, Recipe, fit
 from nasray.trainer import (
     check_batches,
@@ -54,6 +55,7 @@ def retrain(job: Job, run_dir: str, data_path: str, arch: Architecture, name: st
     """
     folder = storage.join(run_dir, "retrain", name)
     result_path = storage.join(folder, "result.json")
+    _check_same_arch(folder, arch)
     if storage.exists(result_path):
         return storage.read_json(result_path)
     check_batches(job, data_path, job.retrain.batch_size, job.compute.workers_per_trial)
@@ -92,6 +94,15 @@ def retrain(job: Job, run_dir: str, data_path: str, arch: Architecture, name: st
     result["seconds"] = sum(epoch["seconds"] for curve in curves for epoch in curve["epochs"])
     storage.write_json(result_path, result)
     return result
+
+
+def _check_same_arch(folder: str, arch: Architecture) -> None:
+    """Refuse to go on in the folder of another architecture; note this one in a new one."""
+    path = storage.join(folder, "genes.json")
+    if not storage.exists(path):
+        storage.write_json(path, list(arch))
+    elif storage.read_json(path) != list(arch):
+        raise UserError(f"{folder} holds another architecture's training; remove it")
 
 
 def draw_recipes(config: RetrainConfig, seed: int) -> list[dict[str, float]]:
@@ -228,9 +239,8 @@ def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: 
     job = parse_job(trial["job"], trial["folder"])
     config = job.retrain
     device = worker_device(job.compute.cpus_per_trial)
-    images = JobImages(job, trial["data_path"])
-    space = make_space(job.space, len(images.dataset.classes))
-    subnet = build_subnet(space.decode(tuple(trial["arch"])))
+    space, arch, images = _subject(job, trial)
+    subnet = build_subnet(space.decode(arch))
     space.initialize(subnet, torch.Generator().manual_seed(job.seed))
     subnet.to(device)
 
@@ -283,13 +293,11 @@ def _test(trial: dict[str, Any], path: str) -> dict[str, Any]:
     """Save the best trial's subnet at `path` and measure it on the validation folder, once."""
     job = parse_job(trial["job"], trial["folder"])
     device = worker_device(job.compute.cpus_per_trial)
-    images = JobImages(job, trial["data_path"])
-    classes = images.dataset.classes
-    space, arch = make_space(job.space, len(classes)), tuple(trial["arch"])
+    space, arch, images = _subject(job, trial)
     subnet = build_subnet(space.decode(arch))
     state = checkpoint.load(storage.join(trial["folder"], STATE_FILE))["state"]
     subnet.load_state_dict(state)
-    checkpoint.save_subnet(path, space, arch, subnet, classes=list(classes))
+    checkpoint.save_subnet(path, space, arch, subnet, classes=list(images.dataset.classes))
     accuracy = top1(
         subnet.to(device).eval(),
         *images.validation(),
@@ -302,6 +310,13 @@ def _test(trial: dict[str, Any], path: str) -> dict[str, Any]:
         "val_top1": accuracy,
         "num_val_images": images.dataset.num("val"),
     }
+
+
+def _subject(job: Job, trial: dict[str, Any]) -> tuple[Space, Architecture, JobImages]:
+    """What a trial trains, and the images at the side that it takes."""
+    images = JobImages(job, trial["data_path"])
+    space, arch = make_space(job.space, len(images.dataset.classes)), tuple(trial["arch"])
+    return space, arch, replace(images, side=space.side(arch))
 
 
 def _read_trial(trial: dict[str, Any], length: int, epochs: int) -> dict[str, Any]:

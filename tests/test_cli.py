@@ -68,6 +68,11 @@ def test_classes_and_resolution_change_the_costs(invoke):
         (("profile", "tiny", "largest", "--layout", "oneshot"), "unknown key 'space.layout'"),
         (("profile", "shufflenet", "[" * 100_000), "neither a published name"),
         (("profile", "shufflenet", "9" * 10_000), "neither a published name"),
+        (("profile", "tiny", "largest", "--latency-table", "x.csv"), "--json; give that too"),
+        (("profile", "tiny", "largest", "--json", "--latency-table", "x.csv"), "x.csv"),
+        (("profile", "tiny", "largest", "--set", "num_blocks"), "must be KEY=VALUE"),
+        (("show", "shufflenet", "oneshot"), "shufflenet has no module strings"),
+        (("measure-latency", "tiny", "x.csv", "--resolutions", "a"), "'a' is no number"),
         (("run", "no.toml", "out"), "job no.toml: No such file or directory"),
         (("report", "nowhere"), "nowhere"),
         (("evaluate", "nowhere", "oneshot"), "is not a run directory"),
@@ -111,6 +116,30 @@ def test_a_search_without_a_supernet_says_what_to_do_first(invoke, tmp_path, mon
     result = invoke("search", "job.toml", "out")
     assert result.exit_code == 1
     assert "out has no trained supernet; run `nasray train` first" in result.stderr
+
+
+def test_a_measured_table_is_checked_and_looked_up(invoke, tmp_path):
+    table = str(tmp_path / "tiny.csv")
+    options = ("--resolution", 32)
+    assert invoke("measure-latency", "tiny", table, *options).output.endswith(f"{table}\n")
+    lines = invoke("latency", "check", "tiny", table, "--num-archs", 4, *options)
+    *archs, summary = lines.output.splitlines()
+    assert len(archs) == 4 and "rank correlation" in summary
+    line = json.loads(archs[0])
+    looked_up = invoke(
+        "profile", "tiny", json.dumps(line["arch"]), "--json", "--latency-table", table, *options
+    )
+    assert json.loads(looked_up.output)["latency_ms"] == pytest.approx(line["predicted_ms"])
+
+
+def test_module_strings_come_back_as_the_architecture(invoke, tmp_path):
+    strings = tmp_path / "strings"
+    strings.write_text(invoke("show", "ofa_mobilenetv3", "smallest").output)
+    assert strings.read_text().endswith("resolution 160\n")
+    arch = json.loads(invoke("show", "ofa_mobilenetv3", "--parse", strings).output)
+    assert arch["r"] == 160 and arch["d"] == [2] * 5
+    profile = invoke("profile", "ofa_mobilenetv3", json.dumps(arch), "--json")
+    assert json.loads(profile.output)["arch"] == arch
 
 
 def test_spaces_lists_sizes_and_published_names(invoke):

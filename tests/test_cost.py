@@ -1,5 +1,6 @@
 """Costs against the published figures (spec 4): the walked profile, and the table of it."""
 
+import itertools
 import json
 
 import numpy as np
@@ -9,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nasray.cost import COSTS, CostTable, check_cost, format_table, micronet_rows, profile, total
+from nasray.cost import (
+    COSTS,
+    CostTable,
+    check_cost,
+    format_table,
+    micronet_rows,
+    profile,
+    smallest_sum,
+    total,
+)
 from nasray.errors import UserError
 from nasray.opcount import build_on_meta, count_ops
 from nasray.spaces import SPACES
@@ -282,9 +292,33 @@ def test_bounds_are_those_of_the_search_range(table):
     assert table.bounds("params")[0] == 2934276
 
 
+def test_the_smallest_sum_over_shared_genes_is_exact():
+    """Against all architectures; the terms share genes in a ring, and some stand alone."""
+    rng = np.random.default_rng(0)
+    sizes = (2, 3, 4, 2, 3)
+    for _ in range(20):
+        columns = [(), (0, 4), (1, 0, 4), (2, 1), (3, 2), (3, 4), (2,)]
+        terms = [(own, rng.normal(size=[sizes[column] for column in own])) for own in columns]
+        sums = [
+            sum(table[tuple(arch[column] for column in own)] for own, table in terms)
+            for arch in itertools.product(*map(range, sizes))
+        ]
+        assert smallest_sum(terms) == pytest.approx(min(sums), abs=1e-12)
+
+
+def test_pooling_by_hand():
+    """A maximum of nine is eight additions; an average over 2 x 2 three, and its division."""
+    network = nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2, ceil_mode=True))
+    largest, mean = count_ops(network.to("meta"), (1, 5, 14, 14))
+    assert (largest.mults, largest.adds, largest.macs) == (0, 8 * 5 * 49, 0)
+    # 7 x 7 into 4 x 4: nine windows of four, six of two, one of one.
+    assert (mean.mults, mean.adds, mean.macs) == (5 * 16, 5 * (9 * 3 + 6 * 1), 0)
+
+
 def test_every_space_can_be_priced():
-    for make in SPACES.values():
-        space = make(resolution=32)
+    for name, make in SPACES.items():
+        sides = {"resolutions": (32, 64)} if name.startswith("ofa") else {}
+        space = make(resolution=64, **sides)
         arch = next(iter(space.named.values()))
         costs = CostTable(space)(np.array([arch], dtype=np.int8))
         assert costs["macs"][0] == total(profile(space, arch))["macs"]
@@ -295,13 +329,13 @@ def test_an_operation_without_a_rule_is_an_error_and_never_zero():
         count_ops(build_on_meta(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.GELU())), (1, 3, 8, 8))
 
 
-def test_counting_leaves_no_hooks_behind():
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten()).to("meta")
+def test_counting_leaves_the_network_as_it_was():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten()).to("meta")
     count_ops(network, (1, 3, 8, 8))
-    assert not network[0]._forward_hooks
+    assert not network[0]._forward_hooks and "forward" not in vars(network[1])
     with pytest.raises(RuntimeError):
         count_ops(network, (1, 5, 8, 8))
-    assert not network[0]._forward_hooks
+    assert not network[0]._forward_hooks and "forward" not in vars(network[1])
 
 
 def test_counts_of_a_network_worked_out_by_hand():

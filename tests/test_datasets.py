@@ -16,7 +16,8 @@ from PIL import Image
 
 from nasray import storage
 from nasray.config import DataConfig
-from nasray.datasets import Dataset, import_dataset, open_dataset, shards
+from nasray.datasets import SOURCES, Dataset, import_dataset, open_dataset, shards
+from nasray.datasets.folders import imagefolder
 from nasray.datasets.transforms import decode
 from nasray.errors import UserError
 
@@ -170,6 +171,44 @@ def test_an_interrupted_import_starts_again_without_leftovers(tmp_path):
     shards = {"train-00000.parquet", "val-00000.parquet"}
     assert names == shards | {"dataset.json", "lock", "notes.txt"}
     assert open_dataset(str(out)).num("train") == 12
+
+
+def test_raw_images_may_move_once_they_are_imported(tmp_path):
+    root = make_folder(tmp_path / "raw")
+    info = load("imagefolder", root, tmp_path / "out")
+    assert load("imagefolder", root.rename(tmp_path / "moved"), tmp_path / "out") == info
+    with pytest.raises(UserError, match="made with source = 'imagefolder'"):
+        load("tar", tmp_path / "moved", tmp_path / "out")
+
+
+def test_an_import_that_another_has_done_meanwhile_is_left_alone(tmp_path, monkeypatch):
+    root, out = make_folder(tmp_path / "raw"), tmp_path / "out"
+    first = []
+
+    def listing(config, seed):  # while this one lists its images, another imports them
+        monkeypatch.undo()
+        first.append(load("imagefolder", root, out))
+        return imagefolder(config, seed + 1)
+
+    monkeypatch.setitem(SOURCES, "imagefolder", listing)
+    assert [load("imagefolder", root, out)] == first
+
+
+def test_links_are_followed_but_never_round_in_a_circle(tmp_path):
+    root = make_folder(tmp_path / "raw")
+    (root / "train" / "ant" / "round").symlink_to(root / "train")
+    (root / "train" / "bee").rename(tmp_path / "bees")
+    (root / "train" / "bee").symlink_to(tmp_path / "bees")
+    assert load("imagefolder", root, tmp_path / "out").num_train == 12
+
+
+def test_hidden_folders_are_passed_over_in_folders_and_tars(tmp_path):
+    root = make_folder(tmp_path / "raw")
+    for folder in ("train/.cache", "train/ant/.thumbs"):
+        (root / folder).mkdir()
+        (root / folder / "0.png").write_bytes(encode(1))
+    assert load("imagefolder", root, tmp_path / "a").num_train == 12
+    assert load("tar", make_tar(root, tmp_path / "x.tar"), tmp_path / "b").num_train == 12
 
 
 def test_show_hears_of_every_image(tmp_path):

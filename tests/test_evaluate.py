@@ -114,3 +114,9 @@ def test_read_only_images_are_not_touched():
 
 def test_a_network_without_bn_needs_no_images():
     recalibrate_bn(nn.Sequential(nn.Flatten()), pictures(2), batch_size=2)
+
+
+def test_a_network_without_bn_is_left_in_eval_mode_too():
+    net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5)).train()
+    recalibrate_bn(net, pictures(4), batch_size=2)
+    assert not net.training

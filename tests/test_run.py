@@ -23,8 +23,12 @@ from conftest import (
 
 from nasray import storage
 from nasray.cli import main
+from nasray.config import DataConfig
+from nasray.datasets import import_dataset
+from nasray.errors import UserError
 from nasray.run import opened
 from nasray.search.history import History
+from nasray.stages import retrain, search
 
 pytestmark = pytest.mark.ray
 
@@ -48,7 +52,7 @@ def test_a_run_says_what_it_does_and_no_more(finished_run: FinishedRun):
     assert "ray" not in finished_run.stdout.replace(finished_run.folder, "").lower()
 
 
-# What there is, at least, when the driver is killed; one kill after the other in one run.
+# What there is, at least, when the driver is stopped; one stop after the other in one run.
 MOMENTS = {
     "supernet": lambda run_dir: len(clock(run_dir)["supernet"]) >= 5,
     "search": lambda run_dir: len(clock(run_dir)["search"]) >= 2,
@@ -87,8 +91,10 @@ def test_a_run_killed_at_every_stage_ends_as_if_nothing_had_happened(
         working = set(family) - set(agents)
         assert len(working) > 4
         seen[stage] = clock(run_dir)[stage]
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+        os.kill(process.pid, signal.SIGTERM if stage == "search" else signal.SIGKILL)
+        _, stderr = process.communicate(timeout=60)
+        if stage == "search":
+            assert stderr.endswith("Error: stopped; the same command goes on from here\n")
         assert not psutil.wait_procs(working, timeout=15)[1], f"alive after a kill in {stage}"
         left_over.append(agents)
     assert not storage.exists(f"{run_dir}/retrain/0/result.json")
@@ -148,9 +154,58 @@ def test_a_run_directory_of_another_job_is_refused(
 def test_evaluate_and_export_are_told_where_data_lie_now(
     finished_run: FinishedRun, small_data: str, tmp_path: Path
 ):
-    moved = shutil.copytree(small_data, tmp_path / "moved")
-    with opened(finished_run.folder, data_path=str(moved)) as run:
-        assert run.data_path == str(moved)
+    copy = shutil.copytree(finished_run.folder, tmp_path / "run")
+    recorded = storage.read_json(f"{copy}/job.json")
+    recorded["job"]["data"]["path"] = f"{tmp_path}/gone"
+    storage.write_json(f"{copy}/job.json", recorded)
+    (copy / "export/0.onnx").unlink()
+    for verb, *archs in (("export",), ("evaluate", "nothing")):
+        result = CliRunner().invoke(main, [verb, str(copy), *archs])
+        assert f"{tmp_path}/gone: no imported data set" in result.stderr
+    assert CliRunner().invoke(main, ["export", str(copy), "--data", small_data]).exit_code == 0
+    assert (copy / "export/0.onnx").exists()
+    result = CliRunner().invoke(main, ["evaluate", str(copy), "nothing", "--data", small_data])
+    assert "neither a published name" in result.stderr  # so the data were found
+
+
+def test_a_mistaken_data_set_may_be_corrected_before_anything_is_trained(
+    make_job: MakeJob, small_data: str, tmp_path: Path
+):
+    with opened(str(tmp_path / "run"), make_job()) as run:
+        run.dataset  # noqa: B018  opened to be recorded
+    other = str(tmp_path / "other")
+    config = DataConfig(source="synthetic", train_per_class=2, val_per_class=1, image_side=32)
+    import_dataset(config, other, seed=0)
+    with opened(str(tmp_path / "run"), make_job(data={"path": other})) as run:
+        assert run.dataset.path == other
+
+
+def test_a_run_that_lost_its_job_is_refused(
+    finished_run: FinishedRun, make_job: MakeJob, tmp_path: Path
+):
+    copy = shutil.copytree(finished_run.folder, tmp_path / "run")
+    (copy / "job.json").unlink()
+    with pytest.raises(UserError, match="job.json is gone"), opened(str(copy), make_job()):
+        pass
+
+
+def test_a_retraining_waits_for_the_search_and_belongs_to_its_winner(
+    finished_run: FinishedRun, tmp_path: Path
+):
+    copy = shutil.copytree(finished_run.folder, tmp_path / "run")
+    storage.write_json(f"{copy}/retrain/0/genes.json", [0] * 6)
+    with opened(str(copy)) as run, pytest.raises(UserError, match="holds another architecture"):
+        retrain(run)
+    (copy / "search.json").unlink()
+    with opened(str(copy)) as run, pytest.raises(UserError, match="no finished search"):
+        retrain(run)
+
+
+def test_a_history_shorter_than_its_summary_is_refused(finished_run: FinishedRun, tmp_path: Path):
+    copy = shutil.copytree(finished_run.folder, tmp_path / "run")
+    max((copy / "history").glob("generation-*")).unlink()
+    with opened(str(copy)) as run, pytest.raises(UserError, match=r"remove search\.json"):
+        search(run)
 
 
 def test_where_data_lie_and_how_many_evaluate_may_change(

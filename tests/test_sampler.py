@@ -6,6 +6,7 @@ import pytest
 from nasray.config import SupernetConfig
 from nasray.errors import UserError
 from nasray.sampler import check_trained_widths, fixed_architectures, lowest_scale, sample
+from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
 from nasray.spaces.shufflenet import SCALES, ShuffleNet
 from nasray.spaces.tiny import Tiny
 
@@ -106,3 +107,25 @@ def test_widths_that_are_searched_but_never_trained_are_refused():
             check_trained_widths(SPACE, config)
     check_trained_widths(SPACE, PUBLISHED)
     check_trained_widths(ShuffleNet(first_scale=0), PUBLISHED)
+
+
+def test_an_elastic_space_shrinks_kernels_then_depths_then_expansions():
+    """Progressive shrinking (Cai et al. 2020): what is not open yet stays at its largest."""
+    space = OfaMobileNetV3(resolution=64, resolutions=(48, 64))
+    config = SupernetConfig(epochs=20, channel_warmup_start=4, channel_warmup_epochs=9)
+    opened = {"kernel": 4, "depth": 7, "expand": 10}
+    for epoch in (0, 3, 4, 6, 7, 9, 10, 19):
+        archs = np.array(
+            [sample(space, config, seed=0, epoch=epoch, step=step) for step in range(60)]
+        )
+        for column, gene in enumerate(space.genes):
+            full = {len(gene.choices) - 1} if epoch < opened.get(gene.kind, 0) else None
+            assert set(archs[:, column]) == (full or set(range(len(gene.choices)))), (epoch, gene)
+
+
+def test_choices_that_no_epoch_opens_are_refused_before_training():
+    space = OfaMobileNetV3(resolution=64, resolutions=(64,))
+    config = SupernetConfig(epochs=10, channel_warmup_start=4, channel_warmup_epochs=9)
+    with pytest.raises(UserError, match="expands below 6 are never trained"):
+        check_trained_widths(space, config)
+    check_trained_widths(space, config.model_copy(update={"epochs": 11}))

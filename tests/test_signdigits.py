@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from nasray import run as stages
-from nasray import storage
+from nasray import stages, storage
 from nasray.config import Job, load_job
+from nasray.run import opened
 
 ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT.parent / "shared" / "data" / "signdigits" / "signdigits.tar"
@@ -35,7 +35,7 @@ def shortened(job: Job) -> Job:
 
 def test_photographs_become_a_model_that_has_learnt(ray_cluster: None, tmp_path: Path):
     job = shortened(load_job(str(ROOT / "jobs" / "signdigits.toml"), str(PHOTOS)))
-    with stages.opened(str(tmp_path / "run"), job) as run:
+    with opened(str(tmp_path / "run"), job) as run:
         stages.prepare_data(run)
         assert (run.dataset.num("train"), run.dataset.num("val")) == (1644, 418)
         stages.train(run)

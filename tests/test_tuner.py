@@ -187,7 +187,7 @@ def test_a_bad_recipe_is_stopped_early(
     assert good["epochs"][2]["holdout_top1"] > bad["epochs"][2]["holdout_top1"] + 0.2
     assert (len(good["epochs"]), len(bad["epochs"])) == (30, 3)
     if num_workers > 1:  # the news that a trial is to stop takes them about a second
-        assert 3 < len(curves(tmp_path / "retrain/0", 1)) < 30
+        assert 3 <= len(curves(tmp_path / "retrain/0", 1)) < 30
     assert [trial["stopped"] for trial in (good, bad)] == [False, True]
     assert result["trial"] == 0
 
@@ -201,6 +201,7 @@ def seed_of_a_good_and_a_bad_recipe(config: RetrainConfig) -> int:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_trials_may_have_several_workers(make_job: MakeJob, ray_cluster: None, tmp_path: Path):
     job = make_job(compute={"workers_per_trial": 2}, retrain={"num_trials": 1, "epochs": 2})
     result = retrain(job, str(tmp_path), job.data.path, ANY_ARCH, "0")

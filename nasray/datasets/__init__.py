@@ -57,11 +57,11 @@ def import_dataset(
         return read_info(config.path)
     options = _options(config, seed)
     if storage.exists(storage.join(destination, INFO_NAME)):
-        info = read_info(destination)
-        _refuse_another(info, destination, {"source": config.source, **options})
-        return info
+        return _complete(config, destination, options)
     pictures = SOURCES[config.source](config, seed)
     with storage.held(destination):
+        if storage.exists(storage.join(destination, INFO_NAME)):  # meanwhile, by another
+            return _complete(config, destination, options)
         return write_shards(
             destination, pictures, source=config.source, seed=seed, options=options, show=show
         )
@@ -74,11 +74,17 @@ def _options(config: DataConfig, seed: int) -> dict[str, int | str]:
     return {"seed": seed, **{key: getattr(config, key) for key in GENERATOR_KEYS}}
 
 
-def _refuse_another(info: DatasetInfo, destination: str, wanted: dict[str, int | str]) -> None:
+def _complete(config: DataConfig, destination: str, options: dict[str, int | str]) -> DatasetInfo:
+    """The data set that is there; refused if the job asks for another one.
+
+    Where the source lay does not count: it may have moved since.
+    """
+    info = read_info(destination)
     found = {"source": info.source, **info.options}
-    for key, value in wanted.items():
-        if found.get(key) != value:
+    for key, value in {"source": config.source, **options}.items():
+        if key != "path" and found.get(key) != value:
             raise UserError(
                 f"{destination}: holds a data set made with {key} = {found.get(key)!r}, the job "
                 f"says {value!r}; remove that folder or import into another one"
             )
+    return info

@@ -114,7 +114,7 @@ def _list_split(root: str, folder: str) -> Split:
         parts = name.split("/")
         if len(parts) > 1 and _is_image(name) and not any(map(_is_hidden, parts)):
             path = f"{folder}/{name}"
-            split[parts[0]].append((path, path))
+            split.setdefault(parts[0], []).append((path, path))
     return split
 
 
@@ -127,7 +127,7 @@ def _scan(
             for member in archive:
                 archive.members = []  # tarfile keeps all headers: 1 GB for ImageNet
                 parts = tuple(posixpath.normpath(member.name).strip("/").split("/"))
-                if _is_hidden(parts[-1]) or parts[0] == "..":
+                if any(map(_is_hidden, parts)):  # and "." and ".."
                     continue
                 if member.isdir():
                     yield parts, None

@@ -279,6 +279,9 @@ def _load_checked(pictures: Pictures) -> Iterator[tuple[Record, bytes | None]]:
 def _load_if_decodable(record: Record) -> bytes | None:
     try:
         image = record.load()
+    except (FileNotFoundError, IsADirectoryError):  # a link to nowhere
+        return None
+    try:
         decode(image)
     except UNDECODABLE:
         return None

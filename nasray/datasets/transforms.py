@@ -130,3 +130,12 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
     std = torch.tensor(STD, device=images.device)[:, None, None]
     images = images.to(torch.float32, memory_format=torch.channels_last)
     return images.sub_(mean).div_(std)
+
+
+def resized(images: torch.Tensor, side: int) -> torch.Tensor:
+    """Scale float images (n, 3, any, any) down to `side`, for spaces of elastic resolution."""
+    if images.shape[-1] == side:
+        return images
+    return torch.nn.functional.interpolate(
+        images, (side, side), mode="bilinear", align_corners=False, antialias=True
+    )

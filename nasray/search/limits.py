@@ -7,6 +7,7 @@ import numpy as np
 from nasray.config import Limit
 from nasray.cost import CostTable, check_cost
 from nasray.errors import InfeasibleError
+from nasray.latency import LatencyTable
 from nasray.spaces.space import (
     Architecture,
     Population,
@@ -17,19 +18,36 @@ from nasray.spaces.space import (
     random_population,
 )
 
+LATENCY = "latency_ms"  # the cost that a latency table adds
 BATCH = 4096  # architectures drawn and priced at once
 MAX_BATCHES = 25  # then random draws give up
 MAX_DESCENT = 200  # rounds of the descent towards the limits
 
 
 class Limits:
-    """The limits of a search over one space, priced by its cost table."""
+    """The limits of a search over one space, priced by its cost table.
 
-    def __init__(self, space: Space, limits: Sequence[Limit]) -> None:
+    With the `latency` table of a device, "latency_ms" is a cost like any other.
+    """
+
+    def __init__(
+        self, space: Space, limits: Sequence[Limit], latency: LatencyTable | None = None
+    ) -> None:
         self.space, self.limits = space, tuple(limits)
-        self.price = CostTable(space)
+        self.table, self.latency = CostTable(space), latency
         for limit in self.limits:
             self._check_reachable(limit)
+
+    def price(self, population: Population) -> dict[str, np.ndarray]:
+        """All costs of `population` (n, genes): {cost: float64 (n,)}."""
+        costs = self.table(population)
+        return costs if self.latency is None else costs | {LATENCY: self.latency(population)}
+
+    def bounds(self, cost: str) -> tuple[float, float]:
+        """The smallest and largest value of `cost` in the space."""
+        if cost == LATENCY and self.latency is not None:
+            return self.latency.bounds()
+        return self.table.bounds(check_cost(cost))
 
     def costs(self, archs: Sequence[Architecture]) -> list[dict[str, float]]:
         """All costs of each architecture."""
@@ -110,7 +128,7 @@ class Limits:
             yield population
 
     def _check_reachable(self, limit: Limit) -> None:
-        low, high = self.price.bounds(check_cost(limit.cost))
+        low, high = self.bounds(limit.cost)
         if limit.max is not None and limit.max < low:
             raise InfeasibleError(
                 f"search.limits: {limit.cost} max = {limit.max:g} is below the smallest subnet of "

@@ -1,15 +1,25 @@
 """The design spaces: one file each, one line each in this table."""
 
 import dataclasses
+import typing
 from typing import Any
 
 from nasray.config import SpaceConfig
 from nasray.errors import UserError
+from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
+from nasray.spaces.ofa_proxyless import OfaProxyless
+from nasray.spaces.ofa_resnet50d import OfaResNet50D
 from nasray.spaces.shufflenet import ShuffleNet
 from nasray.spaces.space import Space
 from nasray.spaces.tiny import Tiny
 
-SPACES: dict[str, type] = {"shufflenet": ShuffleNet, "tiny": Tiny}
+SPACES: dict[str, type] = {
+    "ofa_mobilenetv3": OfaMobileNetV3,
+    "ofa_proxyless": OfaProxyless,
+    "ofa_resnet50d": OfaResNet50D,
+    "shufflenet": ShuffleNet,
+    "tiny": Tiny,
+}
 
 
 def make_space(config: SpaceConfig, num_classes: int) -> Space:
@@ -29,14 +39,26 @@ def space_by_name(name: str, **options: Any) -> Space:
     if name not in SPACES:
         raise UserError(f"space.name = {name!r} is unknown; there are {sorted(SPACES)}")
     fields = {field.name: field for field in dataclasses.fields(SPACES[name])}
-    for key, value in options.items():
+    for key in options:
         if key not in fields:
             raise UserError(f"unknown key 'space.{key}'; {name} has {sorted(fields)}")
-        if type(value) is not fields[key].type:
-            raise UserError(f"space.{key} = {value!r} must be of type {fields[key].type.__name__}")
-    return SPACES[name](**options)
+    return SPACES[name](
+        **{key: _checked(key, value, fields[key].type) for key, value in options.items()}
+    )
 
 
 def describe(space: Space) -> dict[str, Any]:
     """The name and options from which space_by_name() builds `space` again."""
     return {"name": space.name, **dataclasses.asdict(space)}
+
+
+def _checked(key: str, value: Any, wanted: Any) -> Any:
+    """Return `value` if it is of the type `wanted`; a list stands for a tuple."""
+    if typing.get_origin(wanted) is tuple:
+        item = typing.get_args(wanted)[0]
+        if isinstance(value, list | tuple) and all(type(each) is item for each in value):
+            return tuple(value)
+        raise UserError(f"space.{key} = {value!r} must be a list of type {item.__name__}")
+    if type(value) is not wanted:
+        raise UserError(f"space.{key} = {value!r} must be of type {wanted.__name__}")
+    return value

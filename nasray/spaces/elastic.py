@@ -1,6 +1,7 @@
 """A supernet whose subnets are slices: the first channels of its widest blocks.
 
-Every subnet weight is a leading slice of a weight of the widest block, in every dimension.
+Every subnet weight is a leading slice of a weight of the widest block, in every dimension,
+unless the row says otherwise (cut(): kernels that go through a learned matrix first).
 So one plain block class serves the supernet and the extracted subnet alike, and
 supernet(images, arch) is extract(arch)(images) by construction. The original multiplies
 by a 0/1 mask before BN instead, which BN's shift undoes (spec 1.7).
@@ -25,7 +26,11 @@ class SlicedSpace(Space, Protocol):
     """A space whose every row is a slice of one of a few widest blocks."""
 
     def widest(self) -> tuple[tuple[Block, ...], ...]:
-        """For each row of decode(): the blocks at full width that it may be a slice of."""
+        """For each row of decode(): the blocks at full width that it may be a slice of.
+
+        Where leading slices are not all there is to it, the row has a method cut(whole):
+        from the stored tensors by name to those of which the leading slices are taken.
+        """
 
     def chosen(self, arch: Architecture) -> tuple[int, ...]:
         """For each row of decode(): which of widest()'s blocks it is a slice of."""
@@ -52,7 +57,7 @@ class Supernet(nn.Module):
         features = images
         for block, whole in self._chosen(arch, self.places):
             shell = _shell(block, self.training)
-            features = shell.call(_sliced(whole, shell.shapes), features)
+            features = shell.call(_sliced(block, whole, shell.shapes), features)
         return features
 
     def extract(self, arch: Architecture) -> nn.Sequential:
@@ -62,13 +67,26 @@ class Supernet(nn.Module):
         for block, whole in self._chosen(arch, self.places):
             shell = _shell(block, self.training)
             module = copy.deepcopy(shell.module).to_empty(device=device)
-            module.load_state_dict(_sliced(whole, shell.shapes))
+            module.load_state_dict(_sliced(block, whole, shell.shapes))
             blocks[block.name] = module
         return nn.Sequential(blocks).train(self.training)
 
     def parameters_of(self, arch: Architecture) -> list[nn.Parameter]:
         """The parameters that a step on `arch` touches, in a fixed order."""
-        return [param for _, whole in self.whole_blocks(arch) for param in whole.parameters()]
+        return [
+            param
+            for block, whole in self.whole_blocks(arch)
+            for name, param in whole.named_parameters()
+            if name in _shell(block, self.training).shapes
+            or name in getattr(block, "transforms", ())
+        ]
+
+    def weights(self, arch: Architecture) -> dict[str, dict[str, Tensor]]:
+        """The weights of the subnet `arch` by block and name: views wherever they are slices."""
+        return {
+            block.name: _sliced(block, whole, _shell(block, self.training).shapes)
+            for block, whole in self._chosen(arch, self.places)
+        }
 
     def whole_blocks(self, arch: Architecture) -> list[tuple[Block, nn.Module]]:
         """Each block of `arch` beside the one at full width that it is a slice of."""
@@ -82,6 +100,7 @@ class Supernet(nn.Module):
             for block, wholes, index in zip(
                 self.space.decode(arch), positions, self.space.chosen(arch), strict=True
             )
+            if block is not None
         ]
 
 
@@ -92,9 +111,11 @@ def embed(target: Tensor, source: Tensor) -> None:
     (target[..., margin:-margin, margin:-margin] if margin else target).copy_(source)
 
 
-def build_subnet(blocks: Sequence[Block]) -> nn.Sequential:
+def build_subnet(blocks: Sequence[Block | None]) -> nn.Sequential:
     """Build the stand-alone network of decoded `blocks`, its weights not yet drawn."""
-    return nn.Sequential(OrderedDict((block.name, block.build()) for block in blocks))
+    return nn.Sequential(
+        OrderedDict((block.name, block.build()) for block in blocks if block is not None)
+    )
 
 
 class _Shell:
@@ -137,9 +158,14 @@ def _places(module: nn.Module) -> Places:
     }
 
 
-def _sliced(whole: Places, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
-    """The leading slices of a whole block's tensors that have `shapes`, by name."""
-    return {name: _leading(tensors[key], shapes[name]) for name, (tensors, key) in whole.items()}
+def _sliced(block: Block, whole: Places, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
+    """The weights of `block`, by name: leading slices of the stored tensors."""
+    if not hasattr(block, "cut"):
+        return {
+            name: _leading(tensors[key], shapes[name]) for name, (tensors, key) in whole.items()
+        }
+    cut = block.cut({name: tensors[key] for name, (tensors, key) in whole.items()})
+    return {name: _leading(tensor, shapes[name]) for name, tensor in cut.items()}
 
 
 def _leading(tensor: Tensor, shape: torch.Size) -> Tensor:

@@ -35,8 +35,7 @@ LAYOUTS = {"oneshot": (64, 160, 320, 640), "shufflenetv2plus": (48, 128, 256, 51
 HEADS = ("after_pooling", "shufflenetv2plus", "spos")
 LAST_CHANNELS = 1024
 
-# Layers of the xception branches -> their twins in the 3x3 shuffle branches; and those
-# that have none.
+# Layers of the xception branches -> their twins in the 3x3 shuffle branches; those without.
 XCEPTION_TWINS = {
     **{"conv1": "conv0", "conv2": "conv1", "conv5": "conv2", "conv6": "conv3", "conv7": "conv4"},
     **{"bn1": "bn0", "bn2": "bn1", "bn5": "bn2", "bn6": "bn3", "bn7": "bn4"},
@@ -105,6 +104,9 @@ class ShuffleNet:
             name: self.from_json({"block": list(block), "channel": list(channel)})
             for name, (block, channel) in PUBLISHED.items()
         }
+
+    def side(self, arch: Architecture) -> int:
+        return self.resolution
 
     def decode(self, arch: Architecture) -> tuple[Block, ...]:
         blocks: list[Block] = [Stem("stem", self.resolution, self.se)]

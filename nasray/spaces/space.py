@@ -57,8 +57,14 @@ class Space(Protocol):
     def named(self) -> Mapping[str, Architecture]:
         """Published architectures by name."""
 
-    def decode(self, arch: Architecture) -> tuple[Block, ...]:
-        """List the blocks of the subnet that `arch` stands for, stem to head."""
+    def side(self, arch: Architecture) -> int:
+        """The side of the square input that `arch` is to be given, pixels."""
+
+    def decode(self, arch: Architecture) -> tuple[Block | None, ...]:
+        """List the blocks of the subnet that `arch` stands for, stem to head.
+
+        One entry per position of the deepest network, None where `arch` has no block.
+        """
 
     def canonical(self, population: Population) -> Population:
         """Zero the genes that have no effect, so that equal networks are equal rows."""

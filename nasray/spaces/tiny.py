@@ -41,6 +41,8 @@ class Tiny:
     def __post_init__(self) -> None:
         if not 1 <= self.num_blocks <= len(CHANNELS):
             raise UserError(f"space.num_blocks = {self.num_blocks} must be 1...{len(CHANNELS)}")
+        if self.resolution % 8:
+            raise UserError(f"space.resolution = {self.resolution} must be a multiple of 8")
 
     @cached_property
     def genes(self) -> tuple[Gene, ...]:
@@ -63,6 +65,9 @@ class Tiny:
             "smallest": (0, 0) * self.num_blocks,
             "largest": (len(OPS) - 1, len(SCALES) - 1) * self.num_blocks,
         }
+
+    def side(self, arch: Architecture) -> int:
+        return self.resolution
 
     def decode(self, arch: Architecture) -> tuple[Block, ...]:
         blocks: list[Block] = []

@@ -1,0 +1,237 @@
+"""The verbs that need a design space and no run: spaces, profile, show, latency."""
+
+import json
+from typing import Any
+
+import click
+
+from nasray.errors import UserError
+
+space_argument = click.argument("space_name", metavar="SPACE")
+
+
+def space_options(verb: Any) -> Any:
+    """The options that choose a configuration of SPACE."""
+    for option in (
+        click.option(
+            "--set",
+            "settings",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="An option of SPACE as [space] in a job has it, e.g. width=1.0.",
+        ),
+        click.option(
+            "--resolution", type=click.IntRange(32), default=224, show_default=True, help="Pixels."
+        ),
+        click.option("--num-classes", type=click.IntRange(1), default=1000, show_default=True),
+    ):
+        verb = option(verb)
+    return verb
+
+
+@click.command()
+def spaces() -> None:
+    """List the design spaces, their sizes and their published architectures."""
+    from nasray.spaces import SPACES
+    from nasray.spaces.space import num_architectures
+
+    for name, make in SPACES.items():
+        space = make()
+        named = ", ".join(space.named)
+        size = num_architectures(space.genes)
+        click.echo(f"{name}: {len(space.genes)} genes, {size:.3g} architectures; named: {named}")
+
+
+@click.command()
+@space_argument
+@click.argument("archs", nargs=-1, required=True, metavar="ARCH...")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per ARCH and line.")
+@click.option("--latency-table", help="Add latency_ms from this table (--json only).")
+@click.option("--layout", help="shufflenet: oneshot (default) or shufflenetv2plus.")
+@click.option("--head", help="shufflenet: after_pooling (default), shufflenetv2plus or spos.")
+@click.option("--se/--no-se", default=None, help="shufflenet: SE and hard-swish (default: with).")
+@space_options
+def profile(
+    space_name: str,
+    archs: tuple[str, ...],
+    as_json: bool,
+    latency_table: str | None,
+    layout: str | None,
+    head: str | None,
+    se: bool | None,
+    **space_settings: Any,
+) -> None:
+    """Count parameters and operations of each ARCH, op by op, and its MicroNet score.
+
+    ARCH is a published name or a JSON object such as {"block": [...], "channel": [...]}.
+    """
+    from nasray import cost
+
+    if latency_table and not as_json:
+        raise UserError("--latency-table adds to the lines of --json; give that too")
+    if se is False:
+        head = head or "spos"  # the head that goes without SE
+    given = {"layout": layout, "head": head, "se": se}
+    space = _make_space(
+        space_name,
+        **space_settings,
+        **{key: value for key, value in given.items() if value is not None},
+    )
+    parsed = [parse_arch(space, text) for text in archs]
+    if not as_json:
+        for arch in parsed:
+            click.echo(cost.format_table(cost.profile(space, arch)))
+        return
+    added = _latencies(space, parsed, latency_table)
+    for arch, more in zip(parsed, added, strict=True):
+        costs = cost.total(cost.profile(space, arch))
+        click.echo(json.dumps({"arch": space.to_json(arch), **costs, **more}))
+
+
+@click.command("measure-latency")
+@space_argument
+@click.argument("table", metavar="TABLE")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--runtime", type=click.Choice(["torch", "onnxruntime"]), default="torch", show_default=True
+)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--resolutions", help="Only these, e.g. 160,192; the others may come later.")
+@space_options
+def measure_latency(
+    space_name: str,
+    table: str,
+    device: str,
+    runtime: str,
+    threads: int,
+    batch_size: int,
+    resolutions: str | None,
+    **space_settings: Any,
+) -> None:
+    """Measure every block of SPACE on this device into TABLE, a .parquet or .csv file.
+
+    Long; what is measured is kept, and the same command again measures what is missing.
+    """
+    from nasray.latency_measure import Setup, measure, wanted_blocks
+    from nasray.progress import progress
+
+    space = _make_space(space_name, **space_settings)
+    setup = Setup(device=device, runtime=runtime, threads=threads, batch_size=batch_size)
+    sides = None if resolutions is None else [int(_number(r)) for r in resolutions.split(",")]
+    with progress("latency", len(wanted_blocks(space, sides))) as show:
+        measure(space, table, setup=setup, resolutions=sides, show=show)
+    click.echo(table)
+
+
+@click.group()
+def latency() -> None:
+    """Latency tables."""
+
+
+@latency.command()
+@space_argument
+@click.argument("table", metavar="TABLE")
+@click.option("--num-archs", type=click.IntRange(2), default=50, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@space_options
+def check(space_name: str, table: str, num_archs: int, seed: int, **space_settings: Any) -> None:
+    """Compare TABLE with whole networks of random architectures, measured here."""
+    from nasray.latency import LatencyTable
+    from nasray.latency_measure import check as check_table
+
+    space = _make_space(space_name, **space_settings)
+    loaded = LatencyTable.load(table, space)
+    found = check_table(space, loaded, num_archs=num_archs, seed=seed)
+    for arch, predicted, measured in found.rows:
+        line = {"arch": space.to_json(arch), "predicted_ms": predicted, "measured_ms": measured}
+        click.echo(json.dumps(line))
+    click.echo(
+        f"{len(found.rows)} architectures: rank correlation {found.rank_correlation:.3f}, median "
+        f"error {found.median_relative_error:.1%}, median bias {found.median_bias:+.1%}",
+        err=True,
+    )
+
+
+@click.command()
+@space_argument
+@click.argument("archs", nargs=-1, metavar="ARCH...")
+@click.option("--parse", "strings", help="A file of printed module strings, or -, to read.")
+@click.option("--at", "side", type=click.IntRange(32), help="Resolution, if the strings name none.")
+@space_options
+def show(
+    space_name: str,
+    archs: tuple[str, ...],
+    strings: str | None,
+    side: int | None,
+    **space_settings: Any,
+) -> None:
+    """Print each ARCH as module strings; with --parse, module strings as an ARCH.
+
+    The strings are those of the Once-for-All notebooks, and the resolution, which those
+    leave out.
+    """
+    from nasray.spaces import module_strings
+
+    space = _make_space(space_name, **space_settings)
+    if not space.name.startswith("ofa_"):
+        raise UserError(f"{space.name} has no module strings; see `nasray profile {space.name}`")
+    for text in archs:
+        click.echo("\n".join(module_strings.format(space, parse_arch(space, text))))
+    if strings is not None:
+        with click.open_file(strings) as file:
+            arch = module_strings.parse(file.read().splitlines(), space, side)
+        click.echo(json.dumps(space.to_json(arch)))
+
+
+def parse_arch(space: Any, text: str) -> tuple[int, ...]:
+    """Read a published name or a JSON object as an architecture of `space`."""
+    named = space.named
+    if text in named:
+        return named[text]
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise UserError(
+            f"ARCH {text!r} is neither a published name ({', '.join(named)}) nor a JSON object"
+        )
+    return space.from_json(values)
+
+
+def _make_space(
+    name: str, *, num_classes: int, resolution: int, settings: tuple[str, ...], **options: Any
+) -> Any:
+    from nasray.spaces import space_by_name
+
+    for setting in settings:
+        key, sign, value = setting.partition("=")
+        if not sign:
+            raise UserError(f"--set {setting}: must be KEY=VALUE")
+        try:
+            options[key] = json.loads(value)
+        except ValueError:
+            options[key] = value
+    options = {"num_classes": num_classes, "resolution": resolution} | options
+    return space_by_name(name, **options)
+
+
+def _latencies(
+    space: Any, archs: list[tuple[int, ...]], table: str | None
+) -> list[dict[str, float]]:
+    """What the table at a path says of each architecture."""
+    if table is None:
+        return [{} for _ in archs]
+    from nasray.latency import LatencyTable
+    from nasray.spaces.space import as_population
+
+    found = LatencyTable.load(table, space)(space.canonical(as_population(archs)))
+    return [{"latency_ms": float(value)} for value in found]
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"--resolutions: {text!r} is no number; give e.g. 160,192") from None

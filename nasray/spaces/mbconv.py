@@ -1,0 +1,271 @@
+"""Inverted residual blocks (MBConv) with elastic kernel and width, for the OFA spaces.
+
+Cai et al. 2020, Once-for-All (arXiv 1908.09791). The stored block has the widest middle and
+the largest kernel. A narrower one takes its leading channels, SE included; a smaller kernel
+is the centre of the next larger one times a learned matrix, step by step.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nasray.spaces.ofa import Condition
+from nasray.spaces.space import Architecture, Block, Gene
+
+KERNELS = (3, 5, 7)
+EXPANDS = (3, 4, 6)  # middle channels per input channel
+DEPTHS = (2, 3, 4)  # blocks of a stage
+STAGE_BLOCKS = DEPTHS[-1]
+NUM_DEPTHS = 5  # stages with a depth gene; a later block is always there
+KEYS = {"ks": "kernel", "e": "expand", "d": "depth", "r": "resolution"}
+ACTIVATIONS = {"relu": nn.ReLU, "relu6": nn.ReLU6, "h_swish": nn.Hardswish}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Blocks of one output width, the first of which strides."""
+
+    out_channels: int
+    stride: int
+    act: str
+    se: bool
+    blocks: int = STAGE_BLOCKS
+
+
+def make_genes(num_blocks: int, resolutions: tuple[int, ...]) -> tuple[Gene, ...]:
+    """The genes: kernels, expand ratios, depths, input side."""
+    return (
+        *(Gene(f"block{index}.kernel", "kernel", KERNELS) for index in range(num_blocks)),
+        *(Gene(f"block{index}.expand", "expand", EXPANDS) for index in range(num_blocks)),
+        *(Gene(f"stage{index}.depth", "depth", DEPTHS) for index in range(NUM_DEPTHS)),
+        Gene("resolution", "resolution", resolutions),
+    )
+
+
+def make_conditions(num_blocks: int) -> tuple[Condition, ...]:
+    """Which blocks' genes the depths switch off: the third and fourth of a stage."""
+    return tuple(
+        Condition(2 * num_blocks + stage, needed, (block, num_blocks + block))
+        for stage in range(NUM_DEPTHS)
+        for needed, position in enumerate(range(DEPTHS[0], STAGE_BLOCKS), start=1)
+        for block in (STAGE_BLOCKS * stage + position,)
+    )
+
+
+def make_parts(num_blocks: int) -> tuple[tuple[int, ...], ...]:
+    """For each block the columns it depends on: its own, the depth that may drop it, the side."""
+    depths = {condition.columns[0]: (condition.depth,) for condition in make_conditions(num_blocks)}
+    side = 2 * num_blocks + NUM_DEPTHS
+    return tuple(
+        (block, num_blocks + block, *depths.get(block, ()), side) for block in range(num_blocks)
+    )
+
+
+def decode_blocks(
+    arch: Architecture, stages: Sequence[Stage], *, in_channels: int, side: int, eps: float
+) -> tuple[list[Block | None], int]:
+    """The rows of the elastic blocks, None beyond a stage's depth, and the side after them."""
+    num_blocks = sum(stage.blocks for stage in stages)
+    rows: list[Block | None] = []
+    for number, stage in enumerate(stages):
+        depth = DEPTHS[arch[2 * num_blocks + number]] if stage.blocks > 1 else 1
+        for position in range(stage.blocks):
+            index = len(rows)
+            if position >= depth:
+                rows.append(None)
+                continue
+            rows.append(
+                MBConv(
+                    name=f"block{index}",
+                    in_channels=in_channels,
+                    mid_channels=div8(round(in_channels * EXPANDS[arch[num_blocks + index]])),
+                    out_channels=stage.out_channels,
+                    kernel=KERNELS[arch[index]],
+                    stride=stage.stride if position == 0 else 1,
+                    side=side,
+                    act=stage.act,
+                    se=stage.se,
+                    identity=position > 0,
+                    eps=eps,
+                )
+            )
+            if position == 0:
+                in_channels, side = stage.out_channels, out_side(side, stage.stride)
+    return rows, side
+
+
+def div8(value: float) -> int:
+    """Round to a multiple of 8, at least 8, never more than a tenth down."""
+    rounded = max(8, int(value + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * value else rounded
+
+
+def out_side(side: int, stride: int) -> int:
+    """The output side of a layer with padding kernel // 2."""
+    return (side - 1) // stride + 1
+
+
+def stem_rows(
+    stem: int, fixed: int, *, side: int, acts: tuple[str, str], eps: float = 1e-5
+) -> tuple["ConvStem", "MBConv"]:
+    """The stem and the fixed block after it (expand ratio 1, kernel 3), by their widths."""
+    return (
+        ConvStem(name="stem", side=side, out_channels=stem, act=acts[0], eps=eps),
+        MBConv(
+            name="fixed",
+            in_channels=stem,
+            mid_channels=stem,
+            out_channels=fixed,
+            kernel=3,
+            stride=1,
+            side=out_side(side, 2),
+            act=acts[1],
+            se=False,
+            identity=stem == fixed,
+            eps=eps,
+        ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvStem:
+    """3x3 convolution, stride 2, BN, activation."""
+
+    name: str
+    side: int
+    out_channels: int
+    act: str
+    eps: float = 1e-5
+    in_channels: int = 3
+
+    def build(self) -> nn.Module:
+        conv = nn.Conv2d(self.in_channels, self.out_channels, 3, 2, 1, bias=False)
+        return nn.Sequential(with_bn(conv, act=self.act, eps=self.eps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MBConv:
+    """1x1 to the middle (left out at expand ratio 1), depthwise, SE if any, linear 1x1."""
+
+    name: str
+    in_channels: int
+    mid_channels: int
+    out_channels: int
+    kernel: int
+    stride: int
+    side: int
+    act: str
+    se: bool
+    identity: bool  # adds its input to its output
+    eps: float = 1e-5  # of BN
+
+    @property
+    def transforms(self) -> tuple[str, ...]:
+        """The stored matrices that lead from the largest kernel to this one, in order."""
+        if self.mid_channels == self.in_channels:
+            return ()  # the fixed block
+        return tuple(_transform(larger) for larger in reversed(KERNELS) if larger > self.kernel)
+
+    def build(self) -> nn.Module:
+        return MBConvUnit(self)
+
+    def elastic(self) -> "Block":
+        """The stored block of which this one, the widest, is a part."""
+        return ElasticMBConv(self) if self.kernel == KERNELS[-1] else self
+
+    def cut(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The stored tensors of this row, the kernel shrunk; leading slices are still to take."""
+        tensors = {name: whole[name] for name in whole if not name.startswith("transform")}
+        if self.transforms:
+            kernel = whole["depthwise.conv.weight"][: self.mid_channels]
+            for name in self.transforms:
+                kernel = shrink_kernel(kernel, whole[name])
+            tensors["depthwise.conv.weight"] = kernel
+        return tensors
+
+
+@dataclass(frozen=True)
+class ElasticMBConv:
+    """A stored block: the widest MBConv and the matrices of its smaller kernels."""
+
+    row: MBConv
+
+    @property
+    def name(self) -> str:
+        return self.row.name
+
+    @property
+    def in_channels(self) -> int:
+        return self.row.in_channels
+
+    @property
+    def side(self) -> int:
+        return self.row.side
+
+    def build(self) -> nn.Module:
+        block = self.row.build()
+        for kernel, larger in zip(KERNELS, KERNELS[1:], strict=False):
+            matrix = nn.Parameter(torch.eye(kernel * kernel))
+            block.register_parameter(_transform(larger), matrix)
+        return block
+
+
+class MBConvUnit(nn.Module):
+    """The plain module of an MBConv row."""
+
+    def __init__(self, row: MBConv) -> None:
+        super().__init__()
+        mid, act, eps = row.mid_channels, row.act, row.eps
+        self.identity = row.identity
+        if mid == row.in_channels:
+            self.expand = nn.Identity()
+        else:
+            conv = nn.Conv2d(row.in_channels, mid, 1, bias=False)
+            self.expand = nn.Sequential(with_bn(conv, act=act, eps=eps))
+        conv = nn.Conv2d(mid, mid, row.kernel, row.stride, row.kernel // 2, groups=mid, bias=False)
+        self.depthwise = nn.Sequential(with_bn(conv, act=act, eps=eps))
+        self.se = SqueezeExcite(mid) if row.se else nn.Identity()
+        conv = nn.Conv2d(mid, row.out_channels, 1, bias=False)
+        self.project = nn.Sequential(with_bn(conv, eps=eps))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(n, in, side, side) -> (n, out, side / stride, side / stride), rounded up."""
+        out = self.project(self.se(self.depthwise(self.expand(features))))
+        return features + out if self.identity else out
+
+
+class SqueezeExcite(nn.Module):
+    """Channel attention through a quarter of the channels: biased convolutions, no BN."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        squeezed = div8(channels // 4)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.reduce = nn.Conv2d(channels, squeezed, 1)
+        self.relu = nn.ReLU(inplace=True)
+        self.restore = nn.Conv2d(squeezed, channels, 1)
+        self.gate = nn.Hardsigmoid(inplace=True)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features * self.gate(self.restore(self.relu(self.reduce(self.pool(features)))))
+
+
+def with_bn(conv: nn.Conv2d, *, act: str = "", eps: float = 1e-5) -> OrderedDict[str, nn.Module]:
+    """A convolution, its BN and, if named, its activation."""
+    layers = OrderedDict[str, nn.Module](conv=conv, bn=nn.BatchNorm2d(conv.out_channels, eps=eps))
+    if act:
+        layers[act] = ACTIVATIONS[act](inplace=True)
+    return layers
+
+
+def shrink_kernel(kernel: Tensor, matrix: Tensor) -> Tensor:
+    """Crop a depthwise kernel (n, 1, k, k) to its centre, (n, 1, k - 2, k - 2), times `matrix`."""
+    centre = kernel[..., 1:-1, 1:-1]
+    return (centre.flatten(1) @ matrix.t()).view(centre.shape)
+
+
+def _transform(larger: int) -> str:
+    return f"transform_{larger}to{larger - 2}"

@@ -1,0 +1,127 @@
+"""OFA MobileNetV3 space: 5 stages of 2 to 4 blocks x 3 kernels x 3 expand ratios x input side.
+
+Cai et al. 2020, Once-for-All (arXiv 1908.09791). Facts: spec 1.2.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from nasray.spaces import mbconv, ofa
+from nasray.spaces.elastic import Supernet
+from nasray.spaces.space import Architecture, Block, Gene, Population
+
+# Before the width multiplier: stem, fixed block, five stages, the head's two convolutions.
+BASE_WIDTHS = (16, 16, 24, 40, 80, 112, 160, 960, 1280)
+STAGES = (  # stride, activation, SE
+    (2, "relu", False),
+    (2, "relu", True),
+    (2, "h_swish", False),
+    (1, "h_swish", True),
+    (2, "h_swish", True),
+)
+NUM_BLOCKS = mbconv.STAGE_BLOCKS * len(STAGES)
+
+
+@dataclass(frozen=True)
+class OfaMobileNetV3:
+    """7371^5 networks for each of `resolutions`; published at widths 1.0 and 1.2."""
+
+    name = "ofa_mobilenetv3"
+    keys = mbconv.KEYS
+
+    num_classes: int = 1000
+    resolution: int = 224  # side of the images that are loaded
+    resolutions: tuple[int, ...] = (160, 176, 192, 208, 224)  # sides of the network's input
+    width: float = 1.2
+
+    def __post_init__(self) -> None:
+        ofa.check_resolutions(self.resolution, self.resolutions)
+        ofa.check_width(self.width)
+
+    @cached_property
+    def genes(self) -> tuple[Gene, ...]:
+        return mbconv.make_genes(NUM_BLOCKS, self.resolutions)
+
+    @cached_property
+    def conditions(self) -> tuple[ofa.Condition, ...]:
+        return mbconv.make_conditions(NUM_BLOCKS)
+
+    @cached_property
+    def parts(self) -> tuple[tuple[int, ...], ...]:
+        side = (len(self.genes) - 1,)
+        return (side, side, *mbconv.make_parts(NUM_BLOCKS), side)
+
+    @property
+    def named(self) -> Mapping[str, Architecture]:
+        return ofa.extremes(self.genes)
+
+    def side(self, arch: Architecture) -> int:
+        return self.resolutions[arch[-1]]
+
+    def decode(self, arch: Architecture) -> tuple[Block | None, ...]:
+        widths = [mbconv.div8(base * self.width) for base in BASE_WIDTHS]
+        stem, fixed = mbconv.stem_rows(*widths[:2], side=self.side(arch), acts=("h_swish", "relu"))
+        stages = [
+            mbconv.Stage(out_channels, *stage)
+            for out_channels, stage in zip(widths[2:7], STAGES, strict=True)
+        ]
+        blocks, side = mbconv.decode_blocks(
+            arch, stages, in_channels=widths[1], side=fixed.side, eps=1e-5
+        )
+        head = Head("head", widths[6], widths[7], widths[8], side, self.num_classes)
+        return (stem, fixed, *blocks, head)
+
+    def canonical(self, population: Population) -> Population:
+        return ofa.canonical(population, self.conditions)
+
+    def widest(self) -> tuple[tuple[Block, ...], ...]:
+        return ofa.stored(self.decode(self.named["largest"]))
+
+    def chosen(self, arch: Architecture) -> tuple[int, ...]:
+        return (0,) * len(self.parts)
+
+    def supernet(self) -> Supernet:
+        return Supernet(self)
+
+    def initialize(self, network: nn.Module, generator: torch.Generator) -> None:
+        ofa.initialize(network, generator)
+
+    def spread(self, supernet: Supernet) -> None:
+        """Do nothing: a position has one stored block, of which every choice is a part."""
+
+    def to_json(self, arch: Architecture) -> dict[str, Any]:
+        return ofa.to_json(self, arch)
+
+    def from_json(self, values: Mapping[str, Any]) -> Architecture:
+        return ofa.from_json(self, values)
+
+
+@dataclass(frozen=True)
+class Head:
+    """1x1 convolution, mean over pixels, a wider 1x1 without BN, classifier."""
+
+    name: str
+    in_channels: int
+    mid_channels: int
+    out_channels: int
+    side: int
+    num_classes: int
+
+    def build(self) -> nn.Module:
+        conv = nn.Conv2d(self.in_channels, self.mid_channels, 1, bias=False)
+        return nn.Sequential(
+            OrderedDict(
+                mix=nn.Sequential(mbconv.with_bn(conv, act="h_swish")),
+                pool=nn.AdaptiveAvgPool2d(1),
+                features=nn.Conv2d(self.mid_channels, self.out_channels, 1, bias=False),
+                h_swish=nn.Hardswish(inplace=True),
+                flatten=nn.Flatten(),
+                output=nn.Linear(self.out_channels, self.num_classes),
+            )
+        )

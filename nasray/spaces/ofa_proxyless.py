@@ -1,0 +1,124 @@
+"""OFA ProxylessNAS space: as OFA MobileNetV3, without SE, with ReLU6 and a sixth stage.
+
+Cai et al. 2019, ProxylessNAS (arXiv 1812.00332), as elastic in Once-for-All (arXiv
+1908.09791). The sixth stage has one block, with a kernel and an expand gene but no depth.
+Facts: spec 1.3.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from nasray.spaces import mbconv, ofa
+from nasray.spaces.elastic import Supernet
+from nasray.spaces.space import Architecture, Block, Gene, Population
+
+# Before the width multiplier: stem, fixed block, six stages, the head's convolution.
+BASE_WIDTHS = (32, 16, 24, 40, 80, 96, 192, 320, 1280)
+STRIDES = (2, 2, 2, 1, 2, 1)
+NUM_BLOCKS = 5 * mbconv.STAGE_BLOCKS + 1
+BN_EPS = 1e-3
+
+
+@dataclass(frozen=True)
+class OfaProxyless:
+    """9 * 7371^5 networks for each of `resolutions`; published at width 1.3."""
+
+    name = "ofa_proxyless"
+    keys = mbconv.KEYS
+
+    num_classes: int = 1000
+    resolution: int = 224  # side of the images that are loaded
+    resolutions: tuple[int, ...] = (160, 176, 192, 208, 224)  # sides of the network's input
+    width: float = 1.3
+
+    def __post_init__(self) -> None:
+        ofa.check_resolutions(self.resolution, self.resolutions)
+        ofa.check_width(self.width)
+
+    @cached_property
+    def genes(self) -> tuple[Gene, ...]:
+        return mbconv.make_genes(NUM_BLOCKS, self.resolutions)
+
+    @cached_property
+    def conditions(self) -> tuple[ofa.Condition, ...]:
+        return mbconv.make_conditions(NUM_BLOCKS)
+
+    @cached_property
+    def parts(self) -> tuple[tuple[int, ...], ...]:
+        side = (len(self.genes) - 1,)
+        return (side, side, *mbconv.make_parts(NUM_BLOCKS), side)
+
+    @property
+    def named(self) -> Mapping[str, Architecture]:
+        return ofa.extremes(self.genes)
+
+    def side(self, arch: Architecture) -> int:
+        return self.resolutions[arch[-1]]
+
+    def decode(self, arch: Architecture) -> tuple[Block | None, ...]:
+        widths = [mbconv.div8(base * self.width) for base in BASE_WIDTHS]
+        stem, fixed = mbconv.stem_rows(
+            *widths[:2], side=self.side(arch), acts=("relu6", "relu6"), eps=BN_EPS
+        )
+        stages = [
+            mbconv.Stage(out_channels, stride, "relu6", se=False)
+            for out_channels, stride in zip(widths[2:8], STRIDES, strict=True)
+        ]
+        stages[-1] = replace(stages[-1], blocks=1)
+        blocks, side = mbconv.decode_blocks(
+            arch, stages, in_channels=widths[1], side=fixed.side, eps=BN_EPS
+        )
+        head = Head("head", widths[7], widths[8], side, self.num_classes)
+        return (stem, fixed, *blocks, head)
+
+    def canonical(self, population: Population) -> Population:
+        return ofa.canonical(population, self.conditions)
+
+    def widest(self) -> tuple[tuple[Block, ...], ...]:
+        return ofa.stored(self.decode(self.named["largest"]))
+
+    def chosen(self, arch: Architecture) -> tuple[int, ...]:
+        return (0,) * len(self.parts)
+
+    def supernet(self) -> Supernet:
+        return Supernet(self)
+
+    def initialize(self, network: nn.Module, generator: torch.Generator) -> None:
+        ofa.initialize(network, generator)
+
+    def spread(self, supernet: Supernet) -> None:
+        """Do nothing: a position has one stored block, of which every choice is a part."""
+
+    def to_json(self, arch: Architecture) -> dict[str, Any]:
+        return ofa.to_json(self, arch)
+
+    def from_json(self, values: Mapping[str, Any]) -> Architecture:
+        return ofa.from_json(self, values)
+
+
+@dataclass(frozen=True)
+class Head:
+    """1x1 convolution, mean over pixels, classifier."""
+
+    name: str
+    in_channels: int
+    out_channels: int
+    side: int
+    num_classes: int
+
+    def build(self) -> nn.Module:
+        conv = nn.Conv2d(self.in_channels, self.out_channels, 1, bias=False)
+        return nn.Sequential(
+            OrderedDict(
+                mix=nn.Sequential(mbconv.with_bn(conv, act="relu6", eps=BN_EPS)),
+                pool=nn.AdaptiveAvgPool2d(1),
+                flatten=nn.Flatten(),
+                output=nn.Linear(self.out_channels, self.num_classes),
+            )
+        )

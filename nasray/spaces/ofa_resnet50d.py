@@ -1,0 +1,253 @@
+"""OFA ResNet50D space: elastic depth, expand ratio, width and input side; kernels are fixed.
+
+He et al. 2018, Bag of Tricks (arXiv 1812.01187), as elastic in the Once-for-All code.
+Facts: spec 1.4. That code accepts depths beyond its range and drops nothing for them, and
+the MobileNetV3 encodings of other notebooks; here a value outside the choices is refused.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nasray.spaces import mbconv, ofa
+from nasray.spaces.elastic import Supernet
+from nasray.spaces.space import Architecture, Block, Gene, Population
+
+EXPANDS = (0.2, 0.25, 0.35)  # middle channels per output channel
+WIDTHS = (0.65, 0.8, 1.0)
+BASE_WIDTHS = (32, 64, 256, 512, 1024, 2048)  # stem middle, stem out, four stages
+STEM_DEPTHS = (0, 2)  # only 2 keeps the stem's residual convolution
+DEPTHS = (0, 1, 2)  # blocks beyond a stage's base depth
+BASE_DEPTHS = (2, 2, 4, 2)
+STRIDES = (1, 2, 2, 2)
+STAGE_BLOCKS = tuple(base + DEPTHS[-1] for base in BASE_DEPTHS)
+STARTS = tuple(sum(STAGE_BLOCKS[:stage]) for stage in range(len(STAGE_BLOCKS)))
+NUM_BLOCKS = sum(STAGE_BLOCKS)
+
+# The first column of each kind of gene; expand ratios come first.
+WIDTH, DEPTH = NUM_BLOCKS, NUM_BLOCKS + len(BASE_WIDTHS)
+SIDE = DEPTH + 1 + len(BASE_DEPTHS)
+
+
+@dataclass(frozen=True)
+class OfaResNet50D:
+    """2,458,914,796,962 architectures for each of `resolutions`.
+
+    Stem middles of 0.65 and 0.8 are both 24 channels, but count as two, as published.
+    """
+
+    name = "ofa_resnet50d"
+    keys = {"e": "expand", "w": "width", "d": "depth", "r": "resolution"}
+
+    num_classes: int = 1000
+    resolution: int = 256  # side of the images that are loaded
+    resolutions: tuple[int, ...] = (128, 144, 160, 176, 192, 224, 240, 256)  # of the input
+    width: float = 1.0  # published; smaller for trials
+
+    def __post_init__(self) -> None:
+        ofa.check_resolutions(self.resolution, self.resolutions)
+        ofa.check_width(self.width)
+
+    @cached_property
+    def genes(self) -> tuple[Gene, ...]:
+        places = ("stem.middle", "stem", *(f"stage{stage}" for stage in range(len(BASE_DEPTHS))))
+        return (
+            *(Gene(f"block{index}.expand", "expand", EXPANDS) for index in range(NUM_BLOCKS)),
+            *(Gene(f"{place}.width", "width", WIDTHS) for place in places),
+            Gene("stem.depth", "depth", STEM_DEPTHS),
+            *(Gene(f"stage{stage}.depth", "depth", DEPTHS) for stage in range(len(BASE_DEPTHS))),
+            Gene("resolution", "resolution", self.resolutions),
+        )
+
+    @cached_property
+    def conditions(self) -> tuple[ofa.Condition, ...]:
+        return tuple(
+            ofa.Condition(DEPTH + 1 + stage, beyond, (STARTS[stage] + base + beyond - 1,))
+            for stage, base in enumerate(BASE_DEPTHS)
+            for beyond in DEPTHS[1:]
+        )
+
+    @cached_property
+    def parts(self) -> tuple[tuple[int, ...], ...]:
+        depths = {condition.columns[0]: (condition.depth,) for condition in self.conditions}
+        blocks = []
+        for stage, start in enumerate(STARTS):
+            width = WIDTH + 2 + stage
+            for index in range(start, start + STAGE_BLOCKS[stage]):
+                widths = (width - 1, width) if index == start else (width,)
+                blocks.append((index, *widths, *depths.get(index, ()), SIDE))
+        stem = ((WIDTH, SIDE), (WIDTH, DEPTH, SIDE), (WIDTH, WIDTH + 1, SIDE))
+        return (*stem, *blocks, (DEPTH - 1, SIDE))
+
+    @property
+    def named(self) -> Mapping[str, Architecture]:
+        return ofa.extremes(self.genes)
+
+    def side(self, arch: Architecture) -> int:
+        return self.resolutions[arch[-1]]
+
+    def decode(self, arch: Architecture) -> tuple[Block | None, ...]:
+        middle, stem, *stages = (
+            mbconv.div8(base * self.width * WIDTHS[choice])
+            for base, choice in zip(BASE_WIDTHS, arch[WIDTH:DEPTH], strict=True)
+        )
+        side = mbconv.out_side(self.side(arch), 2)
+        rows: list[Block | None] = [
+            mbconv.ConvStem(name="stem", side=self.side(arch), out_channels=middle, act="relu"),
+            StemResidual("stem_residual", middle, side) if STEM_DEPTHS[arch[DEPTH]] else None,
+            StemEnd("stem_end", middle, stem, side),
+        ]
+        in_channels, side = stem, mbconv.out_side(side, 2)
+        for stage, out_channels in enumerate(stages):
+            depth = BASE_DEPTHS[stage] + DEPTHS[arch[DEPTH + 1 + stage]]
+            for position in range(STAGE_BLOCKS[stage]):
+                if position >= depth:
+                    rows.append(None)
+                    continue
+                index, stride = STARTS[stage] + position, 1 if position else STRIDES[stage]
+                mid = mbconv.div8(round(out_channels * EXPANDS[arch[index]]))
+                rows.append(
+                    Bottleneck(
+                        name=f"block{index}",
+                        in_channels=in_channels,
+                        mid_channels=mid,
+                        out_channels=out_channels,
+                        stride=stride,
+                        side=side,
+                        identity=position > 0,
+                    )
+                )
+                in_channels, side = out_channels, mbconv.out_side(side, stride)
+        return (*rows, Head("head", in_channels, side, self.num_classes))
+
+    def canonical(self, population: Population) -> Population:
+        return ofa.canonical(population, self.conditions)
+
+    def widest(self) -> tuple[tuple[Block, ...], ...]:
+        return ofa.stored(self.decode(self.named["largest"]))
+
+    def chosen(self, arch: Architecture) -> tuple[int, ...]:
+        return (0,) * len(self.parts)
+
+    def supernet(self) -> Supernet:
+        return Supernet(self)
+
+    def initialize(self, network: nn.Module, generator: torch.Generator) -> None:
+        ofa.initialize(network, generator)
+
+    def spread(self, supernet: Supernet) -> None:
+        """Do nothing: a position has one stored block, of which every choice is a part."""
+
+    def to_json(self, arch: Architecture) -> dict[str, Any]:
+        return ofa.to_json(self, arch)
+
+    def from_json(self, values: Mapping[str, Any]) -> Architecture:
+        return ofa.from_json(self, values)
+
+
+@dataclass(frozen=True)
+class StemResidual:
+    """3x3 convolution at the stem's middle width, added to its input."""
+
+    name: str
+    in_channels: int
+    side: int
+
+    def build(self) -> nn.Module:
+        return StemResidualUnit(self)
+
+
+@dataclass(frozen=True)
+class StemEnd:
+    """3x3 convolution to the stem's output width, then 3x3 maximum pooling, stride 2."""
+
+    name: str
+    in_channels: int
+    out_channels: int
+    side: int
+
+    def build(self) -> nn.Module:
+        conv = nn.Conv2d(self.in_channels, self.out_channels, 3, 1, 1, bias=False)
+        pool = nn.MaxPool2d(3, stride=2, padding=1)
+        return nn.Sequential(OrderedDict(**mbconv.with_bn(conv, act="relu"), pool=pool))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bottleneck:
+    """1x1 to the middle, 3x3, 1x1; added to the input, or to its pooled projection."""
+
+    name: str
+    in_channels: int
+    mid_channels: int
+    out_channels: int
+    stride: int
+    side: int
+    identity: bool
+    kernel: int = 3
+    act: str = "relu"
+    se: bool = False
+
+    def build(self) -> nn.Module:
+        return BottleneckUnit(self)
+
+
+@dataclass(frozen=True)
+class Head:
+    """Mean over pixels and classifier."""
+
+    name: str
+    in_channels: int
+    side: int
+    num_classes: int
+
+    def build(self) -> nn.Module:
+        return nn.Sequential(
+            OrderedDict(
+                pool=nn.AdaptiveAvgPool2d(1),
+                flatten=nn.Flatten(),
+                output=nn.Linear(self.in_channels, self.num_classes),
+            )
+        )
+
+
+class StemResidualUnit(nn.Module):
+    """The plain module of a StemResidual row."""
+
+    def __init__(self, row: StemResidual) -> None:
+        super().__init__()
+        conv = nn.Conv2d(row.in_channels, row.in_channels, 3, 1, 1, bias=False)
+        self.main = nn.Sequential(mbconv.with_bn(conv, act="relu"))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features + self.main(features)
+
+
+class BottleneckUnit(nn.Module):
+    """The plain module of a Bottleneck row."""
+
+    def __init__(self, row: Bottleneck) -> None:
+        super().__init__()
+        mid, stride = row.mid_channels, row.stride
+        inner = nn.Conv2d(row.in_channels, mid, 1, bias=False)
+        middle = nn.Conv2d(mid, mid, row.kernel, stride, row.kernel // 2, bias=False)
+        outer = nn.Conv2d(mid, row.out_channels, 1, bias=False)
+        self.inner = nn.Sequential(mbconv.with_bn(inner, act=row.act))
+        self.middle = nn.Sequential(mbconv.with_bn(middle, act=row.act))
+        self.outer = nn.Sequential(mbconv.with_bn(outer))
+        if row.identity:
+            self.shortcut = nn.Identity()
+        else:
+            conv = nn.Conv2d(row.in_channels, row.out_channels, 1, bias=False)
+            pool = nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
+            self.shortcut = nn.Sequential(OrderedDict(pool=pool, **mbconv.with_bn(conv)))
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(n, in, side, side) -> (n, out, side / stride, side / stride), rounded up."""
+        out = self.outer(self.middle(self.inner(features)))
+        return self.relu(self.shortcut(features) + out)

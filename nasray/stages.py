@@ -1,0 +1,218 @@
+"""The stages of a run, in order. Each reads what the earlier ones wrote to the run directory,
+and does nothing if its own result is there.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from nasray import checkpoint, cost, storage
+from nasray.config import DataConfig, Job
+from nasray.datasets import DatasetInfo, import_dataset
+from nasray.errors import UserError
+from nasray.images import JobImages
+from nasray.progress import progress
+from nasray.run import Run
+from nasray.sampler import check_trained_widths
+from nasray.search.candidate import Candidate, best_first, pareto_front
+from nasray.search.driver import run_search
+from nasray.spaces.space import Architecture
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_data(run: Run) -> None:
+    """Import the data set into RUN/data, unless the job names an imported one."""
+    if run.job.data.source == "parquet":
+        run.dataset  # noqa: B018  opened to be checked
+        return
+    info = import_shown(run.job.data, run.data_path, seed=run.job.seed)
+    logger.info(
+        "data: %d training and %d validation images of %d classes",
+        info.num_train,
+        info.num_val,
+        len(info.classes),
+    )
+
+
+def import_shown(config: DataConfig, destination: str, *, seed: int) -> DatasetInfo:
+    """Import a data set behind a progress bar."""
+    with progress("data", 100) as show:
+        return import_dataset(
+            config,
+            destination,
+            seed=seed,
+            show=lambda done, total: show(100 * done // max(total, 1), f"{done} images"),
+        )
+
+
+def check(run: Run) -> None:
+    """Refuse, before hours of training, limits that nothing meets and widths nothing trains."""
+    run.limits.draw(1, np.random.default_rng(0), set())
+    check_trained_widths(run.space, run.job.supernet)
+
+
+def train(run: Run) -> None:
+    """Train the supernet into RUN/supernet.pt."""
+    from nasray.trainer import train_supernet
+
+    train_supernet(run.job, run.folder, run.data_path)
+
+
+def search(run: Run) -> list[Candidate]:
+    """Search the supernet; write the history, the Pareto front, the top k and a summary."""
+    from nasray.evaluator import EvaluationTask, EvaluatorPool
+
+    config, history = run.job.search, run.history
+    if storage.exists(run.path("search.json")):
+        found = storage.read_json(run.path("search.json"))["num_evaluations"]
+        if found != len(history.candidates):
+            raise UserError(
+                f"{run.path('search.json')} tells of {found} evaluations, {history.folder} holds "
+                f"{len(history.candidates)}; remove search.json and retrain/ to search them again"
+            )
+        return history.candidates
+    require_supernet(run)
+    task = EvaluationTask(supernet=run.supernet_path, data_path=run.data_path, job=run.job)
+    num_done, num_all = len(history), config.num_generations
+    with EvaluatorPool(task) as pool, progress("search", num_all, num_done) as show:
+        candidates = run_search(
+            run.space, config, run.limits, pool, history, seed=run.job.seed, show=show
+        )
+        ranked = best_first(candidates)
+        baseline = _compare_with_random(run, pool, ranked[0].arch)
+    front = pareto_front(candidates, front_cost(run.job))
+    storage.write_json(run.path("front.json"), [_entry(run, found) for found in front])
+    storage.write_json(run.path("top.json"), [_entry(run, c) for c in ranked[: config.top_k]])
+    storage.write_json(
+        run.path("search.json"),
+        {
+            "winner": _entry(run, ranked[0]),
+            "num_evaluations": len(candidates),
+            "seconds": sum(candidate.seconds for candidate in candidates),
+            "limits": [limit.model_dump() for limit in config.limits],
+            "front_cost": front_cost(run.job),
+            "baseline": baseline,
+        },
+    )
+    return candidates
+
+
+def front_cost(job: Job) -> str:
+    """The cost that the Pareto front is drawn over: the first limited one, else MACs."""
+    return job.search.limits[0].cost if job.search.limits else "macs"
+
+
+def evaluate(run: Run, archs: Sequence[Architecture]) -> list[dict[str, Any]]:
+    """BN-recalibrated hold-out top-1 and costs of `archs`, in their order."""
+    from nasray.evaluator import EvaluationTask, EvaluatorPool
+
+    task = EvaluationTask(supernet=run.supernet_path, data_path=run.data_path, job=run.job)
+    with EvaluatorPool(task) as pool:
+        evaluations = pool(archs)
+    return [
+        {"arch": run.space.to_json(arch), "top1": found.fitness, **costs}
+        for arch, found, costs in zip(archs, evaluations, run.limits.costs(archs), strict=True)
+    ]
+
+
+def retrain(run: Run) -> list[dict[str, Any]]:
+    """Train the best candidates from scratch, and profile each."""
+    from nasray.tuner import retrain as tune
+
+    if not storage.exists(run.path("search.json")):
+        raise UserError(f"{run.folder} has no finished search; run `nasray search` first")
+    results = []
+    winners = best_first(run.history.candidates)[: run.job.retrain.num_winners]
+    for index, winner in enumerate(winners):
+        name = str(index)
+        ops = cost.profile(run.space, winner.arch)
+        result = tune(run.job, run.folder, run.data_path, winner.arch, name)
+        storage.write_json(run.path("retrain", name, "profile.json"), profile_json(ops))
+        results.append(result | {"costs": cost.total(ops)})
+        storage.write_json(run.path("retrain", name, "result.json"), results[-1])
+    return results
+
+
+def export(run: Run) -> list[dict[str, Any]]:
+    """Write each retrained winner as ONNX, checked against torch on validation images."""
+    from nasray.export import export_onnx
+
+    exported = []
+    run.dataset  # noqa: B018  opened to be checked
+    for name in storage.list_names(run.path("retrain")):
+        if not storage.exists(run.path("retrain", name, "result.json")):
+            continue  # still being trained
+        done, model = run.path("export", f"{name}.json"), run.path("export", f"{name}.onnx")
+        if not (storage.exists(done) and storage.exists(model)):
+            space, arch, subnet, extra = checkpoint.load_subnet(
+                run.path("retrain", name, "model.pt")
+            )
+            side = space.side(arch)
+            images, _ = JobImages(run.job, run.data_path, side).validation(64)
+            found = export_onnx(
+                subnet,
+                model,
+                resolution=side,
+                classes=extra["classes"],
+                metadata={"space": space.name, "arch": str(space.to_json(arch))},
+                check_images=images,
+            )
+            storage.write_json(done, found)
+        exported.append(storage.read_json(done))
+    if not exported:
+        raise UserError(f"{run.folder} has no retrained model; run `nasray retrain` first")
+    return exported
+
+
+def profile_json(ops: Sequence[cost.OpCount]) -> dict[str, Any]:
+    """A profile as RUN/retrain/<k>/profile.json keeps it."""
+    keys = ("op_name", "inp_size", "kernel_size", "cin", "cout", "params", "macs")
+    return {
+        "rows": [
+            {key: getattr(op, key) for key in (*keys, "micronet_params", "mults", "adds")}
+            for op in ops
+            if op.listed
+        ],
+        "totals": cost.total(ops),
+        "micronet": [{**asdict(row), "score": row.score} for row in cost.micronet_rows(ops)],
+    }
+
+
+def _compare_with_random(run: Run, pool: Any, winner: Architecture) -> dict[str, Any] | None:
+    """Winner and random feasible subnets on the validation folder, which search never saw.
+
+    For the report only: nothing is chosen by it.
+    """
+    number = run.job.search.num_baseline
+    if number == 0:
+        return None
+    others = run.limits.draw(number, np.random.default_rng((run.job.seed, 0xBA5E)), {winner})
+    evaluations = pool([winner, *others], on_validation=True)
+    winner_top1, *random_top1 = (found.fitness for found in evaluations)
+    return {
+        "winner_top1": winner_top1,
+        "random_top1": random_top1,
+        "random_mean_top1": float(np.mean(random_top1)) if others else None,
+        "num_images": run.dataset.num("val"),
+    }
+
+
+def _entry(run: Run, candidate: Candidate) -> dict[str, Any]:
+    return {
+        "arch": run.space.to_json(candidate.arch),
+        "genes": list(candidate.arch),
+        "fitness": candidate.fitness,
+        "generation": candidate.generation,
+        **candidate.costs,
+    }
+
+
+def require_supernet(run: Run) -> None:
+    """Refuse here what an actor would refuse: a supernet not trained, or of another space."""
+    if not storage.exists(run.supernet_path):
+        raise UserError(f"{run.folder} has no trained supernet; run `nasray train` first")
+    checkpoint.load_supernet(run.supernet_path, run.space)

@@ -1,0 +1,323 @@
+"""Latency tables: published ones, nasray's own, and the measuring of them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nasray.errors import UserError
+from nasray.latency import LatencyTable, block_key, blocks_of, read_lines, write_lines
+from nasray.latency_measure import (
+    MIN_SAMPLES,
+    Setup,
+    check,
+    compare,
+    describe,
+    measure,
+    networks_with,
+    time_blocks,
+    wanted_blocks,
+)
+from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
+from nasray.spaces.shufflenet import ShuffleNet
+from nasray.spaces.space import as_architectures, as_population, random_population
+from nasray.spaces.tiny import Tiny
+
+OFA = Path(__file__).parents[2] / "shared" / "data" / "ofa"
+needs_ofa = pytest.mark.skipif(not OFA.exists(), reason=f"{OFA} is not here")
+
+TINY = Tiny(resolution=16)
+SMALL = OfaMobileNetV3(num_classes=10, resolution=64, resolutions=(32, 48, 64), width=0.5)
+
+# Smallest and largest network, ms (spec 4.2).
+NOTE10_BOUNDS = {
+    160: (9.890, 47.773),
+    176: (11.721, 58.038),
+    192: (13.325, 67.562),
+    208: (15.834, 81.192),
+    224: (17.769, 92.398),
+}
+# Share of uniformly random networks within so many ms (spec 4.2).
+NOTE10_SHARES = {15: 0.0015, 20: 0.061, 25: 0.255, 30: 0.472, 40: 0.819, 50: 0.975, 60: 0.999}
+
+
+def price_of(key: str) -> float:
+    """A made-up latency of the block `key`, ms."""
+    return 0.01 + sum(map(ord, key)) % 977 / 100
+
+
+def make_table(path: Path, space, changes: dict[str, str] | None = None) -> str:
+    """Write a table of made-up latencies."""
+    provenance = {"space": space.name, "device": "toaster"} | (changes or {})
+    keys = sorted({block_key(block) for block in blocks_of(space)})
+    lines = [{"block": key, "ms": str(price_of(key)), **provenance} for key in keys]
+    write_lines(str(path), lines)
+    return str(path)
+
+
+def edit(path: str, change) -> None:
+    """Rewrite a table with change(lines) in place of its lines."""
+    write_lines(path, change(read_lines(path)))
+
+
+@needs_ofa
+def test_published_tables_give_the_printed_latencies():
+    space = OfaMobileNetV3()
+    table = LatencyTable.load(str(OFA / "note10"), space)
+    assert table.provenance["device"] == "note10"
+    for entry in json.loads((OFA / "printed_archs.json").read_text())["entries"]:
+        arch = space.from_json({key: entry[key] for key in ("ks", "e", "d", "r")})
+        found = table(as_population([arch])).item()
+        assert found == pytest.approx(entry["latency_ms"], abs=1e-6)
+        assert round(found, 2) == pytest.approx(entry["printed_ms"])
+
+
+@needs_ofa
+def test_published_tables_have_the_known_bounds_and_shares():
+    for side, bounds in NOTE10_BOUNDS.items():
+        space = OfaMobileNetV3(resolutions=(side,))
+        table = LatencyTable.load(str(OFA / "note10"), space)
+        assert table.bounds() == pytest.approx(bounds, abs=6e-4)
+        named = table(as_population([space.named["smallest"], space.named["largest"]]))
+        assert named.tolist() == pytest.approx(bounds, abs=6e-4)
+    space = OfaMobileNetV3()
+    table = LatencyTable.load(str(OFA / "note10"), space)
+    assert table.bounds() == pytest.approx((9.890, 92.398), abs=6e-4)
+    found = table(random_population(space.genes, 20_000, np.random.default_rng(0)))
+    assert np.median(found) == pytest.approx(30.7, abs=0.3)
+    for limit, share in NOTE10_SHARES.items():
+        assert np.mean(found <= limit) == pytest.approx(share, abs=0.012)
+
+
+@needs_ofa
+def test_what_a_published_folder_lacks_is_named(tmp_path):
+    note10 = str(OFA / "note10")
+    with pytest.raises(UserError, match=r"no table for the resolutions \[96, 225\]"):
+        LatencyTable.load(note10, OfaMobileNetV3(resolution=225, resolutions=(96, 160, 225)))
+    with pytest.raises(UserError, match="of the space ofa_mobilenetv3, not tiny"):
+        LatencyTable.load(note10, TINY)
+    with pytest.raises(UserError, match="no latency of stem at resolution 160.*more blocks"):
+        LatencyTable.load(note10, OfaMobileNetV3(width=1.0))
+    with pytest.raises(UserError, match=r"no latency of head at resolution 160, Head\(.*10\)"):
+        LatencyTable.load(note10, OfaMobileNetV3(num_classes=10))
+    text = (OFA / "note10" / "160_lookup_table.yaml").read_text()
+    start = text.index("expanded_conv-input:40x40x32-output:20x20x48-expand:128-kernel:5")
+    (tmp_path / "160_lookup_table.yaml").write_text(
+        text[:start] + text[text.index("expanded", start + 1) :]
+    )
+    with pytest.raises(UserError, match="no latency of .* at resolution 160, .*kernel=5[^(]*;"):
+        LatencyTable.load(str(tmp_path), OfaMobileNetV3(resolutions=(160,)))
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+@pytest.mark.parametrize("space", [TINY, SMALL], ids=lambda space: space.name)
+def test_sums_are_those_of_a_walk_over_the_blocks(tmp_path, space, ending):
+    table = LatencyTable.load(make_table(tmp_path / f"t.{ending}", space), space)
+    population = random_population(space.genes, 200, np.random.default_rng(0))
+    walked = [
+        sum(price_of(block_key(block)) for block in space.decode(arch) if block is not None)
+        for arch in as_architectures(population)
+    ]
+    np.testing.assert_allclose(table(population), walked)
+    np.testing.assert_allclose(table(space.canonical(population)), walked)
+
+
+def test_bounds_are_the_extremes_of_all_architectures(tmp_path):
+    table = LatencyTable.load(make_table(tmp_path / "t.csv", TINY), TINY)
+    every = np.array(list(np.ndindex(*(len(gene.choices) for gene in TINY.genes))), dtype=np.int8)
+    assert table.bounds() == pytest.approx((table(every).min(), table(every).max()))
+
+
+def test_bounds_respect_where_search_begins(tmp_path):
+    space = ShuffleNet(num_classes=10, resolution=32, first_scale=9)  # one width is left
+    table = LatencyTable.load(make_table(tmp_path / "t.parquet", space), space)
+    low, high = table.bounds()
+    found = table(random_population(space.genes, 500, np.random.default_rng(0)))
+    assert low <= found.min() < found.max() <= high
+    blocks = space.decode((0, 9) * 20)
+    assert low <= sum(price_of(block_key(block)) for block in blocks)
+    every = LatencyTable.load(table.path, ShuffleNet(num_classes=10, resolution=32, first_scale=0))
+    assert every.bounds()[0] < low and every.bounds()[1] > high
+
+
+def test_a_block_that_a_table_lacks_is_named(tmp_path):
+    path = make_table(tmp_path / "t.csv", SMALL)
+    gone = block_key(SMALL.decode(SMALL.named["largest"])[6])
+    edit(path, lambda lines: [line for line in lines if line["block"] != gone])
+    with pytest.raises(UserError, match="no latency of .* at resolution 64, MBConv") as caught:
+        LatencyTable.load(path, SMALL)
+    assert gone in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_tables_of_other_spaces_and_of_two_devices_are_refused(tmp_path):
+    path = make_table(tmp_path / "t.csv", TINY)
+    with pytest.raises(UserError, match="of the space tiny, not ofa_mobilenetv3"):
+        LatencyTable.load(path, SMALL)
+    edit(path, lambda lines: [*lines[:-1], lines[-1] | {"device": "kettle"}])
+    with pytest.raises(UserError, match="mixes device 'toaster' and 'kettle'"):
+        LatencyTable.load(path, TINY)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", b"", "is empty"),
+        ("t.csv", b"block,ms\nx,1\n", "line 1 lacks .*space"),
+        ("t.csv", b"space,device,block,ms\ntiny,d,x,fast\n", "'fast' ms"),
+        ("t.csv", b"space,device,block,ms\ntiny,d,x,0\n", "above 0"),
+        ("t.csv", b"space,device,block,ms\ntiny,d,x,nan\n", "above 0"),
+        ("t.csv", b"space,device,block,ms\ntiny,d,x,1,2\n", "line 1 lacks"),
+        ("t.csv", b"space,device,block,ms\ntiny,d\n", "line 1 lacks"),
+        ("t.csv", b"\xff\xfe\x00", "is no latency table"),
+        ("t.parquet", b"", "is no latency table"),
+        ("t.parquet", b"PAR1 and no more", "is no latency table"),
+        ("160_lookup_table.yaml", b"a: [", "not readable YAML"),
+        ("160_lookup_table.yaml", b"\xff\x00", "not readable YAML"),
+        ("160_lookup_table.yaml", b"a: b", "must map keys to"),
+        ("160_lookup_table.yaml", b"[1, 2]", "must map keys to"),
+        ("160_lookup_table.yaml", b"a: {mean: -1}", "above 0"),
+        ("160_lookup_table.yaml", b"a: {mean: 1}", "no latency of stem"),
+        ("other.txt", b"", "neither a .parquet or .csv file nor a folder"),
+    ],
+)
+def test_a_damaged_table_is_one_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    table = name.endswith((".csv", ".parquet"))
+    space = TINY if table else OfaMobileNetV3(resolutions=(160,))
+    with pytest.raises(UserError, match=message) as caught:
+        LatencyTable.load(str(tmp_path / name if table else tmp_path), space)
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+def test_a_table_that_is_absent_is_one_line(tmp_path):
+    for name in ("t.csv", "t.parquet", "folder"):
+        with pytest.raises(UserError, match=name):
+            LatencyTable.load(str(tmp_path / name), TINY)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_a_measured_table_prices_every_architecture(tmp_path, ending):
+    path = str(tmp_path / f"t.{ending}")
+    shown = []
+    measure(TINY, path, show=lambda done, text: shown.append(done))
+    assert shown == sorted(shown) and shown[-1] == len(wanted_blocks(TINY)) == len(read_lines(path))
+    table = LatencyTable.load(path, TINY)
+    assert table.provenance == describe(TINY, Setup())
+    assert all(len(line["samples_ms"].split()) >= MIN_SAMPLES for line in read_lines(path))
+    low, high = table.bounds()
+    assert 0 < low < high
+
+
+def test_only_what_is_missing_is_measured(tmp_path):
+    path = str(tmp_path / "t.csv")
+    measure(TINY, path)
+    whole = {line["block"]: line for line in read_lines(path)}
+    before = Path(path).stat().st_mtime_ns
+    measure(TINY, path)
+    assert Path(path).stat().st_mtime_ns == before  # nothing was missing: nothing written
+    gone = sorted(whole)[0]
+    edit(path, lambda lines: [line for line in lines if line["block"] != gone])
+    measure(TINY, path)
+    after = {line["block"]: line for line in read_lines(path)}
+    assert after.keys() == whole.keys()
+    assert len(after[gone]["samples_ms"].split()) >= MIN_SAMPLES
+    assert all(after[key] == whole[key] for key in whole.keys() - {gone})
+
+
+def test_an_interrupted_measurement_goes_on_where_it_was(tmp_path):
+    path = str(tmp_path / "t.parquet")
+
+    def interrupt(done: int, text: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(TINY, path, show=interrupt)
+    first = {line["block"]: line["samples_ms"] for line in read_lines(path)}
+    assert len(first) == len(TINY.parts)  # one network
+    with pytest.raises(UserError, match="no latency of"):
+        LatencyTable.load(path, TINY)
+    measure(TINY, path)
+    after = {line["block"]: line["samples_ms"] for line in read_lines(path)}
+    assert len(after) == len(wanted_blocks(TINY))
+    assert all(after[key].startswith(samples) for key, samples in first.items())
+
+
+def test_a_table_is_not_continued_in_another_way(tmp_path):
+    path = make_table(tmp_path / "t.csv", TINY, describe(TINY, Setup(batch_size=2)))
+    with pytest.raises(UserError, match="batch_size = 2, this is 1"):
+        measure(TINY, path)
+    with pytest.raises(UserError, match="must end in .parquet or .csv"):
+        measure(TINY, str(tmp_path / "t.txt"))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"device": "tpu"}, "device = 'tpu'"),
+        ({"runtime": "tvm"}, "runtime = 'tvm'"),
+        ({"threads": 0}, "threads = 0"),
+        ({"device": "cuda", "runtime": "onnxruntime"}, "'cpu' only"),
+    ],
+)
+def test_a_setup_that_cannot_be_is_refused(values, message):
+    with pytest.raises(UserError, match=message):
+        Setup(**values)
+
+
+def test_a_pass_meets_every_block():
+    wanted = wanted_blocks(SMALL, (32, 48))
+    assert len(wanted) < len(wanted_blocks(SMALL))
+    with pytest.raises(UserError, match=r"no blocks at the resolutions \[33\]"):
+        wanted_blocks(SMALL, [33])
+    archs = list(networks_with(SMALL, wanted, np.random.default_rng(0)))
+    met = {block_key(block) for arch in archs for block in SMALL.decode(arch) if block is not None}
+    assert met == wanted.keys()
+    assert {SMALL.side(arch) for arch in archs} == {32, 48}
+    assert len(archs) < 32  # a network with whatever blocks would do it in 40
+
+
+def test_each_block_of_a_network_is_timed():
+    arch = SMALL.named["smallest"]
+    blocks = [block for block in SMALL.decode(arch) if block is not None]
+    times = time_blocks(SMALL, arch, Setup())
+    assert [key for key, _ in times] == [block_key(block) for block in blocks]
+    assert all(ms > 0 for _, ms in times)
+
+
+def test_onnxruntime_is_timed_too(tmp_path):
+    pytest.importorskip("onnxruntime")
+    path = str(tmp_path / "t.csv")
+    measure(TINY, path, setup=Setup(runtime="onnxruntime"))
+    table = LatencyTable.load(path, TINY)
+    assert table.provenance["runtime"] == "onnxruntime"
+    assert check(TINY, table, num_archs=3).median_relative_error < 1
+
+
+def test_a_check_compares_sums_with_whole_networks(tmp_path):
+    space = Tiny(resolution=64)
+    path = str(tmp_path / "t.csv")
+    measure(space, path)
+    table = LatencyTable.load(path, space)
+    agreement = check(space, table, num_archs=12)
+    archs, predicted, measured = zip(*agreement.rows, strict=True)
+    np.testing.assert_allclose(table(as_population(archs)), predicted)
+    # Loose, for machines that do other work meanwhile.
+    assert 0.2 < np.median(np.array(predicted) / np.array(measured)) < 5
+    edit(path, lambda lines: [line | {"processor": "abacus"} for line in lines])
+    with pytest.raises(UserError, match="abacus"):
+        check(space, LatencyTable.load(path, space), num_archs=3)
+    with pytest.raises(UserError, match="was not measured"):
+        check(TINY, LatencyTable.load(make_table(tmp_path / "o.csv", TINY), TINY), num_archs=3)
+
+
+def test_agreement_is_error_bias_and_rank_correlation():
+    archs = np.zeros((4, 2), dtype=np.int8)
+    measured = np.array([1.0, 2.0, 4.0, 8.0])
+    same = compare(archs, measured * 1.1, measured)
+    assert same.median_relative_error == pytest.approx(0.1)
+    assert same.median_bias == pytest.approx(0.1)
+    assert same.rank_correlation == 1
+    swapped = compare(archs, np.array([2.0, 1.0, 4.0, 8.0]), measured)
+    assert swapped.rank_correlation == pytest.approx(0.8)  # 1 - 6 * 2 / (4 * 15)
+    assert compare(archs, -measured, measured).rank_correlation == -1
