@@ -50,7 +50,7 @@ def test_there_are_jobs():
         ({"search": {"limits": [{"cost": "macs", "max": 1, "min": 2}]}}, "min 2 is above max 1"),
         ({"retrain": {"learning_rate": [2, 1]}}, "learning_rate"),
         ({"retrain": {"learning_rate": 0}}, "learning_rate"),
-        ({"space": {"resolution": 20}}, "space.resolution: input should be greater than or equal to 32"),
+        ({"space": {"resolution": 20}}, "space.resolution: input should be greater"),
         ({"search": {"limits": [{"cost": "macs", "max": float("nan")}]}}, "finite number"),
         ({"supernet": {"epochs": 30}}, "channel_warmup_start = 60 must be at least"),
         ({"supernet": {"shared_start_epochs": 61}}, "shared_start_epochs = 61"),
