@@ -125,7 +125,7 @@ def time_pool(job, supernet_path, archs, data_path):
         tasks.append(EvaluationTask(supernet=supernet_path, data_path=data_path, job=each))
     with EvaluatorPool(tasks[0]) as one, EvaluatorPool(tasks[1]) as two:
         two(archs)  # both up and warm
-        times = interleaved({"one": lambda: one(archs * 4), "two": lambda: two(archs * 4)}, 3)
+        times = interleaved({"one": lambda: one(archs * 3), "two": lambda: two(archs * 3)}, 3)
     ray.shutdown()
     return median_ratio(times["one"], times["two"])
 

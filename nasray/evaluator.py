@@ -17,7 +17,7 @@ from nasray.checkpoint import load_supernet
 from nasray.config import Job
 from nasray.errors import EvaluationError
 from nasray.evaluate import evaluate
-from nasray.images import JobImages
+from nasray.images import Images, JobImages
 from nasray.spaces import make_space
 from nasray.spaces.elastic import Supernet
 from nasray.spaces.space import Architecture
@@ -62,10 +62,10 @@ class Evaluator:
         if self.supernet is None:
             self._load()
         started = time.monotonic()
-        images, labels = self.images.validation() if on_validation else self.images.holdout()
+        images, labels = self._judged_on(on_validation)
         fitness = evaluate(
             self.supernet.extract(arch),
-            self.images.calibration(self.task.job.search.calibration_images),
+            self.calibration,
             images,
             labels,
             batch_size=self.batch_size,
@@ -81,7 +81,15 @@ class Evaluator:
         self.batch_size = job.search.batch_size
         self.images = JobImages(job, task.data_path)
         space = make_space(job.space, len(self.images.dataset.classes))
+        self.calibration = self.images.calibration(job.search.calibration_images)
+        self.opened: dict[bool, Images] = {}
         self.supernet = load_supernet(task.supernet, space, self.device)
+
+    def _judged_on(self, on_validation: bool) -> Images:
+        if on_validation not in self.opened:
+            images = self.images.validation() if on_validation else self.images.holdout()
+            self.opened[on_validation] = images
+        return self.opened[on_validation]
 
 
 class EvaluatorPool:

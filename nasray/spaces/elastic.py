@@ -129,15 +129,15 @@ class _Shell:
         self.module = module
         self.shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
         self.places = _places(module)
+        self.empty = [(tensors, key, tensors[key]) for tensors, key in self.places.values()]
 
     def call(self, weights: dict[str, Tensor], features: Tensor) -> Tensor:
-        own = [(tensors, key, tensors[key]) for tensors, key in self.places.values()]
         try:
             for name, (tensors, key) in self.places.items():
                 tensors[key] = weights[name]
             return self.module(features)
         finally:
-            for tensors, key, tensor in own:
+            for tensors, key, tensor in self.empty:
                 tensors[key] = tensor
 
 
