@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 import nasray
+from nasray.cli_front import front
 from nasray.cli_spaces import latency, measure_latency, parse_arch, profile, show, spaces
 from nasray.errors import EvaluationError, UserError
 
@@ -49,7 +50,7 @@ def main(verbose: bool) -> None:
     logging.getLogger("nasray").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
-for verb in (spaces, profile, show, measure_latency, latency):
+for verb in (spaces, profile, show, measure_latency, latency, front):
     main.add_command(verb)
 
 job_argument = click.argument("job")
@@ -143,15 +144,27 @@ def train(job: str, run_dir: str, data_path: str | None, address: str | None) ->
 @main.command()
 @job_argument
 @run_argument
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Let a predictor propose what is evaluated, and refit it (search.verify).",
+)
 @data_option
 @address_option
-def search(job: str, run_dir: str, data_path: str | None, address: str | None) -> None:
-    """Search the supernet in RUN_DIR, or go on with the search recorded there."""
+def search(
+    job: str, run_dir: str, verify: bool, data_path: str | None, address: str | None
+) -> None:
+    """Search the supernet in RUN_DIR, or go on with the search recorded there.
+
+    Prints the answers: with several limits on one cost, the best for each of them.
+    """
     from nasray import stages, storage
 
-    with _opened(run_dir, job, data_path) as opened, _ray(address, opened.job):
+    with _opened(run_dir, job, data_path, verify) as opened, _ray(address, opened.job):
         stages.search(opened)
-        for entry in storage.read_json(opened.path("top.json")):
+        one_by_one = opened.job.search.one_by_one
+        answers = storage.read_json(opened.path("search.json"))["answers"]
+        for entry in answers if one_by_one else storage.read_json(opened.path("top.json")):
             click.echo(json.dumps(entry))
 
 
@@ -175,6 +188,26 @@ def evaluate(
         with _ray(address, opened.job):
             for line in stages.evaluate(opened, parsed):
                 click.echo(json.dumps(line))
+
+
+@main.command("fit-predictor")
+@run_argument
+@click.option(
+    "--sample", type=click.IntRange(0), default=0, help="Evaluate so many random ones first."
+)
+@data_option
+@address_option
+def fit_predictor(run_dir: str, sample: int, data_path: str | None, address: str | None) -> None:
+    """Fit an accuracy predictor to what RUN_DIR has evaluated: RUN_DIR/predictor/.
+
+    Prints how well it predicts evaluations that it was not fitted to.
+    """
+    from nasray.fit import fit_predictor
+
+    with _opened(run_dir, None, data_path) as opened, _ray(address, opened.job):
+        found = fit_predictor(opened, sample)
+        shown = ("predictor", "num_evaluations", "rmse", "kendall_tau")
+        click.echo(json.dumps({key: found[key] for key in shown}))
 
 
 @main.command()
@@ -214,7 +247,9 @@ def report(run_dir: str) -> None:
 
 
 @contextmanager
-def _opened(run_dir: str, job: str | None = None, data_path: str | None = None) -> Iterator[Any]:
+def _opened(
+    run_dir: str, job: str | None = None, data_path: str | None = None, verify: bool = False
+) -> Iterator[Any]:
     from nasray import run, storage
     from nasray.config import load_job
 
@@ -231,6 +266,9 @@ def _opened(run_dir: str, job: str | None = None, data_path: str | None = None) 
             yield opened
         return
     loaded = load_job(job, data_path)
+    if verify:
+        search_config = loaded.search.model_copy(update={"verify": True})
+        loaded = loaded.model_copy(update={"search": search_config})
     run.check_names(loaded, job)
     with run.opened(run_dir, loaded) as opened:
         yield opened

@@ -47,6 +47,7 @@ def spaces() -> None:
 @click.argument("archs", nargs=-1, required=True, metavar="ARCH...")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per ARCH and line.")
 @click.option("--latency-table", help="Add latency_ms from this table (--json only).")
+@click.option("--predictor", help="Add predicted_accuracy from this file (--json only).")
 @click.option("--layout", help="shufflenet: oneshot (default) or shufflenetv2plus.")
 @click.option("--head", help="shufflenet: after_pooling (default), shufflenetv2plus or spos.")
 @click.option("--se/--no-se", default=None, help="shufflenet: SE and hard-swish (default: with).")
@@ -56,6 +57,7 @@ def profile(
     archs: tuple[str, ...],
     as_json: bool,
     latency_table: str | None,
+    predictor: str | None,
     layout: str | None,
     head: str | None,
     se: bool | None,
@@ -67,12 +69,12 @@ def profile(
     """
     from nasray import cost
 
-    if latency_table and not as_json:
-        raise UserError("--latency-table adds to the lines of --json; give that too")
+    if (latency_table or predictor) and not as_json:
+        raise UserError("--latency-table and --predictor add to the lines of --json; give that too")
     if se is False:
         head = head or "spos"  # the head that goes without SE
     given = {"layout": layout, "head": head, "se": se}
-    space = _make_space(
+    space = make_space(
         space_name,
         **space_settings,
         **{key: value for key, value in given.items() if value is not None},
@@ -82,7 +84,7 @@ def profile(
         for arch in parsed:
             click.echo(cost.format_table(cost.profile(space, arch)))
         return
-    added = _latencies(space, parsed, latency_table)
+    added = _looked_up(space, parsed, latency_table, predictor)
     for arch, more in zip(parsed, added, strict=True):
         costs = cost.total(cost.profile(space, arch))
         click.echo(json.dumps({"arch": space.to_json(arch), **costs, **more}))
@@ -116,7 +118,7 @@ def measure_latency(
     from nasray.latency_measure import Setup, measure, wanted_blocks
     from nasray.progress import progress
 
-    space = _make_space(space_name, **space_settings)
+    space = make_space(space_name, **space_settings)
     setup = Setup(device=device, runtime=runtime, threads=threads, batch_size=batch_size)
     sides = None if resolutions is None else [int(_number(r)) for r in resolutions.split(",")]
     with progress("latency", len(wanted_blocks(space, sides))) as show:
@@ -140,7 +142,7 @@ def check(space_name: str, table: str, num_archs: int, seed: int, **space_settin
     from nasray.latency import LatencyTable
     from nasray.latency_measure import check as check_table
 
-    space = _make_space(space_name, **space_settings)
+    space = make_space(space_name, **space_settings)
     loaded = LatencyTable.load(table, space)
     found = check_table(space, loaded, num_archs=num_archs, seed=seed)
     for arch, predicted, measured in found.rows:
@@ -173,7 +175,7 @@ def show(
     """
     from nasray.spaces import module_strings
 
-    space = _make_space(space_name, **space_settings)
+    space = make_space(space_name, **space_settings)
     if not space.name.startswith("ofa_"):
         raise UserError(f"{space.name} has no module strings; see `nasray profile {space.name}`")
     for text in archs:
@@ -200,7 +202,7 @@ def parse_arch(space: Any, text: str) -> tuple[int, ...]:
     return space.from_json(values)
 
 
-def _make_space(
+def make_space(
     name: str, *, num_classes: int, resolution: int, settings: tuple[str, ...], **options: Any
 ) -> Any:
     from nasray.spaces import space_by_name
@@ -217,17 +219,26 @@ def _make_space(
     return space_by_name(name, **options)
 
 
-def _latencies(
-    space: Any, archs: list[tuple[int, ...]], table: str | None
+def _looked_up(
+    space: Any, archs: list[tuple[int, ...]], latency_table: str | None, predictor: str | None
 ) -> list[dict[str, float]]:
-    """What the table at a path says of each architecture."""
-    if table is None:
-        return [{} for _ in archs]
-    from nasray.latency import LatencyTable
+    """What a table and a predictor, where given, say of each architecture."""
     from nasray.spaces.space import as_population
 
-    found = LatencyTable.load(table, space)(space.canonical(as_population(archs)))
-    return [{"latency_ms": float(value)} for value in found]
+    population = space.canonical(as_population(archs))
+    columns = {}
+    if latency_table:
+        from nasray.latency import LatencyTable
+
+        columns["latency_ms"] = LatencyTable.load(latency_table, space)(population)
+    if predictor:
+        from nasray.predictor import AccuracyPredictor
+
+        columns["predicted_accuracy"] = AccuracyPredictor.load(predictor, space)(population)
+    return [
+        {key: float(values[index]) for key, values in columns.items()}
+        for index in range(len(archs))
+    ]
 
 
 def _number(text: str) -> int:

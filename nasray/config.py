@@ -15,7 +15,7 @@ from nasray import storage
 from nasray.errors import UserError
 
 # Keys that hold paths: a job file may be relative to where nasray is called, a run is not.
-PATHS = (("data", "path"), ("search", "latency_table"))
+PATHS = (("data", "path"), ("search", "latency_table"), ("search", "predictor"))
 
 
 class Section(BaseModel):
@@ -115,6 +115,9 @@ class Limit(Section):
     max: float | None = None
     min: float | None = None
 
+    def holds(self, value: float) -> bool:
+        return (self.max is None or value <= self.max) and (self.min is None or value >= self.min)
+
     @model_validator(mode="after")
     def _bounds_in_order(self) -> "Limit":
         if self.max is None and self.min is None:
@@ -124,11 +127,21 @@ class Limit(Section):
         return self
 
 
+# Algorithms that answer each limit on the first limit's cost by an architecture of its own; to
+# the others a candidate must be within all limits at once.
+MULTI_LIMIT = ("front", "nsga2", "vanilla", "top-down", "bottom-up")
+
+
 class SearchConfig(Section):
     """Search. Defaults are the published genetic search (population and rates)."""
 
-    algorithm: Literal["genetic", "random"] = "genetic"
+    algorithm: Literal[
+        "genetic", "random", "front", "nsga2", "vanilla", "top-down", "bottom-up"
+    ] = "genetic"
     latency_table: str = ""  # of a device; its path makes "latency_ms" a cost
+    verify: bool = False  # a predictor proposes, the supernet verifies, the predictor is refitted
+    predictor: str = ""  # path of a fitted one, for what `verify` proposes first
+    proposals: int = Field(200_000, ge=1000)  # candidates predicted for each such generation
     population_size: int = Field(50, ge=2)
     num_generations: int = Field(20, ge=1)
     num_parents: int = Field(10, ge=2)  # the best, kept every generation
@@ -139,6 +152,11 @@ class SearchConfig(Section):
     batch_size: int = Field(250, ge=2)  # of recalibration and validation
     top_k: int = Field(3, ge=1)
     num_baseline: int = Field(10, ge=0)  # random feasible subnets the winner is compared with
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether each limit on the first one's cost has an answer of its own."""
+        return self.verify or self.algorithm in MULTI_LIMIT
 
     @model_validator(mode="after")
     def _parents_fit(self) -> "SearchConfig":

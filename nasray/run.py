@@ -32,6 +32,7 @@ FREE_KEYS = {
     ("compute", "num_evaluators"),
     ("compute", "gpus_per_evaluator"),
     ("compute", "max_failures"),
+    ("search", "verify"),  # a history begun the other way is refused by the search itself
 }
 
 

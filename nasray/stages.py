@@ -17,7 +17,7 @@ from nasray.images import JobImages
 from nasray.progress import progress
 from nasray.run import Run
 from nasray.sampler import check_trained_widths
-from nasray.search.candidate import Candidate, best_first, pareto_front
+from nasray.search.candidate import Candidate, best_first, best_within, pareto_front
 from nasray.search.driver import run_search
 from nasray.spaces.space import Architecture
 
@@ -80,10 +80,18 @@ def search(run: Run) -> list[Candidate]:
     num_done, num_all = len(history), config.num_generations
     with EvaluatorPool(task) as pool, progress("search", num_all, num_done) as show:
         candidates = run_search(
-            run.space, config, run.limits, pool, history, seed=run.job.seed, show=show
+            run.space,
+            config,
+            run.limits,
+            pool,
+            history,
+            seed=run.job.seed,
+            show=show,
+            algorithm=_verified(run) if config.verify else None,
         )
-        ranked = best_first(candidates)
-        baseline = _compare_with_random(run, pool, ranked[0].arch)
+        together = best_within(candidates, config.limits)
+        baseline = _compare_with_random(run, pool, together.arch) if together else None
+    ranked = best_first(candidates)
     front = pareto_front(candidates, front_cost(run.job))
     storage.write_json(run.path("front.json"), [_entry(run, found) for found in front])
     storage.write_json(run.path("top.json"), [_entry(run, c) for c in ranked[: config.top_k]])
@@ -95,10 +103,40 @@ def search(run: Run) -> list[Candidate]:
             "seconds": sum(candidate.seconds for candidate in candidates),
             "limits": [limit.model_dump() for limit in config.limits],
             "front_cost": front_cost(run.job),
+            "answers": [_entry(run, answer) for answer in answers(run.job, candidates)],
             "baseline": baseline,
         },
     )
     return candidates
+
+
+def answers(job: Job, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """What a search was for: the best for each limit in turn, or the best within all of them."""
+    config = job.search
+    if not config.one_by_one or not config.limits:
+        return best_first(candidates)[: job.retrain.num_winners]
+    axis = config.limits[0].cost  # its limits are answered one by one, all others always hold
+    rungs = [limit for limit in config.limits if limit.cost == axis]
+    others = [limit for limit in config.limits if limit.cost != axis]
+    found = [best_within(candidates, [rung, *others]) for rung in rungs]
+    return list(dict.fromkeys(answer for answer in found if answer is not None))
+
+
+def _verified(run: Run) -> Any:
+    """The search whose proposals come from a predictor: the job's, or one fitted to this run."""
+    from nasray.fit import sampled
+    from nasray.predictor import AccuracyPredictor
+    from nasray.verified import VerifiedSearch
+
+    path = run.job.search.predictor
+    return VerifiedSearch(
+        run.space,
+        run.job.search,
+        run.limits,
+        run.job.seed,
+        known=sampled(run).candidates,
+        predictor=AccuracyPredictor.load(path, run.space) if path else None,
+    )
 
 
 def front_cost(job: Job) -> str:
@@ -126,11 +164,11 @@ def retrain(run: Run) -> list[dict[str, Any]]:
     if not storage.exists(run.path("search.json")):
         raise UserError(f"{run.folder} has no finished search; run `nasray search` first")
     results = []
-    winners = best_first(run.history.candidates)[: run.job.retrain.num_winners]
-    for index, winner in enumerate(winners):
-        name = str(index)
-        ops = cost.profile(run.space, winner.arch)
-        result = tune(run.job, run.folder, run.data_path, winner.arch, name)
+    found = storage.read_json(run.path("search.json"))["answers"]
+    for index, entry in enumerate(found[: run.job.retrain.num_winners]):
+        name, arch = str(index), tuple(entry["genes"])
+        ops = cost.profile(run.space, arch)
+        result = tune(run.job, run.folder, run.data_path, arch, name)
         storage.write_json(run.path("retrain", name, "profile.json"), profile_json(ops))
         results.append(result | {"costs": cost.total(ops)})
         storage.write_json(run.path("retrain", name, "result.json"), results[-1])

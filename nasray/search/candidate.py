@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from nasray.config import Limit
 from nasray.spaces.space import Architecture
 
 
@@ -22,6 +23,12 @@ class Candidate:
 def best_first(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Sort by fitness; equal fitness by architecture, so that no order of arrival matters."""
     return sorted(candidates, key=lambda candidate: (-candidate.fitness, candidate.arch))
+
+
+def best_within(candidates: Sequence[Candidate], limits: Sequence[Limit]) -> Candidate | None:
+    """The best candidate within all `limits`, if there is one."""
+    within = [c for c in candidates if all(limit.holds(c.costs[limit.cost]) for limit in limits)]
+    return best_first(within)[0] if within else None
 
 
 def pareto_front(candidates: Sequence[Candidate], cost: str) -> list[Candidate]:

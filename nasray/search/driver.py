@@ -15,6 +15,20 @@ from nasray.search.limits import Limits
 from nasray.spaces.space import Architecture, Space
 
 
+class Algorithm(Protocol):
+    """What decides which architectures are evaluated next.
+
+    `carries_state`: whether ask() depends on earlier asks, and so has to be called again for
+    what is recorded; otherwise telling suffices.
+    """
+
+    carries_state: bool
+
+    def ask(self) -> list[Architecture]: ...
+
+    def tell(self, generation: list[Candidate]) -> None: ...
+
+
 class Evaluated(Protocol):
     """What an evaluation returns."""
 
@@ -35,15 +49,18 @@ def run_search(
     *,
     seed: int,
     show: Callable[[int, str], None] = lambda done, text: None,
+    algorithm: Algorithm | None = None,
 ) -> list[Candidate]:
     """Search until `config.num_generations` are in `history`; return all its candidates.
 
     `evaluate(archs, finished)` returns one result per architecture, in the order given, and
-    calls finished(index, result) as each is known: that is when it is recorded.
+    calls finished(index, result) as each is known: that is when it is recorded. The
+    algorithm is the one that `config` names unless another is given.
     """
-    algorithm = ALGORITHMS[config.algorithm](space, config, limits, seed)
+    algorithm = algorithm or ALGORITHMS[config.algorithm](space, config, limits, seed)
     for recorded in history:
-        if algorithm.ask() != [candidate.arch for candidate in recorded]:
+        archs = [candidate.arch for candidate in recorded]
+        if algorithm.carries_state and algorithm.ask() != archs:
             raise UserError(
                 f"{history.folder} was recorded with another job or another version of nasray; "
                 "use a new run directory"

@@ -29,6 +29,8 @@ class GeneticSearch:
     the best `num_parents` of the population, and each other member with a small probability.
     """
 
+    carries_state = True
+
     def __init__(self, space: Space, config: SearchConfig, limits: Limits, seed: int) -> None:
         self.space, self.config, self.limits = space, config, limits
         self.rng = np.random.default_rng(seed)

@@ -43,6 +43,12 @@ class Limits:
         costs = self.table(population)
         return costs if self.latency is None else costs | {LATENCY: self.latency(population)}
 
+    def price_one(self, cost: str, population: Population) -> np.ndarray:
+        """One cost of `population` (n, genes): float64 (n,)."""
+        if cost == LATENCY and self.latency is not None:
+            return self.latency(population)
+        return self.table(population)[cost]
+
     def bounds(self, cost: str) -> tuple[float, float]:
         """The smallest and largest value of `cost` in the space."""
         if cost == LATENCY and self.latency is not None:

@@ -11,6 +11,8 @@ from nasray.spaces.space import Architecture, Space
 class RandomSearch:
     """Ask for a generation of new random architectures; what is told changes nothing."""
 
+    carries_state = True
+
     def __init__(self, space: Space, config: SearchConfig, limits: Limits, seed: int) -> None:
         self.population_size, self.limits = config.population_size, limits
         self.rng = np.random.default_rng(seed)

@@ -1,0 +1,93 @@
+"""The verb `front`: the best architectures of a space for many limits, by a predictor alone."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from nasray.cli_spaces import make_space, space_argument, space_options
+from nasray.errors import UserError
+
+
+@click.command()
+@space_argument
+@click.option("--predictor", required=True, help="A fitted one, or one that OFA published.")
+@click.option("--latency-table", help="Of a device; makes latency_ms the cost.")
+@click.option("--cost", help="Another cost the limits are on, e.g. macs or params.")
+@click.option(
+    "--limit", "limits", type=float, multiple=True, required=True, help="Give as many as you like."
+)
+@click.option(
+    "--strategy",
+    type=click.Choice(["front", "vanilla", "top-down", "bottom-up"]),
+    default="front",
+    show_default=True,
+    help="One search for all limits, or one of the published ones.",
+)
+@click.option(
+    "--budget",
+    type=click.IntRange(1000),
+    default=2_000_000,
+    show_default=True,
+    help="Candidates that `front` predicts.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@space_options
+def front(
+    space_name: str,
+    predictor: str,
+    latency_table: str | None,
+    cost: str | None,
+    limits: tuple[float, ...],
+    strategy: str,
+    budget: int,
+    seed: int,
+    **space_settings: Any,
+) -> None:
+    """Print the best architecture of SPACE within each --limit, as JSON lines.
+
+    Accuracies are the predictor's; `nasray search --verify` has a supernet check them.
+    Ctrl-C ends the search early and prints what is found by then.
+    """
+    import torch
+
+    from nasray.config import Limit
+    from nasray.latency import LatencyTable
+    from nasray.predictor import AccuracyPredictor
+    from nasray.search.front import Front
+    from nasray.search.ladder import Ladder
+    from nasray.search.limits import LATENCY, Limits
+    from nasray.search.topdown import Staged
+
+    torch.set_num_threads(1)  # its small products are no faster on more
+    cost = cost or (LATENCY if latency_table else "macs")
+    if cost == LATENCY and not latency_table:
+        raise UserError(f"--cost {LATENCY} needs --latency-table PATH")
+    space = make_space(space_name, **space_settings)
+    fitness = AccuracyPredictor.load(predictor, space)
+    table = LatencyTable.load(latency_table, space) if latency_table else None
+    ladder = Ladder(Limits(space, [Limit(cost=cost, max=limit) for limit in limits], table))
+    searched: Front | Staged
+    if strategy == "front":
+        searched = Front(space, ladder.price, limits, seed, budget=budget)
+        _run(searched.advance, fitness, lambda: searched.told, budget)
+    else:
+        searched = Staged(space, ladder.price, list(limits), strategy=strategy, seed=seed)
+        _run(searched.advance, fitness, lambda: searched.bred, sum(searched.generations))
+    for answer in searched.answers():
+        line = {"limit": answer.limit, "predicted_accuracy": answer.fitness, cost: answer.cost}
+        click.echo(json.dumps({**line, "arch": space.to_json(answer.arch)}))
+
+
+def _run(advance: Callable[[Any], None], fitness: Any, done: Callable[[], int], total: int) -> None:
+    """Search to the end or to Ctrl-C, showing how far it is."""
+    from nasray.progress import progress
+
+    with progress("front", 100) as show:
+        try:
+            while done() < total:
+                advance(fitness)
+                show(min(100, 100 * done() // total), "")
+        except KeyboardInterrupt:
+            click.echo("stopped early; these are the best so far", err=True)

@@ -1,0 +1,114 @@
+"""A search in two steps: a predictor proposes, evaluations verify, the predictor is refitted.
+
+For each limit the predictor's best architectures are found by the search for all limits at
+once, hundreds of thousands of candidates in a second or two; only those that nobody has
+evaluated yet go to the evaluators. An ask/tell algorithm like any other.
+"""
+
+from collections.abc import Sequence
+from itertools import zip_longest
+
+import numpy as np
+
+from nasray.config import SearchConfig
+from nasray.predictor import AccuracyPredictor
+from nasray.search.candidate import Candidate
+from nasray.search.front import Front
+from nasray.search.ladder import Ladder
+from nasray.search.limits import Limits
+from nasray.spaces.space import (
+    Architecture,
+    Population,
+    Space,
+    as_architectures,
+    as_population,
+)
+
+FEWEST = 20  # evaluations to fit to; fewer say nothing about those held out
+
+
+class VerifiedSearch:
+    """Ask for the predictor's best for every limit, evaluate them, tell; repeat.
+
+    `known` are evaluations of the same supernet from elsewhere, to fit to. The first
+    generation is random unless there are enough of them, or a `predictor` is given.
+    """
+
+    carries_state = False
+
+    def __init__(
+        self,
+        space: Space,
+        config: SearchConfig,
+        limits: Limits,
+        seed: int,
+        *,
+        known: Sequence[Candidate] = (),
+        predictor: AccuracyPredictor | None = None,
+    ) -> None:
+        self.space, self.config, self.limits, self.seed = space, config, limits, seed
+        self.ladder = Ladder(limits)
+        self.known, self.given = list(known), predictor
+        self.told: list[Candidate] = []
+        self.generation = 0
+
+    def ask(self) -> list[Architecture]:
+        """The next generation, all new; empty once the space is exhausted."""
+        number = self.config.population_size
+        seen = {candidate.arch for candidate in self.told}
+        predictor = self._predictor()
+        found = self._proposed(predictor, number, seen) if predictor is not None else []
+        rng = np.random.default_rng((self.seed, self.generation, 1))
+        newcomers = self.ladder.bounds.draw(number - len(found), rng, seen | set(found))
+        return found + newcomers
+
+    def tell(self, generation: list[Candidate]) -> None:
+        self.told += generation
+        self.generation += 1
+
+    def _predictor(self) -> AccuracyPredictor | None:
+        """Fitted to all that is known by now; the given one while that is too little."""
+        candidates = unique(self.known + self.told)
+        if len(candidates) < FEWEST or (self.given is not None and not self.told):
+            return self.given
+        return fitted(self.space, candidates, self.seed + self.generation)[0]
+
+    def _proposed(
+        self, predictor: AccuracyPredictor, number: int, seen: set[Architecture]
+    ) -> list[Architecture]:
+        """The best unseen of each rung in turn: first the best of all rungs, then the next."""
+        budget = self.config.proposals
+        front = Front(
+            self.space, self.ladder.price, self.ladder.rungs, self._draw_seed(), budget=budget
+        )
+
+        def fitness(population: Population) -> np.ndarray:
+            feasible = self.ladder.bounds.violation(population) == 0
+            return np.where(feasible, predictor(population), -np.inf)
+
+        while front.told < budget:
+            front.advance(fitness)
+        rungs = [as_architectures(front.members(limit)) for limit in self.ladder.rungs]
+        in_turn = [arch for place in zip_longest(*rungs) for arch in place if arch is not None]
+        return [arch for arch in dict.fromkeys(in_turn) if arch not in seen][:number]
+
+    def _draw_seed(self) -> int:
+        rng = np.random.default_rng((self.seed, self.generation, 0))
+        return int(rng.integers(2**31))
+
+
+def unique(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Each architecture once, in the order in which they came."""
+    return list({candidate.arch: candidate for candidate in candidates}.values())
+
+
+def fitted(
+    space: Space, candidates: Sequence[Candidate], seed: int
+) -> tuple[AccuracyPredictor, dict]:
+    """A predictor of `candidates`, and how well it predicts those it was not fitted to."""
+    return AccuracyPredictor.fit(
+        space,
+        as_population([candidate.arch for candidate in candidates]),
+        [candidate.fitness for candidate in candidates],
+        seed=seed,
+    )
