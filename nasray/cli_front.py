@@ -50,8 +50,6 @@ def front(
     Accuracies are the predictor's; `nasray search --verify` has a supernet check them.
     Ctrl-C ends the search early and prints what is found by then.
     """
-    import torch
-
     from nasray.config import Limit
     from nasray.latency import LatencyTable
     from nasray.predictor import AccuracyPredictor
@@ -60,7 +58,6 @@ def front(
     from nasray.search.limits import LATENCY, Limits
     from nasray.search.topdown import Staged
 
-    torch.set_num_threads(1)  # its small products are no faster on more
     cost = cost or (LATENCY if latency_table else "macs")
     if cost == LATENCY and not latency_table:
         raise UserError(f"--cost {LATENCY} needs --latency-table PATH")

@@ -85,7 +85,7 @@ def search_points(
     *,
     paired: bool,
     limits: Sequence[dict[str, Any]],
-    winner: Sequence[int] | None,
+    winners: Sequence[Sequence[int]],
 ) -> dict[str, Any]:
     """List what the search scatter shows; fronts as indices, per cost and generation."""
     shown = [c for generation in generations for c in generation]
@@ -95,7 +95,7 @@ def search_points(
         "generation": [c.generation for c in shown],
         "top1": [100 * c.fitness for c in shown],
         "arch": [arch_text(arch, paired=paired, separator="<br>") for arch in archs],
-        "winner": archs.index(tuple(winner)) if winner and tuple(winner) in archs else -1,
+        "winners": [archs.index(tuple(arch)) for arch in winners if tuple(arch) in archs],
         "costs": [
             {
                 "name": name,
@@ -187,6 +187,29 @@ def baseline_figure(random_top1: Sequence[float], winner_top1: float) -> "Figure
     figure.update_xaxes(title_text="top-1, %")
     figure.update_yaxes(visible=False, range=[-1, 1])
     return _finish(figure, height=170)
+
+
+def calibration_figure(measured: Sequence[float], predicted: Sequence[float]) -> "Figure":
+    """Mark each held-out architecture by its predicted and its measured top-1."""
+    import plotly.graph_objects as go
+
+    ends = [100 * min(*measured, *predicted), 100 * max(*measured, *predicted)]
+    figure = go.Figure(
+        [
+            _line(ends, ends, "as measured", GREY),
+            go.Scatter(
+                x=[100 * value for value in predicted],
+                y=[100 * value for value in measured],
+                name="held-out architectures",
+                mode="markers",
+                marker={"size": 8, "color": BLUE},
+                hovertemplate="predicted %{x:.2f} %, measured %{y:.2f} %<extra></extra>",
+            ),
+        ]
+    )
+    figure.update_xaxes(title_text="predicted top-1, %")
+    figure.update_yaxes(title_text="measured top-1, %")
+    return _finish(figure, height=360)
 
 
 def training_figure(curve: Sequence[dict[str, Any]]) -> "Figure":

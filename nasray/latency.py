@@ -2,7 +2,7 @@
 
 Reads nasray's own tables (.parquet or .csv, written by latency_measure.py) and the folders
 of NNN_lookup_table.yaml that Once-for-All published (spec 4.1). A network takes the sum of
-its blocks; a population is priced by one gather. Measures nothing itself. PyYAML comes
+its blocks; a population is priced by one gather per block. Measures nothing itself. PyYAML comes
 with Ray.
 """
 
@@ -38,7 +38,7 @@ Price = Callable[[Any, int], float | None]  # (block, side of the network's inpu
 
 
 class LatencyTable:
-    """Latencies of a space on one device, compiled: prices a population by one gather."""
+    """Latencies of a space on one device, compiled: prices a population by gathers."""
 
     def __init__(self, path: str, provenance: dict[str, str], space: Space, price: Price) -> None:
         self.path = path
@@ -46,12 +46,6 @@ class LatencyTable:
         self.genes = space.genes
         self.parts = space.parts
         self.tables = _compile(space, price, path)  # per part: float64 (choices of its genes...)
-        # All tables end to end; for each part its start there, and the stride of each gene.
-        self._flat = np.concatenate([table.ravel() for table in self.tables])
-        self._starts = np.cumsum([0, *(table.size for table in self.tables[:-1])])
-        self._strides = np.zeros((len(self.genes), len(self.parts)))
-        for part, (columns, table) in enumerate(zip(self.parts, self.tables, strict=True)):
-            self._strides[list(columns), part] = np.array(table.strides) // table.itemsize
 
     @classmethod
     def load(cls, path: str, space: Space) -> "LatencyTable":
@@ -62,9 +56,16 @@ class LatencyTable:
 
     def __call__(self, population: Population) -> np.ndarray:
         """Price `population` (n, genes): float64 (n,), ms."""
-        # Whole numbers far below 2**53, so exact; integers would not go through BLAS.
-        places = population.astype(np.float64) @ self._strides
-        return self._flat[places.astype(np.intp) + self._starts].sum(axis=1)
+        # Column by column: a matrix product would wake BLAS threads, which then spin on the
+        # cores that a predictor computes on.
+        choices = population.T.astype(np.intp)
+        total = np.zeros(len(population))
+        for columns, table in zip(self.parts, self.tables, strict=True):
+            place = np.zeros(len(population), dtype=np.intp)
+            for column, size in zip(columns, table.shape, strict=True):
+                place = place * size + choices[column]
+            total += table.ravel()[place]
+        return total
 
     def bounds(self) -> tuple[float, float]:
         """The smallest and largest latency that search can reach, exactly, ms."""

@@ -29,6 +29,12 @@ from nasray.report_page import (
     section,
     table,
 )
+from nasray.report_tables import (
+    answers_section,
+    candidates_table,
+    costs_of,
+    predictor_section,
+)
 from nasray.search.candidate import Candidate
 from nasray.search.history import History
 
@@ -59,6 +65,13 @@ class Run:
     top: list[Entry]
     retrained: list[Retrained]
     exports: list[Entry]
+    predictor: Entry | None
+
+    @property
+    def answers(self) -> list[Entry]:
+        """The best for each limit, of a search that answers them one by one."""
+        answers = (self.search or {}).get("answers", [])
+        return answers if any(entry.get("limit") for entry in answers) else []
 
     @property
     def winner(self) -> Entry | None:
@@ -92,6 +105,7 @@ def build_report(run_dir: str) -> str:
         _architecture(run),
         _baseline(run),
         _front(run),
+        predictor_section(run.predictor),
         _training(run),
         _retraining(run),
         _profiles(run),
@@ -140,6 +154,9 @@ def _read_run(run_dir: str) -> Run:
             )
             for name in sorted(storage.list_names(retrain), key=lambda name: (len(name), name))
         ],
+        predictor=_load(
+            run_dir, "predictor/fit.json", "measured", "predicted", "rmse", "kendall_tau"
+        ),
         exports=[
             _load(export, name, "file", "bytes", "max_abs_diff", "num_images", "top1_agreement")
             for name in sorted(exports, key=lambda name: (len(name), name))
@@ -207,7 +224,7 @@ def _tiles(run: Run) -> str:
     elif winner or candidates:
         best = winner["fitness"] if winner else max(c.fitness for c in candidates)
         tiles.append((percent(best), "top-1", "best subnet, supernet weights, hold-out images"))
-    costs = _costs(retrained or winner or {})
+    costs = costs_of(retrained or winner or {})
     for cost, (label, _) in figures.COSTS.items():
         if costs.get(cost) is not None:
             tiles.append((amount(cost, costs[cost]), label, "of the winner"))
@@ -241,7 +258,7 @@ def _search(run: Run) -> str:
         names,
         paired=run.paired,
         limits=run.search["limits"] if run.search else [],
-        winner=run.winner["genes"] if run.winner else None,
+        winners=[entry["genes"] for entry in run.answers or filter(None, [run.winner])],
     )
     buttons = "".join(
         f'<button type="button" data-cost="{index}">{cost["label"]}</button>'
@@ -288,25 +305,9 @@ def _front(run: Run) -> str:
     cost = (run.search or {}).get("front_cost", "cost")
     label = figures.COSTS.get(cost, (cost,))[0]
     note = f"No evaluated architecture beats one of these in both top-1 and {label}."
-    front = section("Pareto front", _candidates(run.front, run.paired), note) if run.front else ""
-    top = section("Best architectures", _candidates(run.top, run.paired)) if run.top else ""
-    return front + top
-
-
-def _candidates(entries: Sequence[Entry], paired: bool) -> str:
-    costs = [name for name in figures.COSTS if _costs(entries[0]).get(name) is not None]
-    return table(
-        ["top-1", *(figures.COSTS[name][0] for name in costs), "architecture"],
-        [
-            [
-                percent(entry["fitness"]),
-                *(amount(name, _costs(entry)[name]) for name in costs),
-                _arch(entry, paired),
-            ]
-            for entry in entries
-        ],
-        text_last=True,
-    )
+    front = run.front and section("Pareto front", candidates_table(run.front, run.paired), note)
+    top = run.top and section("Best architectures", candidates_table(run.top, run.paired))
+    return answers_section(run.answers, run.paired) + (front or "") + (top or "")
 
 
 def _training(run: Run) -> str:
@@ -323,7 +324,7 @@ def _retraining(run: Run) -> str:
             [
                 escape(name),
                 percent(result["val_top1"]),
-                *(amount(cost, _costs(result).get(cost)) for cost in figures.COSTS),
+                *(amount(cost, costs_of(result).get(cost)) for cost in figures.COSTS),
                 escape(_recipe(result.get("recipe", {}))),
             ]
             for name, result in results
@@ -384,16 +385,6 @@ def _job(run: Run) -> str:
     text = escape(json.dumps(run.job["job"], indent=2))
     details = f"<details><summary>The job, resolved</summary><pre>{text}</pre></details>"
     return f"<section>{details}</section>"
-
-
-def _costs(entry: Entry) -> Entry:
-    """Costs of an entry, which holds them beside its other keys or under "costs"."""
-    return entry.get("costs", entry)
-
-
-def _arch(entry: Entry, paired: bool) -> str:
-    genes = [int(gene) for gene in entry["genes"]]
-    return f"<code>{figures.arch_text(genes, paired=paired, separator=' &nbsp; ')}</code>"
 
 
 def _recipe(recipe: Entry) -> str:

@@ -119,7 +119,7 @@ SEARCH_SCRIPT = """
       count(0, data.starts[step]),
       count(data.starts[step], data.starts[step + 1]),
       cost.fronts[step],
-      data.winner < 0 ? [] : [data.winner],
+      data.winners,
     ];
     const hover = "%{customdata[0]}<br>top-1 %{y:.2f} %, " + cost.label + " %{x:" + cost.format
       + "}<extra>generation %{customdata[1]}</extra>";

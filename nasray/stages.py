@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nasray import checkpoint, cost, storage
-from nasray.config import DataConfig, Job
+from nasray.config import DataConfig, Job, Limit
 from nasray.datasets import DatasetInfo, import_dataset
 from nasray.errors import UserError
 from nasray.images import JobImages
@@ -103,23 +103,26 @@ def search(run: Run) -> list[Candidate]:
             "seconds": sum(candidate.seconds for candidate in candidates),
             "limits": [limit.model_dump() for limit in config.limits],
             "front_cost": front_cost(run.job),
-            "answers": [_entry(run, answer) for answer in answers(run.job, candidates)],
+            "answers": [
+                {"limit": limit and limit.model_dump(), **_entry(run, answer)}
+                for limit, answer in answers(run.job, candidates)
+            ],
             "baseline": baseline,
         },
     )
     return candidates
 
 
-def answers(job: Job, candidates: Sequence[Candidate]) -> list[Candidate]:
+def answers(job: Job, candidates: Sequence[Candidate]) -> list[tuple[Limit | None, Candidate]]:
     """What a search was for: the best for each limit in turn, or the best within all of them."""
     config = job.search
     if not config.one_by_one or not config.limits:
-        return best_first(candidates)[: job.retrain.num_winners]
+        return [(None, best) for best in best_first(candidates)[: job.retrain.num_winners]]
     axis = config.limits[0].cost  # its limits are answered one by one, all others always hold
     rungs = [limit for limit in config.limits if limit.cost == axis]
     others = [limit for limit in config.limits if limit.cost != axis]
-    found = [best_within(candidates, [rung, *others]) for rung in rungs]
-    return list(dict.fromkeys(answer for answer in found if answer is not None))
+    found = [(rung, best_within(candidates, [rung, *others])) for rung in rungs]
+    return [(rung, answer) for rung, answer in found if answer is not None]
 
 
 def _verified(run: Run) -> Any:
@@ -164,9 +167,10 @@ def retrain(run: Run) -> list[dict[str, Any]]:
     if not storage.exists(run.path("search.json")):
         raise UserError(f"{run.folder} has no finished search; run `nasray search` first")
     results = []
-    found = storage.read_json(run.path("search.json"))["answers"]
-    for index, entry in enumerate(found[: run.job.retrain.num_winners]):
-        name, arch = str(index), tuple(entry["genes"])
+    answers = storage.read_json(run.path("search.json"))["answers"]
+    archs = list(dict.fromkeys(tuple(entry["genes"]) for entry in answers))
+    for index, arch in enumerate(archs[: run.job.retrain.num_winners]):
+        name = str(index)
         ops = cost.profile(run.space, arch)
         result = tune(run.job, run.folder, run.data_path, arch, name)
         storage.write_json(run.path("retrain", name, "profile.json"), profile_json(ops))

@@ -1,0 +1,94 @@
+"""Fitting a predictor to a run and searching by it: the real pool, a supernet of seconds."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import FinishedRun, evaluations, start_nasray
+
+from nasray import storage
+from nasray.config import load_job
+from nasray.errors import UserError
+from nasray.fit import fit_predictor, sample
+from nasray.predictor import AccuracyPredictor
+from nasray.report import build_report
+from nasray.run import opened
+from nasray.search.history import History
+from nasray.stages import answers
+
+
+@pytest.fixture
+def trained(finished_run: FinishedRun, tmp_path: Path) -> Path:
+    """A copy of a finished run of which only data and supernet are left."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run.folder, folder)
+    for name in ("history", "retrain", "export"):
+        shutil.rmtree(folder / name)
+    for name in ("search.json", "front.json", "top.json", "report.html"):
+        (folder / name).unlink()
+    return folder
+
+
+def test_too_few_evaluations_are_refused(trained: Path):
+    with opened(str(trained)) as run, pytest.raises(UserError, match="needs 20 at least; say --s"):
+        fit_predictor(run)
+
+
+def test_a_sample_is_evaluated_once_and_a_predictor_fitted(ray_cluster: None, trained: Path):
+    with opened(str(trained)) as run:
+        found = fit_predictor(run, 20)
+        before = History(str(trained / "predictor" / "sample")).candidates
+        assert found["num_evaluations"] == len(before) == 20
+        assert len({candidate.arch for candidate in before}) == 20
+        assert sample(run, 10) == before  # there are that many already
+        predictor = AccuracyPredictor.load(found["predictor"], run.space)
+        assert predictor.space == run.space
+        assert fit_predictor(run)["rmse"] == found["rmse"]
+    build_report(str(trained))
+    assert "Accuracy predictor" in (trained / "report.html").read_text()
+
+
+def test_a_verified_search_answers_every_limit(finished_run: FinishedRun, trained: Path):
+    """nasray search --verify, as a user calls it; then a report of it."""
+    with opened(str(trained)) as run:
+        low, high = run.limits.bounds("macs")
+    text = Path(finished_run.job_file).read_text()
+    rungs = [low + share * (high - low) for share in (0.6, 0.2, 0.4)]
+    lines = ", ".join(f'{{ cost = "macs", max = {rung} }}' for rung in rungs)
+    one = 'limits = [{ cost = "macs", max = 1.2e6 }]'
+    assert one in text
+    text = text.replace(one, f"limits = [{lines}]\nproposals = 2000")
+    job_file = trained.parent / "job.toml"
+    job_file.write_text(text)
+    recorded = json.loads((trained / "job.json").read_text())
+    recorded["job"] = load_job(str(job_file)).model_dump()
+    (trained / "job.json").write_text(json.dumps(recorded))
+
+    process = start_nasray("search", job_file, trained, "--verify")
+    stdout, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
+    entries = [json.loads(line) for line in stdout.splitlines()]
+    assert [entry["limit"]["max"] for entry in entries] == rungs
+    assert all(entry["macs"] <= entry["limit"]["max"] for entry in entries)
+    found = evaluations(trained)
+    fitnesses = {arch: fitness for _, arch, fitness in found}
+    assert all(fitnesses[tuple(entry["genes"])] == entry["fitness"] for entry in entries)
+    build_report(str(trained))
+    assert "The best for each limit" in (trained / "report.html").read_text()
+    assert storage.read_json(str(trained / "search.json"))["answers"] == entries
+
+
+def test_answers_are_the_best_for_each_limit_or_the_best_of_all(finished_run: FinishedRun):
+    with opened(finished_run.folder) as run:
+        found = run.history.candidates
+        macs = sorted(candidate.costs["macs"] for candidate in found)
+        [(limit, best)] = answers(run.job, found)
+        assert limit is None and best.fitness == max(c.fitness for c in found)
+        limits = [{"cost": "macs", "max": macs[0]}, {"cost": "macs", "max": macs[-1]}]
+        limits.append({"cost": "macs", "max": macs[0] - 1})
+        section = {**run.job.search.model_dump(), "algorithm": "front", "limits": limits}
+        job = run.job.model_validate({**run.job.model_dump(), "search": section})
+        [(tight, small), (loose, large)] = answers(job, found)
+        assert (tight.max, loose.max) == (macs[0], macs[-1])
+        assert small.costs["macs"] == macs[0] and large.fitness == best.fitness

@@ -1,0 +1,109 @@
+"""A predictor proposes, evaluations verify: no cluster, a made-up accuracy."""
+
+import types
+
+import numpy as np
+import pytest
+
+from nasray.config import Limit, SearchConfig
+from nasray.search.candidate import Candidate
+from nasray.search.driver import run_search
+from nasray.search.history import History
+from nasray.search.limits import Limits
+from nasray.search.random import RandomSearch
+from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
+from nasray.spaces.space import as_population, random_population
+from nasray.verified import FEWEST, VerifiedSearch
+
+SPACE = OfaMobileNetV3()
+WORTH = np.random.default_rng(3).random(len(SPACE.genes))
+CONFIG = SearchConfig(population_size=20, num_generations=3, num_parents=2, proposals=20_000)
+
+
+def accuracy(arch):
+    return float(0.7 + 0.003 * (np.array(arch) @ WORTH) + 0.002 * np.sin(sum(arch)))
+
+
+def evaluate(archs, finished):
+    results = [types.SimpleNamespace(fitness=accuracy(arch), seconds=0.1) for arch in archs]
+    for index, result in enumerate(results):
+        finished(index, result)
+    return results
+
+
+@pytest.fixture(scope="module")
+def limits():
+    macs = Limits(SPACE, ()).price(random_population(SPACE.genes, 500, np.random.default_rng(0)))
+    rungs = np.quantile(macs["macs"], [0.7, 0.3, 0.1])
+    most = float(np.quantile(macs["params"], 0.8))
+    given = [Limit(cost="macs", max=float(rung)) for rung in rungs]
+    return Limits(SPACE, [*given, Limit(cost="params", max=most)])
+
+
+def candidates(limits, number, seed=5):
+    archs = Limits(SPACE, ()).draw(number, np.random.default_rng(seed), set())
+    costs = limits.costs(archs)
+    return [
+        Candidate(arch=arch, fitness=accuracy(arch), costs=cost)
+        for arch, cost in zip(archs, costs, strict=True)
+    ]
+
+
+def search(folder, limits, algorithm, generations=3):
+    config = CONFIG.model_copy(update={"num_generations": generations})
+    history = History(str(folder))
+    return run_search(SPACE, config, limits, evaluate, history, seed=0, algorithm=algorithm)
+
+
+def best_at(found, rung):
+    return max(c.fitness for c in found if c.costs["macs"] <= rung)
+
+
+def test_it_finds_better_ones_than_as_many_random_evaluations(tmp_path, limits):
+    found = search(tmp_path / "a", limits, VerifiedSearch(SPACE, CONFIG, limits, 0))
+    wide = Limits(SPACE, (limits.limits[0], limits.limits[3]))
+    random = search(tmp_path / "b", wide, RandomSearch(SPACE, CONFIG, wide, 0))
+    assert len(found) == len(random) == 60
+    for limit in limits.limits[:3]:
+        assert best_at(found, limit.max) > best_at(random, limit.max)
+
+
+def test_every_candidate_is_new_and_within_the_loosest_rung_and_the_other_limits(tmp_path, limits):
+    found = search(tmp_path, limits, VerifiedSearch(SPACE, CONFIG, limits, 0))
+    assert len({candidate.arch for candidate in found}) == len(found)
+    assert all(c.costs["macs"] <= limits.limits[0].max for c in found)
+    assert all(c.costs["params"] <= limits.limits[3].max for c in found)
+    tightest = limits.limits[2].max
+    # Proposals serve the tightest limit, too.
+    assert any(c.costs["macs"] <= tightest for c in found if c.generation == 2)
+
+
+def test_the_first_generation_is_random_until_there_is_something_to_fit_to(limits):
+    few, enough = candidates(limits, FEWEST - 1), candidates(limits, 60)
+    random = VerifiedSearch(SPACE, CONFIG, limits, 0).ask()
+    assert VerifiedSearch(SPACE, CONFIG, limits, 0, known=few).ask() == random
+    proposed = VerifiedSearch(SPACE, CONFIG, limits, 0, known=enough).ask()
+    assert proposed != random
+    mean = {
+        name: np.mean([accuracy(a) for a in archs])
+        for name, archs in (("random", random), ("proposed", proposed))
+    }
+    assert mean["proposed"] > mean["random"]
+
+
+def test_a_given_predictor_proposes_the_first_generation(limits):
+    def prefers_small(population):
+        return -limits.price(population)["params"].astype(np.float32)
+
+    asked = VerifiedSearch(SPACE, CONFIG, limits, 0, predictor=prefers_small).ask()
+    random = VerifiedSearch(SPACE, CONFIG, limits, 0).ask()
+    params = [limits.price(as_population(archs))["params"].mean() for archs in (asked, random)]
+    assert params[0] < 0.8 * params[1]
+
+
+def test_a_stopped_search_goes_on_as_if_nothing_had_happened(tmp_path, limits):
+    whole = search(tmp_path / "a", limits, VerifiedSearch(SPACE, CONFIG, limits, 0))
+    search(tmp_path / "b", limits, VerifiedSearch(SPACE, CONFIG, limits, 0), generations=2)
+    resumed = search(tmp_path / "b", limits, VerifiedSearch(SPACE, CONFIG, limits, 0))
+    assert [(c.arch, c.fitness) for c in resumed] == [(c.arch, c.fitness) for c in whole]
+    assert VerifiedSearch(SPACE, CONFIG, limits, 1).ask() != [c.arch for c in whole[:20]]
