@@ -24,7 +24,7 @@ from nasray.spaces.space import Population, Space
 
 CHILDREN_PER_SLOT = 16  # in a generation
 FEWEST_SLOTS = 4  # of a rung
-HEAT, COLD = 0.2, 0.03  # temperature at first and at last, in median changes by a mutation
+HEAT, COLD = 0.3, 0.05  # temperature at first and at last, in median changes by a mutation
 CROSSOVER = 0.3  # of the children have a mate; all are mutated
 LARGEST_SHARE = 0.2  # of a child's genes that come from the mate
 MOST_MUTATIONS = 6  # genes of a child; their number is geometric
@@ -155,8 +155,8 @@ class Front:
         rng, members = self.rng, self.slots.population
         children = members[slots]
         mated = np.flatnonzero(rng.random(len(slots)) < CROSSOVER)
-        share = LARGEST_SHARE * rng.random((len(mated), 1))
-        taken = rng.random((len(mated), children.shape[1])) < share
+        share = rng.integers(0, round(LARGEST_SHARE * 256), (len(mated), 1), dtype=np.uint8)
+        taken = rng.integers(0, 256, (len(mated), children.shape[1]), dtype=np.uint8) < share
         children[mated] = np.where(taken, members[self._mates(slots[mated])], children[mated])
         self._mutate(children, slots)
         return self.space.canonical(children)

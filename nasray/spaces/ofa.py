@@ -90,9 +90,9 @@ def canonical(population: Population, conditions: Iterable[Condition]) -> Popula
     """Zero the genes that a depth gene switches off."""
     population = population.copy()
     for depth, needed, columns in conditions:
-        off = population[:, depth] < needed
+        there = population[:, depth] >= needed
         for column in columns:
-            population[off, column] = 0
+            population[:, column] *= there
     return population
 
 
