@@ -6,8 +6,6 @@ Nothing heavy is imported before a verb needs it: `nasray --help` must answer at
 import json
 import logging
 import os
-import signal
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +15,9 @@ import click
 
 import nasray
 from nasray.cli_front import front
+from nasray.cli_ray import address_option, ray_cluster
 from nasray.cli_spaces import latency, measure_latency, parse_arch, profile, show, spaces
 from nasray.errors import EvaluationError, UserError
-
-logger = logging.getLogger(__name__)
 
 
 class Verbs(click.Group):
@@ -58,11 +55,6 @@ run_argument = click.argument("run_dir")
 data_option = click.option(
     "--data", "data_path", help="Where the data set lies, instead of the job's data.path."
 )
-address_option = click.option(
-    "--address",
-    envvar="RAY_ADDRESS",
-    help="Ray cluster to use, e.g. auto; without it, this machine.",
-)
 
 
 @main.command()
@@ -82,7 +74,7 @@ def run(job: str, run_dir: str, data_path: str | None, address: str | None) -> N
     with _opened(run_dir, job, data_path) as opened:
         stages.prepare_data(opened)
         stages.check(opened)
-        with _ray(address, opened.job):
+        with ray_cluster(address, opened.job.compute):
             stages.train(opened)
             stages.search(opened)
             results = stages.retrain(opened)
@@ -136,7 +128,7 @@ def train(job: str, run_dir: str, data_path: str | None, address: str | None) ->
     with _opened(run_dir, job, data_path) as opened:
         stages.prepare_data(opened)
         stages.check(opened)
-        with _ray(address, opened.job):
+        with ray_cluster(address, opened.job.compute):
             stages.train(opened)
         click.echo(opened.supernet_path)
 
@@ -147,7 +139,7 @@ def train(job: str, run_dir: str, data_path: str | None, address: str | None) ->
 @click.option(
     "--verify",
     is_flag=True,
-    help="Let a predictor propose what is evaluated, and refit it (search.verify).",
+    help="Let a predictor propose what is evaluated, and refit it: search.verify = true.",
 )
 @data_option
 @address_option
@@ -160,11 +152,14 @@ def search(
     """
     from nasray import stages, storage
 
-    with _opened(run_dir, job, data_path, verify) as opened, _ray(address, opened.job):
-        stages.search(opened)
-        one_by_one = opened.job.search.one_by_one
-        answers = storage.read_json(opened.path("search.json"))["answers"]
-        for entry in answers if one_by_one else storage.read_json(opened.path("top.json")):
+    with _opened(run_dir, job, data_path, verify) as opened:
+        with ray_cluster(address, opened.job.compute):
+            stages.search(opened)
+        name, key = (
+            ("search.json", "answers") if opened.job.search.one_by_one else ("top.json", None)
+        )
+        found = storage.read_json(opened.path(name))
+        for entry in found[key] if key else found:
             click.echo(json.dumps(entry))
 
 
@@ -185,7 +180,7 @@ def evaluate(
     with _opened(run_dir, None, data_path) as opened:
         parsed = [parse_arch(opened.space, text) for text in archs]
         stages.require_supernet(opened)
-        with _ray(address, opened.job):
+        with ray_cluster(address, opened.job.compute):
             for line in stages.evaluate(opened, parsed):
                 click.echo(json.dumps(line))
 
@@ -193,7 +188,10 @@ def evaluate(
 @main.command("fit-predictor")
 @run_argument
 @click.option(
-    "--sample", type=click.IntRange(0), default=0, help="Evaluate so many random ones first."
+    "--sample",
+    type=click.IntRange(0),
+    default=0,
+    help="Evaluate so many random ones first, in tens.",
 )
 @data_option
 @address_option
@@ -204,7 +202,7 @@ def fit_predictor(run_dir: str, sample: int, data_path: str | None, address: str
     """
     from nasray.fit import fit_predictor
 
-    with _opened(run_dir, None, data_path) as opened, _ray(address, opened.job):
+    with _opened(run_dir, None, data_path) as opened, ray_cluster(address, opened.job.compute):
         found = fit_predictor(opened, sample)
         shown = ("predictor", "num_evaluations", "rmse", "kendall_tau")
         click.echo(json.dumps({key: found[key] for key in shown}))
@@ -219,7 +217,7 @@ def retrain(job: str, run_dir: str, data_path: str | None, address: str | None) 
     """Train the winners of the search in RUN_DIR from scratch, under Ray Tune."""
     from nasray import stages
 
-    with _opened(run_dir, job, data_path) as opened, _ray(address, opened.job):
+    with _opened(run_dir, job, data_path) as opened, ray_cluster(address, opened.job.compute):
         for result in stages.retrain(opened):
             click.echo(json.dumps(result))
 
@@ -251,7 +249,7 @@ def _opened(
     run_dir: str, job: str | None = None, data_path: str | None = None, verify: bool = False
 ) -> Iterator[Any]:
     from nasray import run, storage
-    from nasray.config import load_job
+    from nasray.config import load_job, parse_job
 
     _check_torch()
     in_ray_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
@@ -267,94 +265,11 @@ def _opened(
         return
     loaded = load_job(job, data_path)
     if verify:
-        search_config = loaded.search.model_copy(update={"verify": True})
-        loaded = loaded.model_copy(update={"search": search_config})
+        values = loaded.model_dump()
+        loaded = parse_job(values | {"search": values["search"] | {"verify": True}}, job)
     run.check_names(loaded, job)
     with run.opened(run_dir, loaded) as opened:
         yield opened
-
-
-@contextmanager
-def _ray(address: str | None, job: Any) -> Iterator[None]:
-    """Connect to the cluster at `address`, or start one on this machine that ends with us.
-
-    Ray's own words are left out unless --verbose asks for them: its bars and tables say what
-    ours do. Its errors stay.
-    """
-    # Threads that wait must sleep: on a machine that does other things too, spinning ones
-    # make two threads slower than one, up to twentyfold.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Training waits at the end of an epoch for the next of these checks.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    # Tune would take Ctrl-C for the end of its trials, and half-trained ones for results.
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    verbose = click.get_current_context().find_root().params["verbose"]
-    if not verbose:
-        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's tables, whatever its `verbose`
-
-    import ray
-
-    # The token of a cluster on this machine is Ray's affair from beginning to end.
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    options = {
-        "log_to_driver": verbose,
-        "logging_level": logging.INFO if verbose else logging.WARNING,
-    }
-    if address and address != "local":
-        _check_reachable(address)
-        try:
-            ray.init(address=address, **options)
-        except (
-            ConnectionError,
-            RuntimeError,  # of a cluster of another Ray or Python
-            ValueError,
-            ray.exceptions.AuthenticationError,
-        ) as error:
-            raise UserError(
-                f"--address {address}: {error}; a cluster with token authentication needs "
-                "RAY_AUTH_MODE=token and its token here, too"
-            ) from None
-        has, needs = ray.cluster_resources().get("CPU", 0), _needed_cpus(job.compute)
-        if has < needs:
-            logger.warning(
-                "the cluster has %g CPUs and [compute] asks for %d: what finds no place waits "
-                "until nodes join; lower num_workers or num_evaluators if none will",
-                has,
-                needs,
-            )
-    else:
-        num_cpus = max(os.cpu_count() or 1, _needed_cpus(job.compute))
-        ray.init(address="local", num_cpus=num_cpus, **options)
-        if job.compute.device == "gpu" and not ray.cluster_resources().get("GPU"):
-            ray.shutdown()
-            raise UserError('compute.device = "gpu", but this machine has none; say "auto"')
-    # Ray has its own answer to this signal, twenty lines of addresses.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _check_reachable(address: str) -> None:
-    """Refuse a HOST:PORT where nothing listens; Ray would try for a quarter of an hour."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdigit():
-        try:
-            socket.create_connection((host, int(port)), timeout=10).close()
-        except OSError as error:
-            raise UserError(
-                f"--address {address}: no Ray cluster answers there ({error})"
-            ) from None
-
-
-def _needed_cpus(compute: Any) -> int:
-    """The most CPUs that any stage of a job asks for at once."""
-    return max(
-        compute.num_workers * compute.cpus_per_worker,
-        compute.num_evaluators * compute.cpus_per_evaluator,
-        compute.concurrent_trials * compute.workers_per_trial * compute.cpus_per_trial,
-    )
 
 
 def _check_torch() -> None:

@@ -1,6 +1,8 @@
 """The verb `front`: the best architectures of a space for many limits, by a predictor alone."""
 
 import json
+import math
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -28,9 +30,7 @@ from nasray.errors import UserError
 @click.option(
     "--budget",
     type=click.IntRange(1000),
-    default=2_000_000,
-    show_default=True,
-    help="Candidates that `front` predicts.",
+    help="Candidates that `front` predicts: 2,000,000 unless told.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @space_options
@@ -41,7 +41,7 @@ def front(
     cost: str | None,
     limits: tuple[float, ...],
     strategy: str,
-    budget: int,
+    budget: int | None,
     seed: int,
     **space_settings: Any,
 ) -> None:
@@ -50,6 +50,11 @@ def front(
     Accuracies are the predictor's; `nasray search --verify` has a supernet check them.
     Ctrl-C ends the search early and prints what is found by then.
     """
+    # Whatever ends the search early, what is found by then is printed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for limit in limits:
+        if not math.isfinite(limit):
+            raise UserError(f"--limit {limit} must be a finite number")
     from nasray.config import Limit
     from nasray.latency import LatencyTable
     from nasray.predictor import AccuracyPredictor
@@ -64,15 +69,24 @@ def front(
     space = make_space(space_name, **space_settings)
     fitness = AccuracyPredictor.load(predictor, space)
     table = LatencyTable.load(latency_table, space) if latency_table else None
-    ladder = Ladder(Limits(space, [Limit(cost=cost, max=limit) for limit in limits], table))
+    try:
+        ladder = Ladder(Limits(space, [Limit(cost=cost, max=limit) for limit in limits], table))
+    except UserError as error:
+        raise UserError(str(error).replace("search.limits: ", "--limit, --cost: ")) from None
     searched: Front | Staged
+    if budget and strategy != "front":
+        raise UserError(f"--budget: {strategy} has a fixed number of generations; leave it out")
     if strategy == "front":
+        budget = budget or 2_000_000
         searched = Front(space, ladder.price, limits, seed, budget=budget)
         _run(searched.advance, fitness, lambda: searched.told, budget)
     else:
         searched = Staged(space, ladder.price, list(limits), strategy=strategy, seed=seed)
         _run(searched.advance, fitness, lambda: searched.bred, sum(searched.generations))
-    for answer in searched.answers():
+    answers = searched.answers()
+    for missing in sorted(set(limits) - {answer.limit for answer in answers}):
+        click.echo(f"nothing was found yet for --limit {missing:g}", err=True)
+    for answer in answers:
         line = {"limit": answer.limit, "predicted_accuracy": answer.fitness, cost: answer.cost}
         click.echo(json.dumps({**line, "arch": space.to_json(answer.arch)}))
 

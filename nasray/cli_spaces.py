@@ -100,16 +100,25 @@ def profile(
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--resolutions", help="Only these, e.g. 160,192; the others may come later.")
+@click.option("--address", help="Measure on a node of this Ray cluster, e.g. auto.")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Only on a node with this Ray label, e.g. ray.io/accelerator-type=T4.",
+)
 @space_options
 def measure_latency(
     space_name: str,
     table: str,
-    device: str,
-    runtime: str,
-    threads: int,
-    batch_size: int,
     resolutions: str | None,
-    **space_settings: Any,
+    address: str | None,
+    labels: tuple[str, ...],
+    num_classes: int,
+    resolution: int,
+    settings: tuple[str, ...],
+    **setup: Any,
 ) -> None:
     """Measure every block of SPACE on this device into TABLE, a .parquet or .csv file.
 
@@ -118,11 +127,23 @@ def measure_latency(
     from nasray.latency_measure import Setup, measure, wanted_blocks
     from nasray.progress import progress
 
-    space = make_space(space_name, **space_settings)
-    setup = Setup(device=device, runtime=runtime, threads=threads, batch_size=batch_size)
+    space = make_space(
+        space_name, num_classes=num_classes, resolution=resolution, settings=settings
+    )
     sides = None if resolutions is None else [int(_number(r)) for r in resolutions.split(",")]
-    with progress("latency", len(wanted_blocks(space, sides))) as show:
-        measure(space, table, setup=setup, resolutions=sides, show=show)
+    if labels and not address:
+        raise UserError(f"--label {labels[0]} chooses a node of a cluster; give --address too")
+    if address:
+        from nasray.cli_ray import ray_cluster
+        from nasray.config import ComputeConfig
+        from nasray.latency_cluster import measure_on_cluster
+
+        chosen = dict(_key_value("--label", label) for label in labels)
+        with ray_cluster(address, ComputeConfig(cpus_per_worker=setup["threads"])):
+            measure_on_cluster(space, table, setup=setup, resolutions=sides, labels=chosen)
+    else:
+        with progress("latency", len(wanted_blocks(space, sides))) as show:
+            measure(space, table, setup=Setup(**setup), resolutions=sides, show=show)
     click.echo(table)
 
 
@@ -208,9 +229,9 @@ def make_space(
     from nasray.spaces import space_by_name
 
     for setting in settings:
-        key, sign, value = setting.partition("=")
-        if not sign:
-            raise UserError(f"--set {setting}: must be KEY=VALUE")
+        key, value = _key_value("--set", setting)
+        if key == "name":
+            raise UserError(f"--set {setting}: the space is the argument SPACE; leave this out")
         try:
             options[key] = json.loads(value)
         except ValueError:
@@ -239,6 +260,13 @@ def _looked_up(
         {key: float(values[index]) for key, values in columns.items()}
         for index in range(len(archs))
     ]
+
+
+def _key_value(option: str, text: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise UserError(f"{option} {text}: must be KEY=VALUE")
+    return key, value
 
 
 def _number(text: str) -> int:

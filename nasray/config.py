@@ -159,6 +159,24 @@ class SearchConfig(Section):
         return self.verify or self.algorithm in MULTI_LIMIT
 
     @model_validator(mode="after")
+    def _rungs_have_a_max(self) -> "SearchConfig":
+        axis = [limit for limit in self.limits if limit.cost == self.limits[0].cost]
+        if self.one_by_one and len(axis) > 1:
+            for limit in axis:
+                if limit.max is None or limit.min is not None:
+                    raise ValueError(
+                        f"limits on {limit.cost}, the first limit's cost, are answered one by one: "
+                        "several of them need a `max` and no `min` each"
+                    )
+        rungs = len({limit.max for limit in axis})
+        if self.algorithm in ("vanilla", "top-down", "bottom-up") and self.num_generations < rungs:
+            raise ValueError(
+                f"num_generations = {self.num_generations} must be at least {rungs}, one for each "
+                f"limit of the {self.algorithm} search"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _parents_fit(self) -> "SearchConfig":
         if self.num_parents >= self.population_size:
             raise ValueError(

@@ -6,6 +6,7 @@ of one core each: the first layer is a sum of rows of a table, since its input i
 """
 
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pickle import UnpicklingError
@@ -30,6 +31,17 @@ CHUNK = 512  # architectures at once: their hidden units stay in cache, and on t
 MAX_ROWS = 256  # of one table of the first layer
 HELD_OUT = 0.2  # of the evaluations, to judge the fit by
 BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 512, 1e-3, 1e-4  # once-for-all issue 30
+
+# What torch.load raises for files that it did not write.
+UNREADABLE = (
+    RuntimeError,
+    EOFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    StructError,
+    UnpicklingError,
+)
 
 # oneDNN's matrix product with a fused ReLU runs at twice the speed of MKL's on AMD CPUs.
 FUSED = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -126,9 +138,11 @@ class AccuracyPredictor:
         """Read what save() wrote, or a predictor that Once-for-All published, for `space`."""
         content = _read(path)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            return cls(space, published_layers(content, space, path))
-        _check_same_space(content["space"], describe(space), path)
-        return cls(space, [(weight, bias) for weight, bias in content["layers"]])
+            layers = published_layers(content, space, path)
+        else:
+            _check_same_space(content.get("space"), describe(space), path)
+            layers = content.get("layers")
+        return cls(space, _checked(layers, sum(len(gene.choices) for gene in space.genes), path))
 
     def _predict(self, population: Tensor) -> Tensor:
         places = (population.float() @ self.strides).int() + self.offsets
@@ -203,7 +217,7 @@ def _group(sizes: list[int], activity: Activity) -> list[Group]:
 
 
 def _fresh_layers(space: Space, mean: float, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """He-initialised layers whose output starts near `mean`."""
+    """Layers with torch's usual initial weights, whose output starts near `mean`."""
     generator = torch.Generator().manual_seed(seed)
     widths = [sum(len(gene.choices) for gene in space.genes), *HIDDEN, 1]
     layers = []
@@ -219,6 +233,8 @@ def _train(
     layers: Sequence[tuple[Tensor, Tensor]], inputs: Tensor, targets: Tensor, seed: int, steps: int
 ) -> list[tuple[Tensor, Tensor]]:
     """Minimise the squared error by Adam, its rate falling to 0 along a cosine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the order of float sums must not depend on the machine's cores
     network = nn.Sequential()
     for weight, bias in layers:
         linear = nn.Linear(weight.shape[1], weight.shape[0])
@@ -237,6 +253,7 @@ def _train(
         F.mse_loss(network(inputs[batch])[:, 0], targets[batch]).backward()
         optimizer.step()
         schedule.step()
+    torch.set_num_threads(threads)
     linears = [module for module in network if isinstance(module, nn.Linear)]
     return [(linear.weight.detach(), linear.bias.detach()) for linear in linears]
 
@@ -244,15 +261,38 @@ def _train(
 def _read(path: str) -> Any:
     if not storage.exists(path):
         raise UserError(f"{path} does not exist; fit a predictor first, or correct the path")
+    content = io.BytesIO(storage.read(path))
     try:
-        content = io.BytesIO(storage.read(path))
-        return torch.load(content, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, StructError, UnpicklingError) as error:
-        first_line = str(error).strip().split("\n")[0][:200]
-        raise UserError(f"{path} is not a readable predictor ({first_line})") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice is to load it unsafely
+            return torch.load(content, map_location="cpu", weights_only=True)
+    except UNREADABLE:
+        raise UserError(
+            f"{path} is not a readable predictor: damaged, or not written by nasray or OFA; fit or "
+            "fetch it again"
+        ) from None
 
 
-def _check_same_space(fitted: dict[str, Any], asked: dict[str, Any], path: str) -> None:
+def _checked(layers: Any, num_inputs: int, path: str) -> list[tuple[Tensor, Tensor]]:
+    """Refuse layers that do not fit to the space or to each other, or are not finite."""
+    width = num_inputs
+    try:
+        found = [(weight.float(), bias.float()) for weight, bias in layers]
+        for weight, bias in found:
+            whole = weight.isfinite().all() and bias.isfinite().all()
+            if weight.shape != (len(bias), width) or not whole:
+                raise ValueError
+            width = len(bias)
+        if width != 1 or len(found) < 2:
+            raise ValueError
+    except (TypeError, ValueError, AttributeError):
+        raise UserError(f"{path} is a damaged predictor; fit or fetch it again") from None
+    return found
+
+
+def _check_same_space(fitted: Any, asked: dict[str, Any], path: str) -> None:
+    if not isinstance(fitted, dict) or "name" not in fitted:
+        raise UserError(f"{path} is a damaged predictor; fit or fetch it again")
     for key in ("name", *sorted(fitted.keys() & asked.keys())):
         if fitted[key] != asked[key]:
             raise UserError(

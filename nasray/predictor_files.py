@@ -17,6 +17,9 @@ MOBILENETV3_KERNELS, MOBILENETV3_EXPANDS, MOBILENETV3_SIDES = 0, 60, 120
 MOBILENETV3_SIZES = tuple(range(112, 225, 16))
 # The library's ResNet50D predictor: eight input sides, stem, widths, expand ratios.
 RESNET_SIDES, RESNET_STEM, RESNET_WIDTHS, RESNET_EXPANDS = 0, 8, 10, 28
+RESNET_KEYS = {"base_acc", "layers.3.weight"} | {
+    f"layers.{index}.0.{kind}" for index in range(3) for kind in ("weight", "bias")
+}
 RESNET_SIZES = (128, 144, 160, 176, 192, 224, 240, 256)
 
 
@@ -27,7 +30,7 @@ def published_layers(content: Any, space: Space, path: str) -> list[tuple[Tensor
         _check(space, "ofa_mobilenetv3", 1.2, path)
         layers = [(content[f"{index}.weight"], content[f"{index}.bias"]) for index in (0, 2, 4, 6)]
         columns = _mobilenetv3_columns(space, path)
-    elif {"base_acc", "layers.3.weight", "layers.0.0.weight"} <= keys:
+    elif RESNET_KEYS <= keys:
         _check(space, "ofa_resnet50d", 1.0, path)
         layers = [
             (content[f"layers.{index}.0.weight"], content[f"layers.{index}.0.bias"])
@@ -40,6 +43,9 @@ def published_layers(content: Any, space: Space, path: str) -> list[tuple[Tensor
             f"{path} holds no accuracy predictor; it must be one that nasray or OFA wrote"
         )
     first, bias = layers[0]
+    most = max(column for column in columns if column is not None)
+    if not isinstance(first, Tensor) or first.ndim != 2 or first.shape[1] <= most:
+        raise UserError(f"{path} is a damaged predictor; fit or fetch it again")
     moved = torch.zeros(len(first), len(columns))
     for place, column in enumerate(columns):
         if column is not None:

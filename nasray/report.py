@@ -70,7 +70,7 @@ class Run:
     @property
     def answers(self) -> list[Entry]:
         """The best for each limit, of a search that answers them one by one."""
-        answers = (self.search or {}).get("answers", [])
+        answers = (self.search or {}).get("answers") or []
         return answers if any(entry.get("limit") for entry in answers) else []
 
     @property
@@ -155,7 +155,9 @@ def _read_run(run_dir: str) -> Run:
             for name in sorted(storage.list_names(retrain), key=lambda name: (len(name), name))
         ],
         predictor=_load(
-            run_dir, "predictor/fit.json", "measured", "predicted", "rmse", "kendall_tau"
+            run_dir,
+            "predictor/fit.json",
+            *("num_fitted", "num_held_out", "measured", "predicted", "rmse", "kendall_tau"),
         ),
         exports=[
             _load(export, name, "file", "bytes", "max_abs_diff", "num_images", "top1_agreement")

@@ -32,7 +32,6 @@ FREE_KEYS = {
     ("compute", "num_evaluators"),
     ("compute", "gpus_per_evaluator"),
     ("compute", "max_failures"),
-    ("search", "verify"),  # a history begun the other way is refused by the search itself
 }
 
 
@@ -104,7 +103,9 @@ def opened(folder: str, job: Job | None = None, data_path: str | None = None) ->
         if _begun(folder):
             if recorded is None:
                 raise UserError(f"{recorded_path} is gone; restore it, or use another folder")
-            _check_same(recorded, job, folder)
+            _check_same(
+                recorded, job, folder, searched=storage.exists(storage.join(folder, "history"))
+            )
         elif recorded != job:
             storage.remove(storage.join(folder, "fingerprint.json"))
         if recorded != job:
@@ -145,8 +146,12 @@ def _begun(folder: str) -> bool:
     return any(storage.exists(storage.join(folder, name)) for name in made)
 
 
-def _check_same(recorded: Job, job: Job, folder: str) -> None:
-    """Refuse to continue a run with another job; name the first difference."""
+def _check_same(recorded: Job, job: Job, folder: str, *, searched: bool) -> None:
+    """Refuse to continue a run with another job; name the first difference.
+
+    Whether a predictor proposes may be decided until the search has begun.
+    """
+    free = FREE_KEYS if searched else FREE_KEYS | {("search", "verify")}
     old, new = recorded.model_dump(), job.model_dump()
     for section, value in new.items():
         pairs = (
@@ -158,7 +163,7 @@ def _check_same(recorded: Job, job: Job, folder: str) -> None:
             else [((section,), old[section], value)]
         )
         for keys, before, after in pairs:
-            if keys not in FREE_KEYS and before != after:
+            if keys not in free and before != after:
                 raise UserError(
                     f"{folder} was recorded with {'.'.join(keys)} = {before!r}, the job says "
                     f"{after!r}; use another run directory, or the recorded value"

@@ -2,6 +2,7 @@
 and does nothing if its own result is there.
 """
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from nasray.progress import progress
 from nasray.run import Run
 from nasray.sampler import check_trained_widths
 from nasray.search.candidate import Candidate, best_first, best_within, pareto_front
-from nasray.search.driver import run_search
+from nasray.search.driver import Algorithm, run_search
 from nasray.spaces.space import Architecture
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ def search(run: Run) -> list[Candidate]:
     storage.write_json(
         run.path("search.json"),
         {
-            "winner": _entry(run, ranked[0]),
+            "winner": _entry(run, together or ranked[0]),
             "num_evaluations": len(candidates),
             "seconds": sum(candidate.seconds for candidate in candidates),
             "limits": [limit.model_dump() for limit in config.limits],
@@ -125,19 +126,30 @@ def answers(job: Job, candidates: Sequence[Candidate]) -> list[tuple[Limit | Non
     return [(rung, answer) for rung, answer in found if answer is not None]
 
 
-def _verified(run: Run) -> Any:
+def _verified(run: Run) -> Algorithm:
     """The search whose proposals come from a predictor: the job's, or one fitted to this run."""
     from nasray.fit import sampled
     from nasray.predictor import AccuracyPredictor
     from nasray.verified import VerifiedSearch
 
-    path = run.job.search.predictor
+    path, known = run.job.search.predictor, sampled(run).candidates
+    # What a search began with it goes on with, whatever has been evaluated or fitted since.
+    begun = {
+        "num_known": len(known),
+        "predictor": hashlib.sha256(storage.read(path)).hexdigest() if path else "",
+    }
+    recorded = run.path("verify.json")
+    if not run.history or not storage.exists(recorded):
+        storage.write_json(recorded, begun)
+    before = storage.read_json(recorded)
+    if before["predictor"] != begun["predictor"]:
+        raise UserError(f"search.predictor = {path}: not the file that this search began with")
     return VerifiedSearch(
         run.space,
         run.job.search,
         run.limits,
         run.job.seed,
-        known=sampled(run).candidates,
+        known=known[: before["num_known"]],
         predictor=AccuracyPredictor.load(path, run.space) if path else None,
     )
 
@@ -167,9 +179,8 @@ def retrain(run: Run) -> list[dict[str, Any]]:
     if not storage.exists(run.path("search.json")):
         raise UserError(f"{run.folder} has no finished search; run `nasray search` first")
     results = []
-    answers = storage.read_json(run.path("search.json"))["answers"]
-    archs = list(dict.fromkeys(tuple(entry["genes"]) for entry in answers))
-    for index, arch in enumerate(archs[: run.job.retrain.num_winners]):
+    archs = dict.fromkeys(found.arch for _, found in answers(run.job, run.history.candidates))
+    for index, arch in enumerate(list(archs)[: run.job.retrain.num_winners]):
         name = str(index)
         ops = cost.profile(run.space, arch)
         result = tune(run.job, run.folder, run.data_path, arch, name)

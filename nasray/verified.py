@@ -1,8 +1,8 @@
 """A search in two steps: a predictor proposes, evaluations verify, the predictor is refitted.
 
 For each limit the predictor's best architectures are found by the search for all limits at
-once, hundreds of thousands of candidates in a second or two; only those that nobody has
-evaluated yet go to the evaluators. An ask/tell algorithm like any other.
+once, hundreds of thousands of candidates in a second or two; only those that this search
+has not evaluated yet go to the evaluators. An ask/tell algorithm like any other.
 """
 
 from collections.abc import Sequence
@@ -88,7 +88,11 @@ class VerifiedSearch:
 
         while front.told < budget:
             front.advance(fitness)
-        rungs = [as_architectures(front.members(limit)) for limit in self.ladder.rungs]
+        best = {answer.limit: answer.arch for answer in front.answers()}
+        rungs = [
+            [*filter(None, [best.get(limit)]), *as_architectures(front.members(limit))]
+            for limit in self.ladder.rungs
+        ]
         in_turn = [arch for place in zip_longest(*rungs) for arch in place if arch is not None]
         return [arch for arch in dict.fromkeys(in_turn) if arch not in seen][:number]
 

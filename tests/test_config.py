@@ -44,6 +44,25 @@ def test_there_are_jobs():
         ({"search": {"limits": [{"cost": "macs"}]}}, "a limit needs `max`, `min` or both"),
         ({"search": {"limits": [{"cost": "macs", "mx": 3}]}}, "unknown key 'search.limits.0.mx'"),
         ({"search": {"limits": [{"cost": "macs", "max": 1, "min": 2}]}}, "min 2 is above max 1"),
+        (
+            {
+                "search": {
+                    "algorithm": "front",
+                    "limits": [{"cost": "macs", "max": 3}, {"cost": "macs", "max": 6, "min": 4}],
+                }
+            },
+            "limits on macs, the first limit's cost, are answered one by one",
+        ),
+        (
+            {
+                "search": {
+                    "algorithm": "top-down",
+                    "num_generations": 1,
+                    "limits": [{"cost": "macs", "max": 3}, {"cost": "macs", "max": 6}],
+                }
+            },
+            "num_generations = 1 must be at least 2",
+        ),
         ({"retrain": {"learning_rate": [2, 1]}}, "learning_rate"),
         ({"retrain": {"learning_rate": 0}}, "learning_rate"),
         ({"space": {"resolution": 20}}, "space.resolution: input should be greater"),

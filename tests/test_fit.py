@@ -77,6 +77,9 @@ def test_a_verified_search_answers_every_limit(finished_run: FinishedRun, traine
     build_report(str(trained))
     assert "The best for each limit" in (trained / "report.html").read_text()
     assert storage.read_json(str(trained / "search.json"))["answers"] == entries
+    again = start_nasray("search", job_file, trained)  # without --verify: another search
+    _, stderr = again.communicate(timeout=60)
+    assert "recorded with search.verify = True, the job says False" in stderr
 
 
 def test_answers_are_the_best_for_each_limit_or_the_best_of_all(finished_run: FinishedRun):

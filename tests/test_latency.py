@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
 from nasray.errors import UserError
 from nasray.latency import LatencyTable, block_key, blocks_of, read_lines, write_lines
+from nasray.latency_cluster import measure_on_cluster
 from nasray.latency_measure import (
     MIN_SAMPLES,
     Setup,
@@ -321,3 +323,18 @@ def test_agreement_is_error_bias_and_rank_correlation():
     swapped = compare(archs, np.array([2.0, 1.0, 4.0, 8.0]), measured)
     assert swapped.rank_correlation == pytest.approx(0.8)  # 1 - 6 * 2 / (4 * 15)
     assert compare(archs, -measured, measured).rank_correlation == -1
+
+
+def test_a_node_of_a_cluster_measures_too(ray_cluster: None, tmp_path):
+    path = str(tmp_path / "table.csv")
+    setup = {"device": "cpu", "runtime": "torch", "threads": 1, "batch_size": 1}
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    measure_on_cluster(TINY, path, setup=setup, resolutions=None, labels=here)
+    low, high = LatencyTable.load(path, TINY).bounds()
+    assert 0 < low < high
+    before = Path(path).read_text()
+    measure_on_cluster(TINY, path, setup=setup, resolutions=None, labels={})
+    assert Path(path).read_text() == before
+    with pytest.raises(UserError, match="'tensorrt' must be one of"):
+        wrong = setup | {"runtime": "tensorrt"}
+        measure_on_cluster(TINY, path, setup=wrong, resolutions=None, labels={})

@@ -9,7 +9,7 @@ import torch
 
 from nasray.errors import UserError
 from nasray.latency import LatencyTable
-from nasray.predictor import AccuracyPredictor, kendall_tau
+from nasray.predictor import FORMAT, AccuracyPredictor, kendall_tau
 from nasray.search.active import Activity
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
 from nasray.spaces.ofa_proxyless import OfaProxyless
@@ -167,8 +167,39 @@ def test_files_that_hold_no_predictor_are_named(tmp_path):
     path.write_bytes(b"no predictor at all")
     with pytest.raises(UserError, match=r"predictor.pt is not a readable predictor"):
         AccuracyPredictor.load(str(path), Tiny())
+    path.write_text("a,b\n1,2")
+    with pytest.raises(UserError, match=r"predictor.pt is not a readable predictor"):
+        AccuracyPredictor.load(str(path), Tiny())
     torch.save({"state": {}}, path)
     with pytest.raises(UserError, match=r"predictor.pt holds no accuracy predictor"):
+        AccuracyPredictor.load(str(path), Tiny())
+    torch.save({"format": FORMAT}, path)
+    with pytest.raises(UserError, match=r"predictor.pt is a damaged predictor"):
+        AccuracyPredictor.load(str(path), Tiny())
+    shapes = {"0.weight": (9, 124), "0.bias": (9,), "2.weight": (9, 9), "2.bias": (9,)}
+    shapes |= {"4.weight": (9, 9), "4.bias": (9,), "6.weight": (1, 9), "6.bias": (1,)}
+    torch.save({name: torch.zeros(shape) for name, shape in shapes.items()}, path)
+    with pytest.raises(UserError, match="is a damaged predictor"):
+        AccuracyPredictor.load(str(path), OfaMobileNetV3())
+
+
+@pytest.mark.parametrize("damage", ["nan", "shape", "short", "text", "space"])
+def test_a_damaged_predictor_is_refused(tmp_path, damage):
+    path = tmp_path / "predictor.pt"
+    random_predictor(Tiny()).save(str(path))
+    content = torch.load(path, weights_only=True)
+    if damage == "nan":
+        content["layers"][1][0][0, 0] = float("nan")
+    elif damage == "shape":
+        content["layers"][1][0] = torch.zeros(3, 3)
+    elif damage == "short":
+        content["layers"].pop()
+    elif damage == "text":
+        content["layers"] = "layers"
+    else:
+        content["space"] = "tiny"
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"predictor.pt is a damaged predictor"):
         AccuracyPredictor.load(str(path), Tiny())
 
 

@@ -107,3 +107,16 @@ def test_a_stopped_search_goes_on_as_if_nothing_had_happened(tmp_path, limits):
     resumed = search(tmp_path / "b", limits, VerifiedSearch(SPACE, CONFIG, limits, 0))
     assert [(c.arch, c.fitness) for c in resumed] == [(c.arch, c.fitness) for c in whole]
     assert VerifiedSearch(SPACE, CONFIG, limits, 1).ask() != [c.arch for c in whole[:20]]
+
+
+def test_the_best_that_the_predictor_found_is_proposed_even_if_no_chain_is_there_now(
+    limits, monkeypatch
+):
+    monkeypatch.setattr("nasray.search.front.Front.members", lambda self, limit: as_population([]))
+    macs = limits.limits[0].max
+
+    def prefers_large(population):
+        return limits.price(population)["macs"].astype(np.float32)
+
+    asked = VerifiedSearch(SPACE, CONFIG, limits, 0, predictor=prefers_large).ask()
+    assert max(cost["macs"] for cost in limits.costs(asked[:3])) > 0.97 * macs

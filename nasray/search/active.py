@@ -20,8 +20,8 @@ class Activity:
         self.canonical = space.canonical
         drawn = random_population(_all_choices(space.genes), PROBES, np.random.default_rng(0))
         last = np.array([len(gene.choices) - 1 for gene in space.genes], dtype=np.int8)
-        full = np.where(self._switched_in(drawn, last), 1, 0).astype(bool)
-        self.switched = np.flatnonzero(full)  # genes that others can switch off
+        # Genes that others can switch off.
+        self.switched = np.flatnonzero(self._switched_in(drawn, last))
         self.switches = self._switches(drawn, space.genes)
 
     def __call__(self, population: Population) -> np.ndarray:

@@ -184,7 +184,7 @@ class Front:
         children[rows, genes] = first + (children[rows, genes] - first + shift) % drawn
 
     def _slots_of(self, population: Population) -> np.ndarray:
-        """The slot of each child of the latest broods; any slot for strangers."""
+        """The slot of each child of the latest broods; -1 for strangers."""
         if len(self.broods) == 1 and population is self.broods[0][0]:
             return self.broods[0][1]
         known = {
@@ -192,13 +192,12 @@ class Front:
             for rows, slots in self.broods
             for row, slot in zip(rows, slots.tolist(), strict=True)
         }
-        strangers = self.rng.integers(len(self.ceilings), size=len(population))
-        pairs = zip(population, strangers.tolist(), strict=True)
-        return np.array([known.get(row.tobytes(), slot) for row, slot in pairs], dtype=np.intp)
+        rows = population.astype(np.int8)
+        return np.array([known.get(row.tobytes(), -1) for row in rows], dtype=np.intp)
 
     def _affordable(self, slots: np.ndarray, costs: np.ndarray) -> np.ndarray:
-        """Move children that exceed their slot's limit to any slot of the next that holds them."""
-        over = costs > self.ceilings[slots]
+        """Move what exceeds its slot's limit, or has none, to any slot of the tightest it fits."""
+        over = (slots < 0) | (costs > self.ceilings[slots])
         moved = np.searchsorted(self.rungs, costs[over]) * self.slots_per_rung
         slots = slots.copy()
         slots[over] = moved + self.rng.integers(self.slots_per_rung, size=len(moved))

@@ -1,0 +1,104 @@
+"""How a verb gets its Ray cluster: one that runs somewhere, or one for itself on this machine."""
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from nasray.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+address_option = click.option(
+    "--address",
+    envvar="RAY_ADDRESS",
+    help="Ray cluster to use, e.g. auto; without it, this machine.",
+)
+
+
+@contextmanager
+def ray_cluster(address: str | None, compute: Any) -> Iterator[None]:
+    """Connect to the cluster at `address`, or start one on this machine that ends with us.
+
+    Ray's own words are left out unless --verbose asks for them: its bars and tables say what
+    ours do. Its errors stay.
+    """
+    # Threads that wait must sleep: on a machine that does other things too, spinning ones
+    # make two threads slower than one, up to twentyfold.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Training waits at the end of an epoch for the next of these checks.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # Tune would take Ctrl-C for the end of its trials, and half-trained ones for results.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    verbose = click.get_current_context().find_root().params["verbose"]
+    if not verbose:
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's tables, whatever its `verbose`
+
+    import ray
+
+    # The token of a cluster on this machine is Ray's affair from beginning to end.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    options = {
+        "log_to_driver": verbose,
+        "logging_level": logging.INFO if verbose else logging.WARNING,
+    }
+    if address and address != "local":
+        _check_reachable(address)
+        try:
+            ray.init(address=address, **options)
+        except (
+            ConnectionError,
+            RuntimeError,  # of a cluster of another Ray or Python
+            ValueError,
+            ray.exceptions.AuthenticationError,
+        ) as error:
+            raise UserError(
+                f"--address {address}: {error}; a cluster with token authentication needs "
+                "RAY_AUTH_MODE=token and its token here, too"
+            ) from None
+        has, needs = ray.cluster_resources().get("CPU", 0), _needed_cpus(compute)
+        if has < needs:
+            logger.warning(
+                "the cluster has %g CPUs and [compute] asks for %d: what finds no place waits "
+                "until nodes join; lower num_workers or num_evaluators if none will",
+                has,
+                needs,
+            )
+    else:
+        num_cpus = max(os.cpu_count() or 1, _needed_cpus(compute))
+        ray.init(address="local", num_cpus=num_cpus, **options)
+        if compute.device == "gpu" and not ray.cluster_resources().get("GPU"):
+            ray.shutdown()
+            raise UserError('compute.device = "gpu", but this machine has none; say "auto"')
+    # Ray has its own answer to this signal, twenty lines of addresses.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse a HOST:PORT where nothing listens; Ray would try for a quarter of an hour."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise UserError(
+                f"--address {address}: no Ray cluster answers there ({error})"
+            ) from None
+
+
+def _needed_cpus(compute: Any) -> int:
+    """The most CPUs that any stage of a job asks for at once."""
+    return max(
+        compute.num_workers * compute.cpus_per_worker,
+        compute.num_evaluators * compute.cpus_per_evaluator,
+        compute.concurrent_trials * compute.workers_per_trial * compute.cpus_per_trial,
+    )

@@ -1,0 +1,61 @@
+"""Measure latencies on a node of a cluster that has the device: one Ray task, on its own.
+
+Blocks are measured one after the other on one device; a second task would disturb the first.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from nasray import storage
+from nasray.latency import read_lines
+from nasray.latency_measure import Setup, measure, wanted_blocks
+from nasray.progress import following
+from nasray.spaces.space import Space
+from nasray.trainer import raise_user_error
+
+logger = logging.getLogger(__name__)
+
+
+def measure_on_cluster(
+    space: Space,
+    table: str,
+    *,
+    setup: dict[str, Any],
+    resolutions: Sequence[int] | None,
+    labels: dict[str, str],
+) -> None:
+    """measure() `space` into `table` on a node with these `labels`, e.g. of an accelerator.
+
+    `setup` holds the fields of a Setup, which only the node can check. `table` must be a
+    path or URI that the node sees.
+    """
+    on_gpu = setup["device"] == "cuda"
+    task = _measure.options(
+        num_cpus=setup["threads"], num_gpus=1 if on_gpu else 0, label_selector=labels
+    )
+    path = storage.absolute(table)
+
+    def look() -> tuple[int, str]:
+        done = len(read_lines(path)) if storage.exists(path) else 0
+        return min(done, total), "blocks begun"
+
+    if labels and not any(labels.items() <= node["Labels"].items() for node in ray.nodes()):
+        logger.warning("no node has the labels %s yet; waiting for one that joins", labels)
+    total = len(wanted_blocks(space, resolutions))
+    with following("latency", total, look):
+        try:
+            ray.get(task.remote(space, path, setup, resolutions))
+        except ray.exceptions.RayTaskError as error:
+            raise_user_error(error)
+            raise
+
+
+@ray.remote(max_retries=3)
+def _measure(
+    space: Space, path: str, setup: dict[str, Any], resolutions: Sequence[int] | None
+) -> None:
+    """What is in the table already is not measured again, also after a lost node."""
+    measure(space, path, setup=Setup(**setup), resolutions=resolutions)
