@@ -13,6 +13,7 @@ PHOTOS = ROOT.parent / "shared" / "data" / "signdigits" / "signdigits.tar"
 
 pytestmark = [
     pytest.mark.ray,
+    pytest.mark.slow,
     pytest.mark.skipif(not PHOTOS.exists(), reason=f"{PHOTOS.name} is not beside the project"),
 ]
 
