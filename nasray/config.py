@@ -6,6 +6,7 @@ Knows no space, no network and no cluster.
 
 import difflib
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,6 +128,11 @@ class Limit(Section):
         return self
 
 
+def axis(limits: Sequence[Limit]) -> str:
+    """The cost that a front is drawn over: the first limited one, else MACs."""
+    return limits[0].cost if limits else "macs"
+
+
 # Algorithms that answer each limit on the first limit's cost by an architecture of its own; to
 # the others a candidate must be within all limits at once.
 MULTI_LIMIT = ("front", "nsga2", "vanilla", "top-down", "bottom-up")
@@ -160,15 +166,15 @@ class SearchConfig(Section):
 
     @model_validator(mode="after")
     def _rungs_have_a_max(self) -> "SearchConfig":
-        axis = [limit for limit in self.limits if limit.cost == self.limits[0].cost]
-        if self.one_by_one and len(axis) > 1:
-            for limit in axis:
+        on_axis = [limit for limit in self.limits if limit.cost == axis(self.limits)]
+        if self.one_by_one and len(on_axis) > 1:
+            for limit in on_axis:
                 if limit.max is None or limit.min is not None:
                     raise ValueError(
                         f"limits on {limit.cost}, the first limit's cost, are answered one by one: "
                         "several of them need a `max` and no `min` each"
                     )
-        rungs = len({limit.max for limit in axis})
+        rungs = len({limit.max for limit in on_axis})
         if self.algorithm in ("vanilla", "top-down", "bottom-up") and self.num_generations < rungs:
             raise ValueError(
                 f"num_generations = {self.num_generations} must be at least {rungs}, one for each "

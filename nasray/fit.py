@@ -13,7 +13,6 @@ from nasray.progress import progress
 from nasray.run import Run
 from nasray.search.candidate import Candidate
 from nasray.search.driver import run_search
-from nasray.search.history import History
 from nasray.search.limits import Limits
 from nasray.stages import require_supernet
 from nasray.verified import FEWEST, fitted, unique
@@ -42,7 +41,7 @@ def fit_predictor(run: Run, num_sample: int = 0) -> dict[str, Any]:
 
 def sample(run: Run, number: int) -> list[Candidate]:
     """Evaluate `number` random architectures on the pool, or go on with them; all recorded."""
-    history = sampled(run)
+    history = run.sample
     num_chunks = math.ceil(number / CHUNK)
     if len(history) >= num_chunks:
         return history.candidates
@@ -56,8 +55,3 @@ def sample(run: Run, number: int) -> list[Candidate]:
     with EvaluatorPool(task) as pool, progress("sample", num_chunks, len(history)) as show:
         limits = Limits(run.space, (), run.latency)
         return run_search(run.space, config, limits, pool, history, seed=run.job.seed, show=show)
-
-
-def sampled(run: Run) -> History:
-    """The random architectures evaluated so far."""
-    return History(run.path("predictor", "sample"))

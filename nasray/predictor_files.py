@@ -4,23 +4,38 @@ Their layers take one-hot inputs in an order of their own and leave out genes th
 switch others off; here each input column moves to its gene, and those genes get zeros.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nasray.errors import UserError
-from nasray.spaces.space import Gene, Space
+from nasray.spaces.space import Space
 
-# The tutorial's MobileNetV3 predictor: kernels, expand ratios, then eight input sides.
-MOBILENETV3_KERNELS, MOBILENETV3_EXPANDS, MOBILENETV3_SIDES = 0, 60, 120
-MOBILENETV3_SIZES = tuple(range(112, 225, 16))
-# The library's ResNet50D predictor: eight input sides, stem, widths, expand ratios.
-RESNET_SIDES, RESNET_STEM, RESNET_WIDTHS, RESNET_EXPANDS = 0, 8, 10, 28
 RESNET_KEYS = {"base_acc", "layers.3.weight"} | {
     f"layers.{index}.0.{kind}" for index in range(3) for kind in ("weight", "bias")
 }
-RESNET_SIZES = (128, 144, 160, 176, 192, 224, 240, 256)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A published input: the first column of each kind of genes, or of one gene by its name.
+
+    Genes of one kind follow on each other. `sides`: the input sides that it knows.
+    """
+
+    starts: dict[str, int]
+    sides: tuple[int, ...]
+
+
+# The tutorial's for MobileNetV3, and the library's for ResNet50D.
+MOBILENETV3 = Layout({"kernel": 0, "expand": 60, "resolution": 120}, tuple(range(112, 225, 16)))
+RESNET50D = Layout(
+    {"resolution": 0, "stem.depth": 8, "width": 10, "expand": 28},
+    (128, 144, 160, 176, 192, 224, 240, 256),
+)
 
 
 def published_layers(content: Any, space: Space, path: str) -> list[tuple[Tensor, Tensor]]:
@@ -29,7 +44,7 @@ def published_layers(content: Any, space: Space, path: str) -> list[tuple[Tensor
     if {f"{index}.{kind}" for index in (0, 2, 4, 6) for kind in ("weight", "bias")} == keys:
         _check(space, "ofa_mobilenetv3", 1.2, path)
         layers = [(content[f"{index}.weight"], content[f"{index}.bias"]) for index in (0, 2, 4, 6)]
-        columns = _mobilenetv3_columns(space, path)
+        columns = _columns(space, MOBILENETV3, path)
     elif RESNET_KEYS <= keys:
         _check(space, "ofa_resnet50d", 1.0, path)
         layers = [
@@ -37,7 +52,7 @@ def published_layers(content: Any, space: Space, path: str) -> list[tuple[Tensor
             for index in range(3)
         ]
         layers.append((content["layers.3.weight"], content["base_acc"]))
-        columns = _resnet_columns(space, path)
+        columns = _columns(space, RESNET50D, path)
     else:
         raise UserError(
             f"{path} holds no accuracy predictor; it must be one that nasray or OFA wrote"
@@ -53,45 +68,29 @@ def published_layers(content: Any, space: Space, path: str) -> list[tuple[Tensor
     return [(moved, bias), *layers[1:]]
 
 
-def _mobilenetv3_columns(space: Space, path: str) -> list[int | None]:
-    """Where each choice of each gene is in the published input; None: nowhere."""
-    starts = {"kernel": MOBILENETV3_KERNELS, "expand": MOBILENETV3_EXPANDS}
+def _columns(space: Space, layout: Layout, path: str) -> list[int | None]:
+    """Where each choice of each gene is in a published input; None: nowhere."""
+    nexts = dict(layout.starts)
     columns: list[int | None] = []
     for gene in space.genes:
-        if gene.kind == "resolution":
-            columns += _sides(gene, MOBILENETV3_SIZES, MOBILENETV3_SIDES, path)
-        elif gene.kind in starts:
-            columns += range(starts[gene.kind], starts[gene.kind] + len(gene.choices))
-            starts[gene.kind] += len(gene.choices)
+        key = gene.name if gene.name in nexts else gene.kind
+        if key == "resolution":
+            columns += [nexts[key] + place for place in _places(gene.choices, layout.sides, path)]
+        elif key in nexts:
+            columns += range(nexts[key], nexts[key] + len(gene.choices))
+            nexts[key] += len(gene.choices)
         else:
             columns += [None] * len(gene.choices)
     return columns
 
 
-def _resnet_columns(space: Space, path: str) -> list[int | None]:
-    starts = {"width": RESNET_WIDTHS, "expand": RESNET_EXPANDS}
-    depths = [gene for gene in space.genes if gene.kind == "depth"]
-    columns: list[int | None] = []
-    for gene in space.genes:
-        if gene.kind == "resolution":
-            columns += _sides(gene, RESNET_SIZES, RESNET_SIDES, path)
-        elif gene.kind in starts:
-            columns += range(starts[gene.kind], starts[gene.kind] + len(gene.choices))
-            starts[gene.kind] += len(gene.choices)
-        elif gene is depths[0]:  # the stem's
-            columns += [RESNET_STEM, RESNET_STEM + 1]
-        else:
-            columns += [None] * len(gene.choices)
-    return columns
-
-
-def _sides(gene: Gene, known: tuple[int, ...], start: int, path: str) -> list[int]:
-    unknown = sorted(set(gene.choices) - set(known))
+def _places(sides: Sequence[int], known: tuple[int, ...], path: str) -> list[int]:
+    unknown = sorted(set(sides) - set(known))
     if unknown:
         raise UserError(
             f"{path} knows no resolutions {unknown}; set space.resolutions to some of {known}"
         )
-    return [start + known.index(side) for side in gene.choices]
+    return [known.index(side) for side in sides]
 
 
 def _check(space: Space, name: str, width: float, path: str) -> None:

@@ -10,11 +10,15 @@ Entry = dict[str, Any]
 
 
 def candidates_table(entries: Sequence[Entry], paired: bool) -> str:
+    """Top-1, costs and genes of each; before them its limit, if the first has one."""
     costs = [name for name in figures.COSTS if costs_of(entries[0]).get(name) is not None]
+    limited = bool(entries[0].get("limit"))
+    header = ["top-1", *(figures.COSTS[name][0] for name in costs), "architecture"]
     return table(
-        ["top-1", *(figures.COSTS[name][0] for name in costs), "architecture"],
+        ["limit", *header] if limited else header,
         [
             [
+                *([_limit(entry["limit"])] if limited else []),
                 percent(entry["fitness"]),
                 *(amount(name, costs_of(entry)[name]) for name in costs),
                 arch_code(entry, paired),
@@ -27,20 +31,7 @@ def candidates_table(entries: Sequence[Entry], paired: bool) -> str:
 
 def answers_section(entries: Sequence[Entry], paired: bool) -> str:
     """The best architecture for each limit."""
-    if not entries:
-        return ""
-    costs = [name for name in figures.COSTS if costs_of(entries[0]).get(name) is not None]
-    rows = [
-        [
-            _limit(entry["limit"]),
-            percent(entry["fitness"]),
-            *(amount(name, costs_of(entry)[name]) for name in costs),
-            arch_code(entry, paired),
-        ]
-        for entry in entries
-    ]
-    header = ["limit", "top-1", *(figures.COSTS[name][0] for name in costs), "architecture"]
-    return section("The best for each limit", table(header, rows, text_last=True))
+    return entries and section("The best for each limit", candidates_table(entries, paired)) or ""
 
 
 def predictor_section(fit: Entry | None) -> str:

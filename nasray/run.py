@@ -81,7 +81,12 @@ class Run:
 
     @property
     def history(self) -> History:
-        return History(storage.join(self.folder, "history"))
+        return History(self.path("history"))
+
+    @property
+    def sample(self) -> History:
+        """The random architectures that were evaluated to fit a predictor."""
+        return History(self.path("predictor", "sample"))
 
     def path(self, *names: str) -> str:
         return storage.join(self.folder, *names)

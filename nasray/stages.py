@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nasray import checkpoint, cost, storage
-from nasray.config import DataConfig, Job, Limit
+from nasray.config import DataConfig, Job, Limit, axis
 from nasray.datasets import DatasetInfo, import_dataset
 from nasray.errors import UserError
 from nasray.images import JobImages
@@ -93,7 +93,7 @@ def search(run: Run) -> list[Candidate]:
         together = best_within(candidates, config.limits)
         baseline = _compare_with_random(run, pool, together.arch) if together else None
     ranked = best_first(candidates)
-    front = pareto_front(candidates, front_cost(run.job))
+    front = pareto_front(candidates, axis(config.limits))
     storage.write_json(run.path("front.json"), [_entry(run, found) for found in front])
     storage.write_json(run.path("top.json"), [_entry(run, c) for c in ranked[: config.top_k]])
     storage.write_json(
@@ -103,7 +103,7 @@ def search(run: Run) -> list[Candidate]:
             "num_evaluations": len(candidates),
             "seconds": sum(candidate.seconds for candidate in candidates),
             "limits": [limit.model_dump() for limit in config.limits],
-            "front_cost": front_cost(run.job),
+            "front_cost": axis(config.limits),
             "answers": [
                 {"limit": limit and limit.model_dump(), **_entry(run, answer)}
                 for limit, answer in answers(run.job, candidates)
@@ -119,20 +119,19 @@ def answers(job: Job, candidates: Sequence[Candidate]) -> list[tuple[Limit | Non
     config = job.search
     if not config.one_by_one or not config.limits:
         return [(None, best) for best in best_first(candidates)[: job.retrain.num_winners]]
-    axis = config.limits[0].cost  # its limits are answered one by one, all others always hold
-    rungs = [limit for limit in config.limits if limit.cost == axis]
-    others = [limit for limit in config.limits if limit.cost != axis]
+    cost = axis(config.limits)  # its limits are answered one by one, all others always hold
+    rungs = [limit for limit in config.limits if limit.cost == cost]
+    others = [limit for limit in config.limits if limit.cost != cost]
     found = [(rung, best_within(candidates, [rung, *others])) for rung in rungs]
     return [(rung, answer) for rung, answer in found if answer is not None]
 
 
 def _verified(run: Run) -> Algorithm:
     """The search whose proposals come from a predictor: the job's, or one fitted to this run."""
-    from nasray.fit import sampled
     from nasray.predictor import AccuracyPredictor
     from nasray.verified import VerifiedSearch
 
-    path, known = run.job.search.predictor, sampled(run).candidates
+    path, known = run.job.search.predictor, run.sample.candidates
     # What a search began with it goes on with, whatever has been evaluated or fitted since.
     begun = {
         "num_known": len(known),
@@ -152,11 +151,6 @@ def _verified(run: Run) -> Algorithm:
         known=known[: before["num_known"]],
         predictor=AccuracyPredictor.load(path, run.space) if path else None,
     )
-
-
-def front_cost(job: Job) -> str:
-    """The cost that the Pareto front is drawn over: the first limited one, else MACs."""
-    return job.search.limits[0].cost if job.search.limits else "macs"
 
 
 def evaluate(run: Run, archs: Sequence[Architecture]) -> list[dict[str, Any]]:

@@ -46,7 +46,7 @@ class VerifiedSearch:
         known: Sequence[Candidate] = (),
         predictor: AccuracyPredictor | None = None,
     ) -> None:
-        self.space, self.config, self.limits, self.seed = space, config, limits, seed
+        self.space, self.config, self.seed = space, config, seed
         self.ladder = Ladder(limits)
         self.known, self.given = list(known), predictor
         self.told: list[Candidate] = []

@@ -10,8 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from nasray.config import Limit, SearchConfig
-from nasray.errors import UserError
+from nasray.config import Limit, SearchConfig, axis
 from nasray.search.candidate import Candidate
 from nasray.search.front import Front
 from nasray.search.limits import Limits
@@ -19,7 +18,6 @@ from nasray.search.nsga2 import Nsga2
 from nasray.search.topdown import FIRST, LATER, Staged
 from nasray.spaces.space import Architecture, Population, Space, as_architectures, as_population
 
-DEFAULT_COST = "macs"
 MAX_ROUNDS = 30  # of breeding, before random newcomers fill what offspring could not
 
 
@@ -28,7 +26,7 @@ class Ladder:
 
     def __init__(self, limits: Limits) -> None:
         given = limits.limits
-        self.cost = given[0].cost if given else DEFAULT_COST
+        self.cost = axis(given)
         own = [limit for limit in given if limit.cost == self.cost]
         tops = [limit.max for limit in own if limit.max is not None]
         self.rungs = tops or [limits.bounds(self.cost)[1]]
@@ -146,11 +144,6 @@ def _on_the_axis(ladder: Ladder, core: Front | Staged, size: int, seed: int) -> 
 
 def _shares(generations: int, num_limits: int, strategy: str) -> tuple[int, int]:
     """Divide the generations among the limits as published: equally, or 5 to 1 to 1 ..."""
-    if generations < num_limits:
-        raise UserError(
-            f"search.num_generations = {generations} must be at least {num_limits}, one for each "
-            f"limit of the {strategy} search"
-        )
     ratio = 1 if strategy == "vanilla" else FIRST // LATER
     later = max(1, generations // (num_limits - 1 + ratio))
     return generations - later * (num_limits - 1), later

@@ -47,11 +47,6 @@ class Nsga2:
         self.population, self.losses = population[kept], losses[kept]
         self.ranks, self.distances = ranks[kept], distances[kept]
 
-    def front(self) -> tuple[Population, np.ndarray]:
-        """The architectures that no other dominates, and their losses."""
-        first = self.ranks == 0
-        return self.population[first].copy(), self.losses[first].copy()
-
     def _winners(self) -> np.ndarray:
         """Rows that win a tournament of two: by rank, then by distance."""
         pairs = self.rng.integers(len(self.population), size=(2, self.size))

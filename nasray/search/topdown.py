@@ -3,7 +3,7 @@
 All three run the genetic search of Once-for-All for one limit after another; they differ
 in what the next limit starts from. Populations in, populations out: what evaluates them is
 the caller's. Unlike the originals, an answer never changes after it was found, pruning
-also lowers the resolution, no loop waits for luck, and every evaluated architecture counts.
+also lowers the resolution, no loop waits for luck, and the last brood is read like any other.
 """
 
 from collections.abc import Callable
