@@ -4,16 +4,20 @@
 
 Bare: forward passes of the extracted subnet, in eval mode, over the same calibration and
 validation images, normalised and in memory beforehand, in the same batches and threads.
-Two evaluators over one: candidates a second of an EvaluatorPool of Ray actors.
+Two evaluators over one: candidates a second of an EvaluatorPool of Ray actors. Memory:
+what is resident of four evaluators on one node (pages that several share counted once), over
+the images they share and four times what one evaluator has for itself alone.
 """
 
 import argparse
 import statistics
 import tempfile
+import time
 
 import numpy as np
 import ray
 import torch
+from ray.thirdparty_files import psutil
 from table import Row, interleaved, median_ratio, show
 
 from nasray import checkpoint
@@ -21,7 +25,7 @@ from nasray.config import parse_job
 from nasray.datasets import import_dataset
 from nasray.datasets.transforms import normalize
 from nasray.evaluate import evaluate
-from nasray.evaluator import EvaluationTask, EvaluatorPool
+from nasray.evaluator import EvaluationTask, EvaluatorPool, Request
 from nasray.spaces import make_space
 from nasray.spaces.space import as_architectures, random_population
 
@@ -46,14 +50,17 @@ def main():
         rng = np.random.default_rng(0)
         archs = as_architectures(random_population(space.genes, options.archs, rng))
         seconds, over_bare = time_single(supernet, archs, options)
-        speedup = time_pool(job, path, archs, folder)
+        speedup, memory, parts = measure_pools(job, path, archs, folder)
 
     where = f"{options.images} + {options.images} images, {options.side} px, 1 thread"
     show(
         [
             Row(f"evaluation of a candidate, {where}, median", seconds, "s"),
-            Row("evaluation / bare forward passes, median", over_bare, "ratio", "<= 1.15"),
+            Row("evaluation / bare forward passes, median", over_bare, "ratio", "<= 1.10"),
             Row("candidates a second, 2 evaluators / 1", speedup, "ratio", ">= 1.8"),
+            Row("images that evaluators of a node share", parts[0], "MB"),
+            Row("one evaluator's own memory", parts[1], "MB"),
+            Row("four evaluators / shared images + 4 x own memory", memory, "ratio", "<= 1"),
         ],
         options.json,
     )
@@ -115,19 +122,60 @@ def time_single(supernet, archs, options):
     return statistics.median(seconds), statistics.median(ratios)
 
 
-def time_pool(job, supernet_path, archs, data_path):
-    """Candidates a second of two evaluators over one, turn about on the same candidates."""
-    ray.init(address="local", num_cpus=3, log_to_driver=False, include_dashboard=False)
-    tasks = []
-    for number in (1, 2):
+def measure_pools(job, supernet_path, archs, data_path):
+    """Candidates a second of two evaluators over one, turn about; memory of four over one's."""
+    ray.init(address="local", num_cpus=5, log_to_driver=False, include_dashboard=False)
+    requests = [Request(arch=arch) for arch in archs * 3]
+
+    def pool(number):
         compute = job.compute.model_copy(update={"num_evaluators": number})
-        each = job.model_copy(update={"compute": compute})
-        tasks.append(EvaluationTask(supernet=supernet_path, data_path=data_path, job=each))
-    with EvaluatorPool(tasks[0]) as one, EvaluatorPool(tasks[1]) as two:
-        two(archs)  # both up and warm
-        times = interleaved({"one": lambda: one(archs * 3), "two": lambda: two(archs * 3)}, 3)
+        return EvaluatorPool(
+            EvaluationTask(
+                supernet=supernet_path,
+                digest=checkpoint.digest(supernet_path),
+                data_path=data_path,
+                job=job.model_copy(update={"compute": compute}),
+            )
+        )
+
+    with pool(1) as one, pool(2) as two:
+        warm(two, 2, requests)
+        calls = {"one": lambda: one.evaluate(requests), "two": lambda: two.evaluate(requests)}
+        times = interleaved(calls, 3)
+    speedup = median_ratio(times["one"], times["two"])
+    memory = {}
+    for number in (1, 4):
+        wait_until_gone()
+        with pool(number) as each:
+            warm(each, number, requests)
+            memory[number] = [process.memory_full_info() for process in evaluator_processes()]
     ray.shutdown()
-    return median_ratio(times["one"], times["two"])
+    own = memory[1][0].uss / 1e6
+    shared = 2 * images_bytes(job) / 1e6
+    together = sum(each.pss for each in memory[4]) / 1e6
+    return speedup, together / (shared + 4 * own), (shared, own)
+
+
+def warm(pool, number, requests):
+    """Evaluate until all of the pool's evaluators have done something."""
+    names = set()
+    while len(names) < number:
+        names |= {found.evaluator for found in pool.evaluate(requests)}
+
+
+def images_bytes(job):
+    """Bytes of as many images as are calibrated on, or judged on: the same number of each."""
+    return job.search.calibration_images * 3 * job.space.resolution**2
+
+
+def evaluator_processes():
+    children = psutil.Process().children(recursive=True)
+    return [each for each in children if each.name().startswith("ray::Evaluator")]
+
+
+def wait_until_gone():
+    while evaluator_processes():
+        time.sleep(0.1)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Tensors and plain values only, so that torch.load(weights_only=True) reads every one.
 """
 
+import hashlib
 import io
 from pickle import UnpicklingError  # the error only: no pickle is ever read
 from struct import error as StructError
@@ -22,9 +23,11 @@ def save_supernet(path: str, supernet: Supernet, **extra: Any) -> None:
     _save(path, {"space": describe(supernet.space), "state": supernet.state_dict(), **extra})
 
 
-def load_supernet(path: str, space: Space | None = None, device: str = "cpu") -> Supernet:
-    """Load a supernet in eval mode; with `space` given, refuse one of another space."""
-    content = load(path, device)
+def load_supernet(
+    path: str, space: Space | None = None, device: str = "cpu", *, digest: str = ""
+) -> Supernet:
+    """Load a supernet in eval mode; refuse one of another space, or another digest, if given."""
+    content = load(path, device, digest=digest)
     found = _space_of(content, path)
     if space is not None and found != space:
         raise UserError(
@@ -56,12 +59,23 @@ def load_subnet(path: str) -> tuple[Space, Architecture, nn.Sequential, dict[str
     return space, arch, subnet.eval(), extra
 
 
-def load(path: str, device: str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint file; nothing in it is ever executed."""
+def digest(path: str) -> str:
+    """A hash of a file, to know it again by."""
+    return hashlib.sha256(storage.read(path)).hexdigest()
+
+
+def load(path: str, device: str = "cpu", *, digest: str = "") -> dict[str, Any]:
+    """Read a checkpoint file, of this `digest` if given; nothing in it is ever executed."""
     if not storage.exists(path):
         raise UserError(f"{path} does not exist; train first, or check the run directory")
+    content = storage.read(path)
+    if digest and hashlib.sha256(content).hexdigest() != digest:
+        raise UserError(
+            f"{path} is not the file that this search began with; restore it, or remove the run's "
+            "history/ to search the new one"
+        )
     try:
-        return torch.load(io.BytesIO(storage.read(path)), map_location=device, weights_only=True)
+        return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     except (RuntimeError, EOFError, ValueError, KeyError, StructError, UnpicklingError) as error:
         raise UserError(f"{path} is not a readable checkpoint ({_first_line(error)})") from None
 

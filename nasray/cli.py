@@ -27,7 +27,9 @@ class Verbs(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise click.ClickException("stopped; the same command goes on from here") from None
+            raise click.ClickException(
+                "stopped; the same command goes on from what is recorded"
+            ) from None
         except (UserError, EvaluationError) as error:
             raise click.ClickException(" ".join(str(error).split())) from None
         except OSError as error:  # pyarrow's name the file in their text
@@ -153,6 +155,8 @@ def search(
     from nasray import stages, storage
 
     with _opened(run_dir, job, data_path, verify) as opened:
+        stages.require_supernet(opened)
+        stages.check(opened)
         with ray_cluster(address, opened.job.compute):
             stages.search(opened)
         name, key = (
@@ -185,6 +189,30 @@ def evaluate(
                 click.echo(json.dumps(line))
 
 
+@main.command("calibration-study")
+@run_argument
+@click.option(
+    "--archs", "num_archs", type=click.IntRange(3), default=30, show_default=True, help="How many."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@data_option
+@address_option
+def calibration_study(
+    run_dir: str, num_archs: int, seed: int, data_path: str | None, address: str | None
+) -> None:
+    """Compare ways and image counts of BN recalibration on random subnets of RUN_DIR.
+
+    One line each: mean top-1, rank correlation with the most images, seconds a subnet.
+    """
+    with _opened(run_dir, None, data_path) as opened:
+        with ray_cluster(address, opened.job.compute):
+            from nasray.calibration_study import calibration_study
+
+            found = calibration_study(opened, num_archs, seed)
+    for row in found["rows"]:
+        click.echo(json.dumps({key: value for key, value in row.items() if key != "top1"}))
+
+
 @main.command("fit-predictor")
 @run_argument
 @click.option(
@@ -200,10 +228,13 @@ def fit_predictor(run_dir: str, sample: int, data_path: str | None, address: str
 
     Prints how well it predicts evaluations that it was not fitted to.
     """
-    from nasray.fit import fit_predictor
+    from nasray import fit
 
-    with _opened(run_dir, None, data_path) as opened, ray_cluster(address, opened.job.compute):
-        found = fit_predictor(opened, sample)
+    with _opened(run_dir, None, data_path) as opened:
+        if not fit.is_sampled(opened, sample):
+            with ray_cluster(address, opened.job.compute):
+                fit.sample(opened, sample)
+        found = fit.fit_predictor(opened)
         shown = ("predictor", "num_evaluations", "rmse", "kendall_tau")
         click.echo(json.dumps({key: found[key] for key in shown}))
 

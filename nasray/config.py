@@ -142,8 +142,22 @@ class SearchConfig(Section):
     """Search. Defaults are the published genetic search (population and rates)."""
 
     algorithm: Literal[
-        "genetic", "random", "front", "nsga2", "vanilla", "top-down", "bottom-up"
+        "genetic",
+        "steady",
+        "evolution",
+        "bayesian",
+        "random",
+        "front",
+        "nsga2",
+        "vanilla",
+        "top-down",
+        "bottom-up",
     ] = "genetic"
+    # Of steady, evolution and bayesian: so many candidates are under way at once, on any number of
+    # evaluators. More evaluators than that have nothing to do.
+    lag: int = Field(16, ge=1)
+    racing: bool = False  # drop a candidate once it is all but sure to stay below the parents
+    racing_confidence: float = Field(0.99, gt=0.5, lt=1)
     latency_table: str = ""  # of a device; its path makes "latency_ms" a cost
     verify: bool = False  # a predictor proposes, the supernet verifies, the predictor is refitted
     predictor: str = ""  # path of a fitted one, for what `verify` proposes first

@@ -6,6 +6,7 @@ accuracy means nothing before recalibration (Guo et al. 2019, section 3.3).
 
 import itertools
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,28 +14,44 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from nasray.datasets.transforms import normalize, resized
+from nasray.racing import Race, slice_ends
 from nasray.train import amp_dtype
 
 
 def evaluate(
     subnet: nn.Module,
-    calibration: np.ndarray,
+    calibration: np.ndarray | Literal["inherited", "batch"],
     images: np.ndarray,
     labels: np.ndarray,
     *,
     batch_size: int,
     device: str = "cpu",
     side: int | None = None,
-) -> float:
-    """Recalibrate `subnet` on `calibration`, then return its top-1 on `images`, a fraction.
+    race: Race | None = None,
+) -> np.ndarray:
+    """Recalibrate `subnet` on `calibration`; return which `images` it has right: bool (n,).
 
-    Images are uint8 (n, 3, any, any), scaled to `side` if one is given. `subnet` should be
-    an extracted one: it is left without its BN layers, folded into the convolutions.
+    Those of the first slices only if it loses the `race`. Images are uint8 (n, 3, any, any),
+    scaled to `side` if one is given. `subnet` should be an extracted one: it is left without
+    its BN layers, folded into the convolutions. Instead of images to recalibrate on,
+    "inherited" keeps the statistics of the supernet, and "batch" takes each batch's own.
     """
     options = {"batch_size": batch_size, "device": device, "side": side}
-    recalibrate_bn(subnet, calibration, **options)
-    fold_bn(subnet)
-    return top1(subnet, images, labels, **options)
+    subnet.eval()
+    if isinstance(calibration, np.ndarray):
+        recalibrate_bn(subnet, calibration, **options)
+    if isinstance(calibration, str) and calibration == "batch":
+        for norm in bn_layers(subnet):
+            norm.train()
+    else:
+        fold_bn(subnet)
+    correct = np.empty(0, dtype=bool)
+    for end in slice_ends(len(images)) if race else [len(images)]:
+        part = slice(len(correct), end)
+        correct = np.append(correct, judge(subnet, images[part], labels[part], **options))
+        if race and race.is_lost(correct):
+            break
+    return correct
 
 
 @torch.inference_mode()
@@ -53,7 +70,7 @@ def recalibrate_bn(
         mean = sum(n_b m_b) / n,   var = sum(n_b (v_b + m_b^2)) / n - mean^2
     with v_b and var the population variances (divided by n). Leaves `subnet` in eval mode.
     """
-    norms = [module for module in subnet.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = bn_layers(subnet)
     subnet.eval()  # dropout stays off
     if not norms:
         return
@@ -91,6 +108,10 @@ def recalibrate_bn(
         norm.running_var.copy_((square / count - mean.square()).clamp_(min=0))
 
 
+def bn_layers(network: nn.Module) -> list[nn.BatchNorm2d]:
+    return [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
 def fold_bn(network: nn.Module) -> None:
     """Fold every BN layer that follows a convolution in an nn.Sequential into it, in place.
 
@@ -107,7 +128,6 @@ def fold_bn(network: nn.Module) -> None:
                 setattr(parent, norm_name, nn.Identity())
 
 
-@torch.inference_mode()
 def top1(
     subnet: nn.Module,
     images: np.ndarray,
@@ -118,15 +138,26 @@ def top1(
     side: int | None = None,
 ) -> float:
     """The fraction of exactly these images that `subnet` (in eval mode) classifies right."""
-    right = 0
-    wanted = torch.from_numpy(np.array(labels)).to(device)
-    seen = 0
+    options = {"batch_size": batch_size, "device": device, "side": side}
+    return float(judge(subnet, images, labels, **options).mean())
+
+
+@torch.inference_mode()
+def judge(
+    subnet: nn.Module,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    device: str = "cpu",
+    side: int | None = None,
+) -> np.ndarray:
+    """Which of exactly these images `subnet` (in eval mode) classifies right: bool (n,)."""
+    guesses = []  # kept on the device: the host need not wait for each batch
     for batch in _batches(images, batch_size, device, side):
         with _autocast(device):
-            guesses = subnet(batch).argmax(1)
-        right += int((guesses == wanted[seen : seen + len(guesses)]).sum())
-        seen += len(guesses)
-    return right / len(images)
+            guesses.append(subnet(batch).argmax(1))
+    return torch.cat(guesses).cpu().numpy() == labels
 
 
 def _batches(

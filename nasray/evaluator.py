@@ -1,27 +1,32 @@
-"""Subnet evaluation on a cluster: Ray actors around evaluate.py, and the pool of them.
+"""Subnet evaluation on a cluster: the Ray actor around evaluate.py, and a pool of it.
 
 Actors are built from paths and small values, load weights and images themselves, and keep
 nothing between calls, so a lost one is replaced and its candidate evaluated again with the
 same result.
 """
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
+import numpy as np
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
+import torch
 
 from nasray.checkpoint import load_supernet
 from nasray.config import Job
 from nasray.errors import EvaluationError
 from nasray.evaluate import evaluate
 from nasray.images import Images, JobImages
+from nasray.pool import Pool
+from nasray.racing import Race, pack, slice_top1, unpack
+from nasray.search.candidate import Candidate, Evaluation
 from nasray.spaces import make_space
-from nasray.spaces.elastic import Supernet
 from nasray.spaces.space import Architecture
-from nasray.trainer import on_gpu, raise_user_error, worker_device
+from nasray.trainer import on_gpu, worker_device
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +44,19 @@ class EvaluationTask:
     """All an evaluator needs to know; small, so that Ray can restart it anywhere."""
 
     supernet: str  # path
+    digest: str  # of the supernet's file, which must not change meanwhile
     data_path: str
     job: Job
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    fitness: float  # top-1, a fraction
-    seconds: float
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One evaluation. `calibration`: None, as the job says; else as in a calibration study."""
+
+    arch: Architecture
+    bar: bytes = b""  # which hold-out images the one to beat has right, packed; empty: no race
+    on_validation: bool = False  # images to judge on, instead of those held out
+    calibration: int | Literal["inherited", "batch"] | None = None
 
 
 @ray.remote
@@ -55,113 +65,144 @@ class Evaluator:
 
     def __init__(self, task: EvaluationTask) -> None:
         self.task = task
-        self.supernet: Supernet | None = None
 
-    def evaluate(self, arch: Architecture, on_validation: bool) -> Evaluation:
-        """Recalibrate BN for `arch` and measure its top-1 on hold-out or validation images."""
-        if self.supernet is None:
-            self._load()
-        started = time.monotonic()
-        images, labels = self._judged_on(on_validation)
-        fitness = evaluate(
-            self.supernet.extract(arch),
-            self.calibration,
-            images,
-            labels,
-            batch_size=self.batch_size,
-            device=self.device,
-            side=self.supernet.space.side(arch),
-        )
-        return Evaluation(fitness, time.monotonic() - started)
+    def ready(self) -> str:
+        """Load weights and images, and return the id of the node.
 
-    def _load(self) -> None:
-        """Load weights and images. Not done in __init__, whose errors Ray turns into text."""
+        Not done in __init__, whose errors Ray turns into text.
+        """
         task, job = self.task, self.task.job
         self.device = worker_device(job.compute.cpus_per_evaluator)
-        self.batch_size = job.search.batch_size
         self.images = JobImages(job, task.data_path)
         space = make_space(job.space, len(self.images.dataset.classes))
-        self.calibration = self.images.calibration(job.search.calibration_images)
-        self.opened: dict[bool, Images] = {}
-        self.supernet = load_supernet(task.supernet, space, self.device)
+        self.opened: dict[Any, Any] = {}  # images by what they are for
+        self._calibration(None)
+        self.supernet = load_supernet(task.supernet, space, self.device, digest=task.digest)
+        context = ray.get_runtime_context()
+        self.whereabouts = {
+            "evaluator": context.get_actor_id()[:12],
+            "node": ray.util.get_node_ip_address(),
+        }
+        return context.get_node_id()
+
+    def evaluate(self, attempt: int, request: Request) -> Evaluation:
+        """Recalibrate BN for an architecture and measure its top-1."""
+        images = self._judged_on(request.on_validation)
+        calibration = self._calibration(request.calibration)
+        race = None
+        if request.bar:
+            bar = unpack(request.bar, len(images[0]))
+            race = Race(bar, self.task.job.search.racing_confidence)
+        batch_size = self.task.job.search.batch_size
+        started = time.monotonic()
+        try:
+            correct = self._judge(request.arch, calibration, images, race, batch_size)
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            logger.warning("%s; trying again with batches of half the size", error)
+            batch_size = max(2, batch_size // 2)
+            correct = self._judge_in_less(request.arch, calibration, images, race, batch_size)
+        return Evaluation(
+            fitness=race.fitness(correct) if race else float(correct.mean()),
+            seconds=time.monotonic() - started,
+            images=len(correct),
+            slices=slice_top1(correct, len(images[0])),
+            correct=pack(correct),
+            batch_size=batch_size,
+            attempt=attempt,
+            **self.whereabouts,
+        )
+
+    def _judge(
+        self,
+        arch: Architecture,
+        calibration: Any,
+        images: Images,
+        race: Race | None,
+        batch_size: int,
+    ) -> np.ndarray:
+        return evaluate(
+            self.supernet.extract(arch),
+            calibration,
+            *images,
+            batch_size=batch_size,
+            device=self.device,
+            side=self.supernet.space.side(arch),
+            race=race,
+        )
+
+    def _judge_in_less(self, *arguments: Any) -> np.ndarray:
+        """_judge() after memory ran out once."""
+        gc.collect()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+        try:
+            return self._judge(*arguments)
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            raise EvaluationError(
+                f"out of memory with search.batch_size = {self.task.job.search.batch_size}, and "
+                f"with {arguments[-1]}: {error}; lower it, or give evaluators more memory"
+            ) from None
 
     def _judged_on(self, on_validation: bool) -> Images:
-        if on_validation not in self.opened:
-            images = self.images.validation() if on_validation else self.images.holdout()
-            self.opened[on_validation] = images
-        return self.opened[on_validation]
+        name = "validation" if on_validation else "holdout"
+        if name not in self.opened:
+            self.opened[name] = getattr(self.images, name)()
+        return self.opened[name]
+
+    def _calibration(self, wanted: int | str | None) -> np.ndarray | str:
+        if isinstance(wanted, str):
+            return wanted
+        number = wanted or self.task.job.search.calibration_images
+        if number not in self.opened:
+            self.opened[number] = self.images.calibration(number)
+        return self.opened[number]
 
 
-class EvaluatorPool:
-    """Calls like a function: architectures in, one Evaluation each out, in the order asked.
+def _out_of_memory(error: Exception) -> bool:
+    """Whether torch or numpy found no memory; on CPUs torch says so only in words."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        "can't allocate memory" in str(error)
+    )
 
-    The order in which evaluations finish differs from run to run, so it must never reach a
-    search algorithm. Use as a context manager: leaving it ends the actors.
-    """
+
+class EvaluatorPool(Pool):
+    """Evaluates architectures of one supernet on a cluster; a pool for the search loop."""
 
     def __init__(self, task: EvaluationTask) -> None:
-        self.task = task
         compute = task.job.compute
-        self.max_failures = compute.max_failures
         gpus = compute.gpus_per_evaluator
-        self.options = {
+        options = {
             "num_cpus": compute.cpus_per_evaluator,
             "num_gpus": gpus if on_gpu(compute, gpus * compute.num_evaluators) else 0,
             "runtime_env": {"env_vars": ENVIRONMENT},
         }
-        self.evaluators = [self._start() for _ in range(compute.num_evaluators)]
+        super().__init__(
+            lambda: Evaluator.options(**options).remote(task),
+            number=compute.num_evaluators,
+            max_failures=compute.max_failures,
+        )
+        self.racing = task.job.search.racing
 
-    def __enter__(self) -> "EvaluatorPool":
-        return self
+    def submit(self, key: int, arch: Architecture, bar: Candidate | None = None) -> None:
+        """Ask for the hold-out top-1 of `arch`; in a race against `bar`, if the job has races."""
+        packed = bar.correct if bar and self.racing else b""
+        super().submit(key, Request(arch=arch, bar=packed))
 
-    def __exit__(self, *exc_info: object) -> None:
-        for evaluator in self.evaluators:
-            ray.kill(evaluator)
-
-    def __call__(
+    def evaluate(
         self,
-        archs: Sequence[Architecture],
-        finished: Callable[[int, Evaluation], None] = lambda index, evaluation: None,
-        *,
-        on_validation: bool = False,
+        requests: Sequence[Request],
+        show: Callable[[int, str], None] = lambda done, text: None,
     ) -> list[Evaluation]:
-        """Evaluate `archs`; `finished(index, evaluation)` is told of each one as it ends.
-
-        On the hold-out images, or for a final comparison on the validation folder's.
-        """
-        waiting = list(range(len(archs)))[::-1]
-        idle, running = list(self.evaluators), {}
-        results: dict[int, Evaluation] = {}
-        losses = [0] * len(archs)
-        while waiting or running:
-            while waiting and idle:
-                index, evaluator = waiting.pop(), idle.pop()
-                running[evaluator.evaluate.remote(archs[index], on_validation)] = index, evaluator
-            [done], _ = ray.wait(list(running), num_returns=1)
-            index, evaluator = running.pop(done)
-            try:
-                results[index] = ray.get(done)
-                finished(index, results[index])
-            except (RayActorError, OutOfMemoryError) as error:  # the process or its node is gone
-                losses[index] += 1
-                if losses[index] > self.max_failures:
-                    raise EvaluationError(
-                        f"{losses[index]} evaluators in a row died evaluating "
-                        f"{archs[index]}: {error}"
-                    ) from error
-                logger.warning("an evaluator was lost; its candidate goes to a new one")
-                evaluator = self._replace(evaluator)
-                waiting.append(index)
-            except RayTaskError as error:  # the evaluation itself raised
-                raise_user_error(error)
-                raise EvaluationError(f"evaluating {archs[index]} failed: {error}") from error
-            idle.append(evaluator)
-        return [results[index] for index in range(len(archs))]
-
-    def _start(self) -> ray.actor.ActorHandle:
-        return Evaluator.options(**self.options).remote(self.task)
-
-    def _replace(self, lost: ray.actor.ActorHandle) -> ray.actor.ActorHandle:
-        fresh = self._start()
-        self.evaluators[self.evaluators.index(lost)] = fresh
-        return fresh
+        """Do all `requests`; their results are in the same order."""
+        for key, request in enumerate(requests):
+            super().submit(key, request)
+        found: dict[int, Evaluation] = {}
+        while len(found) < len(requests):
+            key, evaluation = self.next()
+            found[key] = evaluation
+            show(len(found), "")
+        return [found[key] for key in range(len(requests))]

@@ -212,6 +212,30 @@ def calibration_figure(measured: Sequence[float], predicted: Sequence[float]) ->
     return _finish(figure, height=360)
 
 
+def study_figure(rows: Sequence[dict[str, Any]]) -> "Figure":
+    """Plot each subnet's top-1 by way of recalibration against that with the most images."""
+    import plotly.graph_objects as go
+
+    most = [100 * value for value in rows[-1]["top1"]]
+    figure = go.Figure(
+        [
+            _line([min(most), max(most)], [min(most), max(most)], "equal", GREY),
+            *(
+                go.Scatter(
+                    x=most,
+                    y=[100 * value for value in row["top1"]],
+                    name=f"{row['calibration']}",
+                    mode="markers",
+                )
+                for row in rows[:-1]
+            ),
+        ]
+    )
+    figure.update_xaxes(title_text=f"top-1 with {rows[-1]['calibration']} images, %")
+    figure.update_yaxes(title_text="top-1, %")
+    return _finish(figure, height=360)
+
+
 def training_figure(curve: Sequence[dict[str, Any]]) -> "Figure":
     """Plot supernet training: loss, top-1 and the lowest channel scale by epoch."""
     from plotly.subplots import make_subplots

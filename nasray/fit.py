@@ -1,7 +1,7 @@
 """The stage that fits an accuracy predictor to a run's supernet: RUN/predictor/.
 
-sample/ (random architectures, evaluated on the pool like any candidate), predictor.pt, and
-fit.json: how well it predicts evaluations that it was not fitted to.
+predictor.pt, and fit.json: how well it predicts evaluations that it was not fitted to. It is
+fitted to all that the run has evaluated; random architectures come first if asked for.
 """
 
 import math
@@ -13,19 +13,21 @@ from nasray.progress import progress
 from nasray.run import Run
 from nasray.search.candidate import Candidate
 from nasray.search.driver import run_search
+from nasray.search.generations import Generations
 from nasray.search.limits import Limits
-from nasray.stages import require_supernet
+from nasray.search.random import RandomSearch
+from nasray.stages import evaluators, require_supernet
 from nasray.verified import FEWEST, fitted, unique
 
 CHUNK = 10  # architectures of a sample that are recorded together
 
 
-def fit_predictor(run: Run, num_sample: int = 0) -> dict[str, Any]:
-    """Fit a predictor to all evaluations of `run`, after `num_sample` random ones.
+def fit_predictor(run: Run) -> dict[str, Any]:
+    """Fit a predictor to all evaluations of `run`, those of its sample and of its search.
 
     Writes RUN/predictor/predictor.pt and returns what RUN/predictor/fit.json says of it.
     """
-    candidates = unique(sample(run, num_sample) + run.history.candidates)
+    candidates = unique(run.sample.candidates + run.candidates)
     if len(candidates) < FEWEST:
         raise UserError(
             f"{run.folder} has {len(candidates)} evaluations to fit a predictor to, and needs "
@@ -39,19 +41,18 @@ def fit_predictor(run: Run, num_sample: int = 0) -> dict[str, Any]:
     return found
 
 
+def is_sampled(run: Run, number: int) -> bool:
+    """Whether `number` random architectures are evaluated already."""
+    return len(run.sample) >= math.ceil(number / CHUNK)
+
+
 def sample(run: Run, number: int) -> list[Candidate]:
     """Evaluate `number` random architectures on the pool, or go on with them; all recorded."""
-    history = run.sample
-    num_chunks = math.ceil(number / CHUNK)
-    if len(history) >= num_chunks:
-        return history.candidates
-    from nasray.evaluator import EvaluationTask, EvaluatorPool
-
     require_supernet(run)
-    config = run.job.search.model_copy(
-        update={"algorithm": "random", "population_size": CHUNK, "num_generations": num_chunks}
-    )
-    task = EvaluationTask(supernet=run.supernet_path, data_path=run.data_path, job=run.job)
-    with EvaluatorPool(task) as pool, progress("sample", num_chunks, len(history)) as show:
-        limits = Limits(run.space, (), run.latency)
-        return run_search(run.space, config, limits, pool, history, seed=run.job.seed, show=show)
+    num_chunks = math.ceil(number / CHUNK)
+    config = run.job.search.model_copy(update={"population_size": CHUNK})
+    limits = Limits(run.space, (), run.latency)
+    algorithm = Generations(RandomSearch(run.space, config, limits, run.job.seed), num_chunks)
+    history = run.sample
+    with evaluators(run) as pool, progress("sample", num_chunks, len(history)) as show:
+        return run_search(algorithm, limits, pool, history, show=show)

@@ -34,6 +34,7 @@ from nasray.report_tables import (
     candidates_table,
     costs_of,
     predictor_section,
+    study_section,
 )
 from nasray.search.candidate import Candidate
 from nasray.search.history import History
@@ -66,6 +67,7 @@ class Run:
     retrained: list[Retrained]
     exports: list[Entry]
     predictor: Entry | None
+    study: Entry | None
 
     @property
     def answers(self) -> list[Entry]:
@@ -106,6 +108,7 @@ def build_report(run_dir: str) -> str:
         _baseline(run),
         _front(run),
         predictor_section(run.predictor),
+        study_section(run.study),
         _training(run),
         _retraining(run),
         _profiles(run),
@@ -159,6 +162,7 @@ def _read_run(run_dir: str) -> Run:
             "predictor/fit.json",
             *("num_fitted", "num_held_out", "measured", "predicted", "rmse", "kendall_tau"),
         ),
+        study=_load(run_dir, "calibration.json", "num_images", "num_archs", "rows"),
         exports=[
             _load(export, name, "file", "bytes", "max_abs_diff", "num_images", "top1_agreement")
             for name in sorted(exports, key=lambda name: (len(name), name))

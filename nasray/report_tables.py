@@ -46,6 +46,28 @@ def predictor_section(fit: Entry | None) -> str:
     return section("Accuracy predictor", plot, note)
 
 
+def study_section(study: Entry | None) -> str:
+    """What BN recalibration on fewer images costs in order, and saves in time."""
+    if study is None:
+        return ""
+    note = (
+        f"{study['num_archs']} random subnets on {study['num_images']} hold-out images; Kendall's "
+        "tau compares their order with that of the last row."
+    )
+    header = ["calibration", "mean top-1", "Kendall's tau", "seconds"]
+    rows = [
+        [
+            f"{row['calibration']}",
+            percent(row["mean_top1"]),
+            f"{row['kendall_tau']:.3f}",
+            f"{row['seconds']:.2f}",
+        ]
+        for row in study["rows"]
+    ]
+    plot = embed(figures.study_figure(study["rows"]), "study-plot")
+    return section("BN recalibration", plot + table(header, rows), note)
+
+
 def costs_of(entry: Entry) -> Entry:
     """Costs of an entry, which holds them beside its other keys or under "costs"."""
     return entry.get("costs", entry)

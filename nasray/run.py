@@ -19,6 +19,7 @@ from nasray.config import Job, parse_job
 from nasray.datasets import Dataset, open_dataset
 from nasray.errors import UserError
 from nasray.latency import LatencyTable
+from nasray.search.candidate import Candidate
 from nasray.search.history import History
 from nasray.search.limits import LATENCY, Limits
 from nasray.spaces import make_space
@@ -84,9 +85,19 @@ class Run:
         return History(self.path("history"))
 
     @property
+    def candidates(self) -> list[Candidate]:
+        """What the search has evaluated, without what could not be."""
+        return [candidate for candidate in self.history.candidates if not candidate.failed]
+
+    @property
+    def listed(self) -> History:
+        """What `nasray evaluate` was given."""
+        return History(self.path("history"), "listed")
+
+    @property
     def sample(self) -> History:
         """The random architectures that were evaluated to fit a predictor."""
-        return History(self.path("predictor", "sample"))
+        return History(self.path("history"), "sample")
 
     def path(self, *names: str) -> str:
         return storage.join(self.folder, *names)
@@ -109,7 +120,10 @@ def opened(folder: str, job: Job | None = None, data_path: str | None = None) ->
             if recorded is None:
                 raise UserError(f"{recorded_path} is gone; restore it, or use another folder")
             _check_same(
-                recorded, job, folder, searched=storage.exists(storage.join(folder, "history"))
+                recorded,
+                job,
+                folder,
+                searched=storage.exists(storage.join(folder, "history", "_begun.json")),
             )
         elif recorded != job:
             storage.remove(storage.join(folder, "fingerprint.json"))

@@ -2,25 +2,30 @@
 and does nothing if its own result is there.
 """
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nasray import checkpoint, cost, storage
 from nasray.config import DataConfig, Job, Limit, axis
 from nasray.datasets import DatasetInfo, import_dataset
-from nasray.errors import UserError
+from nasray.errors import EvaluationError, UserError
 from nasray.images import JobImages
+from nasray.predictor import AccuracyPredictor
 from nasray.progress import progress
 from nasray.run import Run
 from nasray.sampler import check_trained_widths
-from nasray.search.candidate import Candidate, best_first, best_within, pareto_front
+from nasray.search import make_algorithm
+from nasray.search.candidate import Candidate, Evaluation, best_first, best_within, pareto_front
 from nasray.search.driver import Algorithm, run_search
+from nasray.search.generations import Generations
 from nasray.spaces.space import Architecture
+
+if TYPE_CHECKING:
+    from nasray.evaluator import EvaluatorPool
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +56,10 @@ def import_shown(config: DataConfig, destination: str, *, seed: int) -> DatasetI
 
 
 def check(run: Run) -> None:
-    """Refuse, before hours of training, limits that nothing meets and widths nothing trains."""
+    """Refuse, before hours of training, what search would: limits, widths, the predictor."""
     run.limits.draw(1, np.random.default_rng(0), set())
     check_trained_widths(run.space, run.job.supernet)
+    _given_predictor(run)
 
 
 def train(run: Run) -> None:
@@ -64,9 +70,10 @@ def train(run: Run) -> None:
 
 
 def search(run: Run) -> list[Candidate]:
-    """Search the supernet; write the history, the Pareto front, the top k and a summary."""
-    from nasray.evaluator import EvaluationTask, EvaluatorPool
+    """Search the supernet; write the history, the Pareto front, the top k and a summary.
 
+    Returns what could be evaluated.
+    """
     config, history = run.job.search, run.history
     if storage.exists(run.path("search.json")):
         found = storage.read_json(run.path("search.json"))["num_evaluations"]
@@ -75,21 +82,19 @@ def search(run: Run) -> list[Candidate]:
                 f"{run.path('search.json')} tells of {found} evaluations, {history.folder} holds "
                 f"{len(history.candidates)}; remove search.json and retrain/ to search them again"
             )
-        return history.candidates
+        return run.candidates
     require_supernet(run)
-    task = EvaluationTask(supernet=run.supernet_path, data_path=run.data_path, job=run.job)
-    num_done, num_all = len(history), config.num_generations
-    with EvaluatorPool(task) as pool, progress("search", num_all, num_done) as show:
-        candidates = run_search(
-            run.space,
-            config,
-            run.limits,
-            pool,
-            history,
-            seed=run.job.seed,
-            show=show,
-            algorithm=_verified(run) if config.verify else None,
-        )
+    begun = _begin(run)
+    algorithm = _verified(run, begun) if config.verify else None
+    algorithm = algorithm or make_algorithm(run.space, config, run.limits, run.job.seed)
+    with (
+        evaluators(run) as pool,
+        progress("search", config.num_generations, len(history)) as show,
+    ):
+        every = run_search(algorithm, run.limits, pool, history, show=show)
+        candidates = [candidate for candidate in every if not candidate.failed]
+        if not candidates:
+            raise EvaluationError(f"no architecture could be evaluated: {every[-1].error}")
         together = best_within(candidates, config.limits)
         baseline = _compare_with_random(run, pool, together.arch) if together else None
     ranked = best_first(candidates)
@@ -100,7 +105,9 @@ def search(run: Run) -> list[Candidate]:
         run.path("search.json"),
         {
             "winner": _entry(run, together or ranked[0]),
-            "num_evaluations": len(candidates),
+            "num_evaluations": len(every),
+            "num_failed": len(every) - len(candidates),
+            "num_images": sum(candidate.images for candidate in candidates),
             "seconds": sum(candidate.seconds for candidate in candidates),
             "limits": [limit.model_dump() for limit in config.limits],
             "front_cost": axis(config.limits),
@@ -111,7 +118,20 @@ def search(run: Run) -> list[Candidate]:
             "baseline": baseline,
         },
     )
+    history.close()
     return candidates
+
+
+def evaluators(run: Run) -> "EvaluatorPool":
+    """The pool of this run's evaluators, on its supernet as it now is."""
+    from nasray.evaluator import EvaluationTask, EvaluatorPool
+
+    digest = checkpoint.digest(run.supernet_path)
+    return EvaluatorPool(
+        EvaluationTask(
+            supernet=run.supernet_path, digest=digest, data_path=run.data_path, job=run.job
+        )
+    )
 
 
 def answers(job: Job, candidates: Sequence[Candidate]) -> list[tuple[Limit | None, Candidate]]:
@@ -126,44 +146,73 @@ def answers(job: Job, candidates: Sequence[Candidate]) -> list[tuple[Limit | Non
     return [(rung, answer) for rung, answer in found if answer is not None]
 
 
-def _verified(run: Run) -> Algorithm:
-    """The search whose proposals come from a predictor: the job's, or one fitted to this run."""
-    from nasray.predictor import AccuracyPredictor
-    from nasray.verified import VerifiedSearch
-
-    path, known = run.job.search.predictor, run.sample.candidates
-    # What a search began with it goes on with, whatever has been evaluated or fitted since.
+def _begin(run: Run) -> dict[str, Any]:
+    """What a search began with and must go on with, whatever has been trained or fitted since."""
+    path = run.job.search.predictor
     begun = {
-        "num_known": len(known),
-        "predictor": hashlib.sha256(storage.read(path)).hexdigest() if path else "",
+        "supernet": checkpoint.digest(run.supernet_path),
+        "predictor": checkpoint.digest(path) if path else "",
+        "num_known": len(run.sample.candidates),
     }
-    recorded = run.path("verify.json")
-    if not run.history or not storage.exists(recorded):
+    recorded = run.path("history", "_begun.json")
+    if not storage.exists(recorded):
         storage.write_json(recorded, begun)
     before = storage.read_json(recorded)
     if before["predictor"] != begun["predictor"]:
         raise UserError(f"search.predictor = {path}: not the file that this search began with")
-    return VerifiedSearch(
+    if before["supernet"] != begun["supernet"]:
+        raise UserError(
+            f"{run.supernet_path} is not the file that this search began with; restore it, or "
+            f"remove {run.path('history')} to search the new one"
+        )
+    return before
+
+
+def _verified(run: Run, begun: dict[str, Any]) -> Algorithm:
+    """The search whose proposals come from a predictor: the job's, or one fitted to this run."""
+    from nasray.verified import VerifiedSearch
+
+    search = VerifiedSearch(
         run.space,
         run.job.search,
         run.limits,
         run.job.seed,
-        known=known[: before["num_known"]],
-        predictor=AccuracyPredictor.load(path, run.space) if path else None,
+        known=run.sample.candidates[: begun["num_known"]],
+        predictor=_given_predictor(run),
     )
+    return Generations(search, run.job.search.num_generations)
+
+
+def _given_predictor(run: Run) -> AccuracyPredictor | None:
+    path = run.job.search.predictor
+    return AccuracyPredictor.load(path, run.space) if path else None
 
 
 def evaluate(run: Run, archs: Sequence[Architecture]) -> list[dict[str, Any]]:
-    """BN-recalibrated hold-out top-1 and costs of `archs`, in their order."""
-    from nasray.evaluator import EvaluationTask, EvaluatorPool
+    """BN-recalibrated hold-out top-1 and costs of `archs`, in their order.
 
-    task = EvaluationTask(supernet=run.supernet_path, data_path=run.data_path, job=run.job)
-    with EvaluatorPool(task) as pool:
-        evaluations = pool(archs)
+    They join the run's data set of evaluations, as its source "listed".
+    """
+    from nasray.evaluator import Request
+
+    with evaluators(run) as pool:
+        evaluations = pool.evaluate([Request(arch=arch) for arch in archs])
+    history, costs = run.listed, run.limits.costs(archs)
+    history.append(
+        [
+            Candidate.of(found, arch=arch, costs=cost, generation=len(history))
+            for arch, found, cost in zip(archs, evaluations, costs, strict=True)
+        ],
+        run.space.to_json,
+    )
     return [
-        {"arch": run.space.to_json(arch), "top1": found.fitness, **costs}
-        for arch, found, costs in zip(archs, evaluations, run.limits.costs(archs), strict=True)
+        {"arch": run.space.to_json(arch), **_top1(found), **cost}
+        for arch, found, cost in zip(archs, evaluations, costs, strict=True)
     ]
+
+
+def _top1(found: Evaluation) -> dict[str, Any]:
+    return {"top1": None, "error": found.error} if found.failed else {"top1": found.fitness}
 
 
 def retrain(run: Run) -> list[dict[str, Any]]:
@@ -173,7 +222,7 @@ def retrain(run: Run) -> list[dict[str, Any]]:
     if not storage.exists(run.path("search.json")):
         raise UserError(f"{run.folder} has no finished search; run `nasray search` first")
     results = []
-    archs = dict.fromkeys(found.arch for _, found in answers(run.job, run.history.candidates))
+    archs = dict.fromkeys(found.arch for _, found in answers(run.job, run.candidates))
     for index, arch in enumerate(list(archs)[: run.job.retrain.num_winners]):
         name = str(index)
         ops = cost.profile(run.space, arch)
@@ -229,21 +278,28 @@ def profile_json(ops: Sequence[cost.OpCount]) -> dict[str, Any]:
     }
 
 
-def _compare_with_random(run: Run, pool: Any, winner: Architecture) -> dict[str, Any] | None:
+def _compare_with_random(
+    run: Run, pool: "EvaluatorPool", winner: Architecture
+) -> dict[str, Any] | None:
     """Winner and random feasible subnets on the validation folder, which search never saw.
 
     For the report only: nothing is chosen by it.
     """
+    from nasray.evaluator import Request
+
     number = run.job.search.num_baseline
     if number == 0:
         return None
     others = run.limits.draw(number, np.random.default_rng((run.job.seed, 0xBA5E)), {winner})
-    evaluations = pool([winner, *others], on_validation=True)
-    winner_top1, *random_top1 = (found.fitness for found in evaluations)
+    requests = [Request(arch=arch, on_validation=True) for arch in (winner, *others)]
+    evaluations = pool.evaluate(requests)
+    if evaluations[0].failed:
+        return None
+    winner_top1, *random_top1 = (found.fitness for found in evaluations if not found.failed)
     return {
         "winner_top1": winner_top1,
         "random_top1": random_top1,
-        "random_mean_top1": float(np.mean(random_top1)) if others else None,
+        "random_mean_top1": float(np.mean(random_top1)) if random_top1 else None,
         "num_images": run.dataset.num("val"),
     }
 

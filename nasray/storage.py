@@ -133,13 +133,13 @@ def remove(path: str) -> None:
 
 @contextmanager
 def held(folder: str) -> Iterator[None]:
-    """Hold a local folder's lock, making the folder; it goes with the process, however it ends.
-
-    An object store has no such lock: there, keeping two processes apart is the user's part.
-    """
+    """Hold a folder alone, making it; a local lock goes with the process, however it ends."""
     filesystem, place = resolve(folder)
     if not isinstance(filesystem, fs.LocalFileSystem):
-        yield
+        from nasray.lease import leased
+
+        with leased(folder):
+            yield
         return
     import fcntl
 

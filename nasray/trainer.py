@@ -242,7 +242,7 @@ def _validator(
                 batch_size=job.search.batch_size,
                 device=device,
                 side=space.side(arch),
-            )
+            ).mean()
         if dist.is_initialized():
             dist.all_reduce(total)
         return metrics | {"val_top1": total.item() / len(archs)}

@@ -102,8 +102,8 @@ class VerifiedSearch:
 
 
 def unique(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Each architecture once, in the order in which they came."""
-    return list({candidate.arch: candidate for candidate in candidates}.values())
+    """Each architecture that could be evaluated once, in the order in which they came."""
+    return list({c.arch: c for c in candidates if not c.failed}.values())
 
 
 def fitted(

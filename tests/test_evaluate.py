@@ -107,8 +107,8 @@ def test_read_only_images_are_not_touched():
     images = pictures(20)
     images.flags.writeable = False
     before = images.copy()
-    fitness = evaluate(network(), images, images, np.zeros(20, int), batch_size=8)
-    assert 0 <= fitness <= 1
+    correct = evaluate(network(), images, images, np.zeros(20, int), batch_size=8)
+    assert correct.shape == (20,) and correct.dtype == bool
     assert np.array_equal(images, before)
 
 
@@ -120,3 +120,20 @@ def test_a_network_without_bn_is_left_in_eval_mode_too():
     net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5)).train()
     recalibrate_bn(net, pictures(4), batch_size=2)
     assert not net.training
+
+
+def test_statistics_may_be_inherited_or_those_of_each_batch():
+    images, labels = pictures(40), np.arange(40) % 2
+    found = {
+        way: evaluate(network(), way, images, labels, batch_size=8)
+        for way in ("inherited", "batch")
+    }
+    with torch.inference_mode():
+        batch = normalize(torch.from_numpy(images))
+        inherited = network().eval()(batch).argmax(1).numpy() == labels
+        by_batch = network().eval()
+        for index in (1, 4):
+            by_batch[index].train()
+        parts = [by_batch(part).argmax(1) for part in batch.split(8)]
+    np.testing.assert_array_equal(found["inherited"], inherited)
+    np.testing.assert_array_equal(found["batch"], torch.cat(parts).numpy() == labels)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,12 @@ from conftest import FinishedRun, evaluations, start_nasray
 from nasray import storage
 from nasray.config import load_job
 from nasray.errors import UserError
-from nasray.fit import fit_predictor, sample
+from nasray.fit import fit_predictor, is_sampled, sample
 from nasray.predictor import AccuracyPredictor
 from nasray.report import build_report
 from nasray.run import opened
 from nasray.search.history import History
-from nasray.stages import answers
+from nasray.stages import answers, check
 
 
 @pytest.fixture
@@ -37,16 +38,41 @@ def test_too_few_evaluations_are_refused(trained: Path):
 
 def test_a_sample_is_evaluated_once_and_a_predictor_fitted(ray_cluster: None, trained: Path):
     with opened(str(trained)) as run:
-        found = fit_predictor(run, 20)
-        before = History(str(trained / "predictor" / "sample")).candidates
+        assert not is_sampled(run, 20)
+        sample(run, 20)
+        found = fit_predictor(run)
+        before = History(str(trained / "history"), "sample").candidates
         assert found["num_evaluations"] == len(before) == 20
         assert len({candidate.arch for candidate in before}) == 20
+        assert is_sampled(run, 10) and is_sampled(run, 20) and not is_sampled(run, 21)
         assert sample(run, 10) == before  # there are that many already
         predictor = AccuracyPredictor.load(found["predictor"], run.space)
         assert predictor.space == run.space
         assert fit_predictor(run)["rmse"] == found["rmse"]
     build_report(str(trained))
     assert "Accuracy predictor" in (trained / "report.html").read_text()
+
+
+def test_a_calibration_study_compares_ways_on_the_same_subnets(trained: Path):
+    process = start_nasray("calibration-study", trained, "--archs", "4")
+    stdout, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
+    rows = [json.loads(line) for line in stdout.splitlines()]
+    assert [row["calibration"] for row in rows] == ["inherited", "batch", 64]
+    assert rows[-1]["kendall_tau"] == 1 and all(row["seconds"] > 0 for row in rows)
+    study = storage.read_json(str(trained / "calibration.json"))
+    assert all(len(row["top1"]) == 4 for row in study["rows"])
+    assert study["rows"][0]["top1"] != study["rows"][2]["top1"]
+    build_report(str(trained))
+    assert "BN recalibration" in (trained / "report.html").read_text()
+
+
+def test_a_predictor_that_is_not_there_is_refused_before_the_training(finished_run: FinishedRun):
+    with opened(finished_run.folder) as run:
+        section = run.job.search.model_copy(update={"predictor": "gone.pt"})
+        other = replace(run, job=run.job.model_copy(update={"search": section}))
+        with pytest.raises(UserError, match=r"gone\.pt does not exist"):
+            check(other)
 
 
 def test_a_verified_search_answers_every_limit(finished_run: FinishedRun, trained: Path):

@@ -303,3 +303,19 @@ def test_strangers_take_slots_only_where_they_are_better_and_bring_no_heat():
     search.absorb(strangers, price(strangers), np.full(50, before.max() + 1))
     assert (search.slots.fitness > before).sum() > 3
     assert search.answers()[0].arch == (0,) * 46
+
+
+def test_no_change_of_two_genes_makes_an_answer_better():
+    price, fitness = prices(SPACE), worths(SPACE)
+    search = Front(SPACE, price, [20, 40], 0, size=200, budget=60_000)
+    while search.told < search.budget:
+        search.advance(fitness)
+    for answer in search.answers():
+        near = search._neighbourhood(answer)
+        center = np.array(answer.arch)
+        changed = (near != center).sum(axis=1)
+        active = search.activity(near) | search.activity(center[None])
+        assert near.shape[0] > 100 and changed.min() == 1
+        assert ((near != center) & active).sum(axis=1).max() >= 2
+        assert price(near).max() <= answer.limit
+        assert fitness(near).max() <= answer.fitness

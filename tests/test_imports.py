@@ -14,6 +14,7 @@ SHARED = {"__init__.py", "space.py", "elastic.py", "ofa.py", "mbconv.py", "modul
 RAY_FILES = {
     "trainer.py",
     "evaluator.py",
+    "pool.py",
     "tuner.py",
     "latency_cluster.py",
     "cli_ray.py",

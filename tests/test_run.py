@@ -63,7 +63,9 @@ MOMENTS = {
 def clock(run_dir: str) -> dict[str, Any]:
     """How many seconds each epoch and evaluation took: what is done again takes others."""
     history = History(f"{run_dir}/history")
-    pending = {arch: seconds for arch, (_, seconds) in history.pending().items()}
+    folder = f"{run_dir}/history/_evaluations/search"
+    entries = [storage.read_json(f"{folder}/{name}") for name in storage.list_names(folder)]
+    pending = {tuple(entry["arch"]): entry["seconds"] for entry in entries}
     files = {"supernet": "curves/supernet.json", "retrain": "retrain/0/trial-0/curves.json"}
     paths = {stage: f"{run_dir}/{name}" for stage, name in files.items()}
     return {
@@ -94,7 +96,9 @@ def test_a_run_killed_at_every_stage_ends_as_if_nothing_had_happened(
         os.kill(process.pid, signal.SIGTERM if stage == "search" else signal.SIGKILL)
         _, stderr = process.communicate(timeout=60)
         if stage == "search":
-            assert stderr.endswith("Error: stopped; the same command goes on from here\n")
+            assert stderr.endswith(
+                "Error: stopped; the same command goes on from what is recorded\n"
+            )
         assert not psutil.wait_procs(working, timeout=15)[1], f"alive after a kill in {stage}"
         left_over.append(agents)
     assert not storage.exists(f"{run_dir}/retrain/0/result.json")
@@ -203,7 +207,7 @@ def test_a_retraining_waits_for_the_search_and_belongs_to_its_winner(
 
 def test_a_history_shorter_than_its_summary_is_refused(finished_run: FinishedRun, tmp_path: Path):
     copy = shutil.copytree(finished_run.folder, tmp_path / "run")
-    max((copy / "history").glob("generation-*")).unlink()
+    max((copy / "history").glob("search-*")).unlink()
     with opened(str(copy)) as run, pytest.raises(UserError, match=r"remove search\.json"):
         search(run)
 

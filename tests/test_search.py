@@ -1,10 +1,12 @@
 """Every search algorithm on fitnesses with known optima: no network, no cluster."""
 
+import errno
 import json
 import os
+import random
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +15,10 @@ import pytest
 
 from nasray import storage
 from nasray.config import Limit, SearchConfig
-from nasray.errors import InfeasibleError, UserError
-from nasray.search import ALGORITHMS
-from nasray.search.candidate import Candidate, best_first, pareto_front
-from nasray.search.driver import run_search
+from nasray.errors import EvaluationError, InfeasibleError, UserError
+from nasray.search import ALGORITHMS, GENERATIONAL, ONE_BY_ONE, make_algorithm
+from nasray.search.candidate import FAILED, Candidate, Evaluation, best_first, pareto_front
+from nasray.search.driver import Direct, run_search
 from nasray.search.history import History
 from nasray.search.limits import Limits
 from nasray.spaces.shufflenet import ShuffleNet
@@ -27,23 +29,14 @@ SPACE = ShuffleNet()
 every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 
 
-@dataclass(frozen=True)
-class Score:
-    fitness: float
-    seconds: float = 1.0
-
-
 def closeness(arch):
     """Highest at one architecture in the middle of the space."""
     target = np.tile((1, 6), 20)
     return 1.0 - float(np.abs(np.array(arch) - target).sum()) / 200
 
 
-def evaluate(archs, finished):
-    scores = [Score(closeness(arch)) for arch in archs]
-    for index, score in enumerate(scores):
-        finished(index, score)
-    return scores
+def evaluate(arch):
+    return Evaluation(fitness=closeness(arch), seconds=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +58,17 @@ def config(**changes):
     )
 
 
-def search(folder, limits, seed=0, evaluate=evaluate, **changes):
-    history = History(str(folder))
-    return run_search(limits.space, config(**changes), limits, evaluate, history, seed=seed)
+def search(folder, limits, seed=0, evaluate=evaluate, pool=None, **changes):
+    algorithm = make_algorithm(limits.space, config(**changes), limits, seed)
+    return run_search(algorithm, limits, pool or Direct(evaluate), History(str(folder)))
 
 
 def archs_of(candidates):
     return [candidate.arch for candidate in candidates]
 
 
-def test_genetic_search_beats_random_search(tmp_path, unlimited):
-    best = {"genetic": [], "random": []}
+def test_every_search_by_fitness_beats_random_search(tmp_path, unlimited):
+    best = {"genetic": [], "steady": [], "evolution": [], "random": []}
     for algorithm, found in best.items():
         for seed in range(5):
             folder = tmp_path / f"{algorithm}{seed}"
@@ -84,7 +77,8 @@ def test_genetic_search_beats_random_search(tmp_path, unlimited):
             )
             assert len(candidates) >= 120
             found.append(max(candidate.fitness for candidate in candidates))
-    assert min(best["genetic"]) > max(best["random"])
+    others = max(best.pop("random"))
+    assert all(min(found) > others for found in best.values())
 
 
 @every_algorithm
@@ -122,11 +116,8 @@ def test_same_histories_in_another_process(tmp_path):
     assert len(outputs[0]) == 1 + len(ALGORITHMS)
 
 
-def evaluate_tiny(archs, finished):
-    scores = [Score(sum(arch) / 100) for arch in archs]
-    for index, score in enumerate(scores):
-        finished(index, score)
-    return scores
+def evaluate_tiny(arch):
+    return Evaluation(fitness=sum(arch) / 100)
 
 
 @every_algorithm
@@ -163,37 +154,107 @@ def test_a_search_stopped_anywhere_resumes_to_the_same_history(
     class Killed(Exception):
         pass
 
-    def dying(archs, finished):
-        scores = []
-        for index, arch in enumerate(archs):
-            if len(calls) == stop_after:
-                raise Killed
-            calls.append(arch)
-            scores.append(Score(closeness(arch)))
-            finished(index, scores[-1])
-        return scores
+    def dying(arch):
+        if len(calls) == stop_after:
+            raise Killed
+        calls.append(arch)
+        return evaluate(arch)
 
     with pytest.raises(Killed):
         search(tmp_path / "stopped", unlimited, algorithm=algorithm, evaluate=dying)
 
-    def counting(archs, finished):
-        calls.extend(archs)
-        return evaluate(archs, finished)
+    def counting(arch):
+        calls.append(arch)
+        return evaluate(arch)
 
     resumed = search(tmp_path / "stopped", unlimited, algorithm=algorithm, evaluate=counting)
     assert resumed == undisturbed
     assert len(calls) == len(set(calls)) == len(undisturbed)  # nothing evaluated twice
 
 
-def test_the_order_in_which_evaluations_finish_does_not_matter(tmp_path, unlimited):
-    def backwards(archs, finished):
-        scores = [Score(closeness(arch)) for arch in archs]
-        for index in reversed(range(len(archs))):
-            finished(index, scores[index])
-        return scores
+class AnyOrder(Direct):
+    """Ends evaluations in an order of its own, of at most `number` under way at once."""
 
-    forwards = search(tmp_path / "f", unlimited)
-    assert search(tmp_path / "b", unlimited, evaluate=backwards) == forwards
+    def __init__(self, evaluate, number, seed):
+        super().__init__(evaluate)
+        self.number, self.rng = number, random.Random(seed)
+
+    def next(self):
+        index = self.rng.randrange(min(self.number, len(self.waiting)))
+        position, arch = self.waiting[index]
+        del self.waiting[index]
+        return position, self.evaluate(arch)
+
+
+@every_algorithm
+def test_neither_order_nor_number_of_evaluators_matters(tmp_path, unlimited, algorithm):
+    pools = {"1": Direct(evaluate), "2": AnyOrder(evaluate, 2, 0), "8": AnyOrder(evaluate, 8, 1)}
+    found = [
+        search(tmp_path / name, unlimited, pool=pool, algorithm=algorithm)
+        for name, pool in pools.items()
+    ]
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("algorithm", ONE_BY_ONE)
+@pytest.mark.parametrize("lag", [1, 5])
+def test_a_lagged_search_keeps_lag_evaluations_under_way(tmp_path, unlimited, algorithm, lag):
+    pool = AnyOrder(evaluate, lag, 0)
+    under_way = []
+    submit, end = pool.submit, pool.next
+    pool.submit = lambda *arguments: (submit(*arguments), under_way.append(len(pool.waiting)))
+    pool.next = lambda: (under_way.append(len(pool.waiting)), end())[1]
+    search(tmp_path, unlimited, pool=pool, algorithm=algorithm, lag=lag)
+    assert max(under_way) == lag
+    assert History(str(tmp_path)).candidates[-1].generation == 5
+    other = search(tmp_path / "other", unlimited, algorithm=algorithm, lag=lag + 1)
+    assert other != History(str(tmp_path)).candidates  # the lag belongs to the job
+
+
+def test_a_lagged_search_asks_for_more_whenever_one_ends_in_order(unlimited):
+    """No barrier: with the first one done, another begins, whatever the others do."""
+    algorithm = make_algorithm(SPACE, config(algorithm="steady", lag=4), unlimited, 0)
+    first = [algorithm.ask()[0] for _ in range(4)]
+    assert algorithm.ask() == []
+    algorithm.tell(Candidate(arch=first[0], fitness=0.5, costs={}))
+    assert len(algorithm.ask()) == 1
+    assert algorithm.ask() == []
+
+
+def test_a_candidate_that_cannot_be_evaluated_is_recorded_and_the_search_goes_on(
+    tmp_path, unlimited
+):
+    def moody(arch):
+        if sum(arch) % 3 == 0:
+            return Evaluation(fitness=FAILED, error="it would not")
+        return evaluate(arch)
+
+    for algorithm in ALGORITHMS:
+        folder = tmp_path / algorithm
+        found = search(folder, unlimited, evaluate=moody, algorithm=algorithm)
+        failed = [candidate for candidate in found if candidate.failed]
+        assert 0 < len(failed) < len(found)
+        assert all(candidate.error == "it would not" for candidate in failed)
+        assert History(str(folder)).candidates == found
+        # What failed is nobody's parent, and is not asked for again.
+        calls = []
+        search(folder, unlimited, evaluate=calls.append, algorithm=algorithm)
+        assert calls == []
+
+
+def test_a_search_in_which_nothing_can_be_evaluated_ends_at_once_and_can_be_repeated(
+    tmp_path, unlimited
+):
+    calls = []
+
+    def hopeless(arch):
+        calls.append(arch)
+        return Evaluation(fitness=FAILED, error="no such file")
+
+    with pytest.raises(EvaluationError, match="first 5 architectures .*; the last: no such file"):
+        search(tmp_path, unlimited, evaluate=hopeless)
+    assert len(calls) == 5
+    assert search(tmp_path, unlimited) == search(tmp_path / "undisturbed", unlimited)
 
 
 def test_a_history_of_another_job_is_refused(tmp_path, unlimited):
@@ -202,25 +263,88 @@ def test_a_history_of_another_job_is_refused(tmp_path, unlimited):
         search(tmp_path, unlimited, seed=1)
 
 
-def test_a_damaged_generation_is_named(tmp_path, unlimited):
-    search(tmp_path, unlimited)
-    (tmp_path / "generation-0002.parquet").write_bytes(b"PAR1 and then nothing")
-    with pytest.raises(UserError, match="generation-0002.parquet: not .* remove it and the later"):
-        History(str(tmp_path))
-    pq.write_table(pa.table({"fitness": [0.5]}), tmp_path / "generation-0002.parquet")
-    with pytest.raises(UserError, match="generation-0002.parquet: not a readable generation"):
-        History(str(tmp_path))
+@pytest.mark.parametrize("damage", [b"", b"PAR1 and then nothing", "another table", "half"])
+def test_a_damaged_file_is_made_again_from_the_single_evaluations(
+    tmp_path, unlimited, damage, caplog
+):
+    undisturbed = search(tmp_path, unlimited)
+    path = tmp_path / "search-0002.parquet"
+    whole = path.read_bytes()
+    if damage == "another table":
+        pq.write_table(pa.table({"fitness": [0.5]}), path)
+    else:
+        path.write_bytes(whole[: len(whole) // 2] if damage == "half" else damage)
+    assert len(History(str(tmp_path))) == 2
+    assert "search-0002.parquet is damaged" in caplog.text
+    calls = []
+    assert search(tmp_path, unlimited, evaluate=calls.append) == undisturbed
+    assert calls == [] and len(History(str(tmp_path))) == 6
+    # Without them only what the file held is evaluated again.
+    path.write_bytes(b"")
+    History(str(tmp_path)).close()
+
+    def counting(arch):
+        calls.append(arch)
+        return evaluate(arch)
+
+    assert search(tmp_path, unlimited, evaluate=counting) == undisturbed
+    assert calls == [c.arch for c in undisturbed if c.generation == 2]
 
 
-def test_history_is_one_parquet_file_a_generation_with_every_cost(tmp_path, unlimited):
+def test_a_damaged_single_evaluation_is_done_again(tmp_path, unlimited, caplog):
+    undisturbed = search(tmp_path, unlimited)
+    (tmp_path / "search-0005.parquet").unlink()
+    last = sorted((tmp_path / "_evaluations" / "search").iterdir())[-1]
+    last.write_text(last.read_text()[:40])
+    calls = []
+
+    def counting(arch):
+        calls.append(arch)
+        return evaluate(arch)
+
+    assert search(tmp_path, unlimited, evaluate=counting) == undisturbed
+    assert calls == [undisturbed[-1].arch]
+    assert f"{last.name} is of no use" in caplog.text
+
+
+def test_history_is_one_parquet_data_set(tmp_path, unlimited):
     import pyarrow.parquet as pq
 
-    candidates = search(tmp_path, unlimited)
-    assert storage.list_names(str(tmp_path)) == [f"generation-{g:04d}.parquet" for g in range(6)]
-    table = pq.read_table(str(tmp_path / "generation-0000.parquet"))
-    assert {"arch", "fitness", "seconds", "generation", "macs", "params"} <= set(table.column_names)
-    assert table.num_rows == 20
+    def judged(arch):
+        return replace(evaluate(arch), images=9, slices=(0.5, 0.25), correct=b"\x01\x02", node="n")
+
+    candidates = search(tmp_path, unlimited, evaluate=judged)
+    names = storage.list_names(str(tmp_path))
+    assert names == ["_evaluations", *(f"search-{number:04d}.parquet" for number in range(6))]
+    table = pq.read_table(str(tmp_path))
+    wanted = "source position generation arch genes fitness seconds images slices correct error"
+    wanted += " evaluator node attempt macs params"
+    assert set(wanted.split()) <= set(table.column_names)
+    assert table["position"].to_pylist() == list(range(len(candidates)))
+    assert json.loads(table["arch"][3].as_py()) == SPACE.to_json(candidates[3].arch)
+    assert tuple(table["genes"][3].as_py()) == candidates[3].arch
     assert History(str(tmp_path)).candidates == candidates
+    assert candidates[3].correct == b"\x01\x02" and candidates[3].node == "n"
+    # Another source in the same data set is not the search's.
+    History(str(tmp_path), "listed").append(candidates[:2])
+    assert History(str(tmp_path)).candidates == candidates
+    assert pq.read_table(str(tmp_path)).num_rows == len(candidates) + 2
+
+
+def test_a_storage_that_fails_for_a_while_loses_nothing(tmp_path, unlimited, monkeypatch, caplog):
+    undisturbed = search(tmp_path / "undisturbed", unlimited)
+    write, chance = storage.write, random.Random(0)
+    pauses = []
+    monkeypatch.setattr("nasray.search.history.time.sleep", pauses.append)
+
+    def flaky(path, content):
+        if chance.random() < 0.3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(storage, "write", flaky)
+    assert search(tmp_path / "flaky", unlimited) == undisturbed
+    assert len(pauses) > 10 and "No space left on device; trying again" in caplog.text
 
 
 def test_parents_are_kept_and_the_last_offspring_are_evaluated(tmp_path, unlimited):
@@ -231,7 +355,7 @@ def test_parents_are_kept_and_the_last_offspring_are_evaluated(tmp_path, unlimit
 
 
 def test_other_members_become_parents_by_chance(unlimited):
-    algorithm = ALGORITHMS["genetic"](
+    algorithm = GENERATIONAL["genetic"](
         SPACE, config(population_size=1000, num_parents=10), unlimited, 0
     )
     generation = [
@@ -257,7 +381,7 @@ def test_the_value_an_unreachable_limit_names_can_be_reached(unlimited):
 
 
 def test_children_carry_their_parents_genes(unlimited):
-    algorithm = ALGORITHMS["genetic"](
+    algorithm = GENERATIONAL["genetic"](
         SPACE, config(mutation_prob=0.0, random_parent_prob=0.0), unlimited, 0
     )
     generation = [

@@ -1,13 +1,12 @@
 """A predictor proposes, evaluations verify: no cluster, a made-up accuracy."""
 
-import types
-
 import numpy as np
 import pytest
 
 from nasray.config import Limit, SearchConfig
-from nasray.search.candidate import Candidate
-from nasray.search.driver import run_search
+from nasray.search.candidate import Candidate, Evaluation
+from nasray.search.driver import Direct, run_search
+from nasray.search.generations import Generations
 from nasray.search.history import History
 from nasray.search.limits import Limits
 from nasray.search.random import RandomSearch
@@ -24,11 +23,8 @@ def accuracy(arch):
     return float(0.7 + 0.003 * (np.array(arch) @ WORTH) + 0.002 * np.sin(sum(arch)))
 
 
-def evaluate(archs, finished):
-    results = [types.SimpleNamespace(fitness=accuracy(arch), seconds=0.1) for arch in archs]
-    for index, result in enumerate(results):
-        finished(index, result)
-    return results
+def evaluate(arch):
+    return Evaluation(fitness=accuracy(arch), seconds=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +45,9 @@ def candidates(limits, number, seed=5):
     ]
 
 
-def search(folder, limits, algorithm, generations=3):
-    config = CONFIG.model_copy(update={"num_generations": generations})
-    history = History(str(folder))
-    return run_search(SPACE, config, limits, evaluate, history, seed=0, algorithm=algorithm)
+def search(folder, limits, breeder, generations=3):
+    algorithm = Generations(breeder, generations)
+    return run_search(algorithm, limits, Direct(evaluate), History(str(folder)))
 
 
 def best_at(found, rung):

@@ -1,23 +1,50 @@
 """A candidate: an architecture with what is known of it. Knows no network and no cluster."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
 from nasray.config import Limit
 from nasray.spaces.space import Architecture
 
+FAILED = -np.inf  # fitness of what could not be evaluated
+
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One evaluated architecture. `fitness` is top-1 on the hold-out images, a fraction."""
+class Evaluation:
+    """What evaluating an architecture gave. `fitness` is top-1 on the hold-out images."""
+
+    fitness: float  # a fraction; FAILED if there is an error
+    seconds: float = field(default=0.0, compare=False)
+    images: int = 0  # that it was judged on: all, or fewer if a race dropped it
+    slices: tuple[float, ...] = ()  # top-1 on each slice of them (racing.py)
+    correct: bytes = field(default=b"", repr=False)  # which it has right, one bit each
+    batch_size: int = 0  # of recalibration, whose statistics depend on it a little
+    error: str = ""  # why there is no fitness
+    evaluator: str = field(default="", compare=False)
+    node: str = field(default="", compare=False)
+    attempt: int = field(default=1, compare=False)  # above 1: evaluators or attempts were lost
+
+    @property
+    def failed(self) -> bool:
+        return self.fitness == FAILED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate(Evaluation):
+    """One evaluated architecture."""
 
     arch: Architecture
-    fitness: float
     costs: dict[str, float] = field(compare=False)  # params, macs, micronet_score, ...
     generation: int = 0
-    seconds: float = field(default=0.0, compare=False)  # of the evaluation
+
+    @classmethod
+    def of(cls, evaluation: Evaluation, **known: Any) -> "Candidate":
+        """What `evaluation` found of the architecture that `known` names with its costs."""
+        found = {each.name: getattr(evaluation, each.name) for each in fields(Evaluation)}
+        return cls(**found, **known)
 
 
 def best_first(candidates: Sequence[Candidate]) -> list[Candidate]:

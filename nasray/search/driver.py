@@ -1,109 +1,201 @@
 """The search loop: ask, evaluate, record, tell. The same for an actor pool or a test's lambda.
 
-Knows no network and no cluster.
+Evaluations finish in any order; an algorithm is told of them in the order in which it asked,
+so neither the number of evaluators nor their luck reaches it. Knows no network and no
+cluster.
 """
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
-from nasray.config import SearchConfig
-from nasray.errors import UserError
-from nasray.search import ALGORITHMS
-from nasray.search.candidate import Candidate
+from nasray.errors import EvaluationError, UserError
+from nasray.search.candidate import Candidate, Evaluation
 from nasray.search.history import History
 from nasray.search.limits import Limits
-from nasray.spaces.space import Architecture, Space
+from nasray.spaces.space import Architecture
+
+HOPELESS = 5  # evaluations that all fail, from the first on, end a search
 
 
 class Algorithm(Protocol):
-    """What decides which architectures are evaluated next.
+    """What decides which architectures are evaluated next."""
 
-    `carries_state`: whether ask() depends on earlier asks, and so has to be called again for
-    what is recorded; otherwise telling suffices.
-    """
+    @property
+    def generation(self) -> int:
+        """The generation that belongs to what ask() returned last, from 0."""
 
-    carries_state: bool
+    @property
+    def bar(self) -> Candidate | None:
+        """What a newcomer must beat to be of use, if anything; races are run against it."""
 
-    def ask(self) -> list[Architecture]: ...
+    def ask(self) -> list[Architecture]:
+        """All that can be bred from what it has been told, of one generation; maybe nothing."""
 
-    def tell(self, generation: list[Candidate]) -> None: ...
+    def tell(self, candidate: Candidate) -> None:
+        """Learn one result; they come in the order in which they were asked for."""
 
-
-class Evaluated(Protocol):
-    """What an evaluation returns."""
-
-    fitness: float
-    seconds: float
+    def retell(self, generation: list[Candidate]) -> bool:
+        """Learn a recorded generation without being asked for it; False: ask() must breed it."""
 
 
-Finished = Callable[[int, Evaluated], None]
-Evaluate = Callable[[Sequence[Architecture], Finished], Sequence[Evaluated]]
+class Pool(Protocol):
+    """What evaluates: takes as much as is submitted, and returns it in any order."""
+
+    def submit(self, position: int, arch: Architecture, bar: Candidate | None) -> None: ...
+
+    def next(self) -> tuple[int, Evaluation]:
+        """Wait for the next evaluation to end, and return it with its position."""
+
+
+class Direct:
+    """A pool that is a function, evaluated in this process when its result is waited for."""
+
+    def __init__(self, evaluate: Callable[[Architecture], Evaluation]) -> None:
+        self.evaluate = evaluate
+        self.waiting: deque[tuple[int, Architecture]] = deque()
+
+    def submit(self, position: int, arch: Architecture, bar: Candidate | None = None) -> None:
+        self.waiting.append((position, arch))
+
+    def next(self) -> tuple[int, Evaluation]:
+        position, arch = self.waiting.popleft()
+        return position, self.evaluate(arch)
 
 
 def run_search(
-    space: Space,
-    config: SearchConfig,
+    algorithm: Algorithm,
     limits: Limits,
-    evaluate: Evaluate,
+    pool: Pool,
     history: History,
     *,
-    seed: int,
     show: Callable[[int, str], None] = lambda done, text: None,
-    algorithm: Algorithm | None = None,
 ) -> list[Candidate]:
-    """Search until `config.num_generations` are in `history`; return all its candidates.
+    """Search until `algorithm` asks for nothing more; return all candidates of `history`.
 
-    `evaluate(archs, finished)` returns one result per architecture, in the order given, and
-    calls finished(index, result) as each is known: that is when it is recorded. The
-    algorithm is the one that `config` names unless another is given.
+    What `history` holds is not evaluated again. A candidate that cannot be evaluated is
+    recorded as failed, and the search goes on.
     """
-    algorithm = algorithm or ALGORITHMS[config.algorithm](space, config, limits, seed)
-    for recorded in history:
-        archs = [candidate.arch for candidate in recorded]
-        if algorithm.carries_state and algorithm.ask() != archs:
+    return _Search(algorithm, limits, pool, history, show).run()
+
+
+class _Search:
+    """One run of the loop; positions number the candidates in the order asked for."""
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        limits: Limits,
+        pool: Pool,
+        history: History,
+        show: Callable[[int, str], None],
+    ) -> None:
+        self.algorithm, self.limits, self.pool, self.history = algorithm, limits, pool, history
+        self.show = show
+        self.recorded = history.candidates
+        self.asked: list[Architecture] = []
+        self.generation_of: list[int] = []
+        self.found: dict[int, Evaluation] = {}  # known, but not yet told
+        self.open: list[Candidate] = []  # told, of generations not yet on record
+        self.told = self.running = self.num_failed = 0
+        self.ended: list[Evaluation] = []  # in this process, the first few
+        self.best = 0.0
+
+    def run(self) -> list[Candidate]:
+        for generation in self.history.generations:
+            if not self.algorithm.retell(generation):
+                break
+            self._note(generation)
+        while True:
+            self._ask()
+            if self._tell():
+                continue
+            if not self.running:
+                break
+            position, evaluation = self.pool.next()
+            self.running -= 1
+            self.history.record(position, self.asked[position], evaluation)
+            self.found[position] = evaluation
+            self._check_hope(evaluation)
+        self._record_complete(until=len(self.generation_of))
+        return self.history.candidates
+
+    def _ask(self) -> None:
+        """Submit what the algorithm asks for, unless it is known."""
+        while archs := self.algorithm.ask():
+            self._record_complete(until=self.algorithm.generation)
+            for arch in archs:
+                position = len(self.asked)
+                self.asked.append(arch)
+                self.generation_of.append(self.algorithm.generation)
+                known = self._known(position, arch)
+                if known is not None:
+                    self.found[position] = known
+                else:
+                    self.pool.submit(position, arch, self.algorithm.bar)
+                    self.running += 1
+
+    def _known(self, position: int, arch: Architecture) -> Evaluation | None:
+        """What the history says of a candidate."""
+        if position >= len(self.recorded):
+            return self.history.find(position, arch)
+        if self.recorded[position].arch != arch:
             raise UserError(
-                f"{history.folder} was recorded with another job or another version of nasray; "
-                "use a new run directory"
+                f"{self.history.folder} was recorded with another job or another version of "
+                "nasray; use a new run directory"
             )
-        algorithm.tell(recorded)
-        _show(history, show)
-    while len(history) < config.num_generations:
-        archs = algorithm.ask()
-        if not archs:  # every feasible architecture has been evaluated
-            break
-        generation = _evaluate_generation(archs, limits, evaluate, history)
-        history.append(generation)
-        algorithm.tell(generation)
-        _show(history, show)
-    return history.candidates
+        return self.recorded[position]
 
+    def _tell(self) -> bool:
+        """Tell one result, if the next in order is known."""
+        if self.told not in self.found:
+            return False
+        evaluation, arch = self.found.pop(self.told), self.asked[self.told]
+        [costs] = self.limits.costs([arch])
+        number = self.generation_of[self.told]
+        candidate = Candidate.of(evaluation, arch=arch, costs=costs, generation=number)
+        self._count(candidate)
+        self.open.append(candidate)
+        self.algorithm.tell(candidate)
+        return True
 
-def _evaluate_generation(
-    archs: list[Architecture], limits: Limits, evaluate: Evaluate, history: History
-) -> list[Candidate]:
-    known = history.pending()  # of a driver that was killed in this generation
-    open_positions = [index for index, arch in enumerate(archs) if arch not in known]
+    def _record_complete(self, until: int) -> None:
+        """Put generations below `until` on record if all of them is told, oldest first."""
+        while self.open and (number := self.open[0].generation) < until:
+            size = self.generation_of.count(number)
+            born, rest = self.open[:size], self.open[size:]
+            if len(born) < size or born[-1].generation != number:
+                return
+            if number >= len(self.history):
+                self.history.append(born, self.limits.space.to_json)
+            self.open = rest
 
-    def finished(index: int, result: Evaluated) -> None:
-        position = open_positions[index]
-        history.record(position, archs[position], result.fitness, result.seconds)
+    def _note(self, generation: list[Candidate]) -> None:
+        """Take a recorded generation for asked and told."""
+        for candidate in generation:
+            self.asked.append(candidate.arch)
+            self.generation_of.append(candidate.generation)
+            self._count(candidate)
 
-    results = evaluate([archs[position] for position in open_positions], finished)
-    for position, result in zip(open_positions, results, strict=True):
-        known[archs[position]] = (result.fitness, result.seconds)
-    return [
-        Candidate(
-            arch=arch,
-            fitness=known[arch][0],
-            costs=costs,
-            generation=len(history),
-            seconds=known[arch][1],
+    def _count(self, candidate: Candidate) -> None:
+        self.told += 1
+        self.num_failed += candidate.failed
+        self.best = max(self.best, candidate.fitness)
+        failed = f", {self.num_failed} failed" if self.num_failed else ""
+        number = candidate.generation
+        self.show(
+            number + (self.told == len(self.asked)),
+            f"generation {number + 1}, {self.told} evaluated{failed}, best {self.best:.1%}",
         )
-        for arch, costs in zip(archs, limits.costs(archs), strict=True)
-    ]
 
-
-def _show(history: History, show: Callable[[int, str], None]) -> None:
-    fitnesses = sorted(candidate.fitness for candidate in history.generations[-1])
-    best = max(candidate.fitness for candidate in history.candidates)
-    show(len(history), f"best {best:.1%}, median {fitnesses[len(fitnesses) // 2]:.1%}")
+    def _check_hope(self, evaluation: Evaluation) -> None:
+        """End a search in which nothing can be evaluated, before hours are lost."""
+        if self.best > 0 or len(self.ended) == HOPELESS:
+            return
+        self.ended.append(evaluation)
+        if len(self.ended) == HOPELESS and all(each.failed for each in self.ended):
+            self.history.forget(range(len(self.asked)))
+            raise EvaluationError(
+                f"none of the first {HOPELESS} architectures could be evaluated; the last: "
+                f"{evaluation.error}"
+            )

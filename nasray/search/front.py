@@ -6,6 +6,9 @@ probability that falls as the search goes on. A child that costs more than its s
 competes for a slot of the next looser rung. Some children also take genes from a mate of
 the same or the next rung, so good architectures travel between limits.
 
+The last of the budget goes to all neighbours, by one gene or two, of the best for each
+limit: at a limit, what makes one block cheaper pays for another.
+
 Populations that accept only what is better fall into local optima that differ from run to
 run; the chains leave them. The temperature is relative to what mutations change, so any
 measure of fitness suits.
@@ -28,6 +31,7 @@ HEAT, COLD = 0.3, 0.05  # temperature at first and at last, in median changes by
 CROSSOVER = 0.3  # of the children have a mate; all are mutated
 LARGEST_SHARE = 0.2  # of a child's genes that come from the mate
 MOST_MUTATIONS = 6  # genes of a child; their number is geometric
+POLISH = 0.1  # of the budget goes to neighbours of the best
 MEMORY = 0.9  # of the median change, from one generation to the next
 
 
@@ -84,6 +88,9 @@ class Front:
             np.full(number, -np.inf),
         )
         self.broods: list[tuple[Population, np.ndarray]] = []  # bred, with each child's slot
+        self.neighbours: list[tuple[Answer | None, Population]] = [
+            (None, self.slots.population[:0])
+        ] * len(self.rungs)  # of the best then, those not yet bred
         self.turn = self.told = 0
         self.change = 0.0  # median change of fitness from a parent to its child, smoothed
 
@@ -100,6 +107,11 @@ class Front:
 
     def breed(self) -> Population:
         """The next generation, in canonical form: `size` or a few less, maybe known ones."""
+        if self.told >= (1 - POLISH) * self.budget:
+            population = self._next_neighbours()
+            if len(population):
+                self.broods.append((population, np.full(len(population), -1)))
+                return population
         slots = (self.turn + np.arange(self.size)) % len(self.ceilings)
         self.turn = (self.turn + self.size) % len(self.ceilings)
         empty = ~np.isfinite(self.slots.fitness[slots])
@@ -182,6 +194,40 @@ class Front:
         first, drawn = self.first[genes], self.num_choices[genes] - self.first[genes]
         shift = 1 + (self.rng.random(len(rows)) * (drawn - 1)).astype(np.int8)
         children[rows, genes] = first + (children[rows, genes] - first + shift) % drawn
+
+    def _next_neighbours(self) -> Population:
+        """Neighbours of the best for each limit that were not bred yet, in random order."""
+        found = []
+        share = -(-self.size // len(self.rungs))
+        for rung, answer in enumerate(self.best):
+            known, left = self.neighbours[rung]
+            if answer is not None and (known is None or answer.arch != known.arch):
+                left = self._neighbourhood(answer)
+            found.append(left[:share])
+            self.neighbours[rung] = answer, left[share:]
+        return np.concatenate(found)
+
+    def _neighbourhood(self, answer: Answer) -> Population:
+        """All architectures within the answer's limit that differ from it in one gene or two."""
+        center = np.array(answer.arch, dtype=np.int8)
+        active = self.activity(center[None])[0]
+        changes = [
+            (column, choice)
+            for column in np.flatnonzero(active)
+            for choice in range(self.first[column], self.num_choices[column])
+            if choice != center[column]
+        ]
+        columns, choices = np.array(changes).T
+        one, other = np.triu_indices(len(changes))  # the diagonal: one gene alone
+        differ = (columns[one] != columns[other]) | (one == other)
+        one, other = one[differ], other[differ]
+        rows = np.arange(len(one))
+        near = np.repeat(center[None], len(one), axis=0)
+        near[rows, columns[one]] = choices[one]
+        near[rows, columns[other]] = choices[other]
+        near = self.space.canonical(near)
+        near = near[self.price(near) <= answer.limit]
+        return near[self.rng.permutation(len(near))]
 
     def _slots_of(self, population: Population) -> np.ndarray:
         """The slot of each child of the latest broods; -1 for strangers."""

@@ -37,6 +37,12 @@ class GeneticSearch:
         self.parents: list[Candidate] = []
         self.seen: set[Architecture] = set()
 
+    @property
+    def bar(self) -> Candidate | None:
+        """The last of the best that are parents whatever luck says."""
+        number = self.config.num_parents
+        return self.parents[number - 1] if len(self.parents) >= number else None
+
     def ask(self) -> list[Architecture]:
         """The new members of the next generation; none once the space is exhausted."""
         number = self.config.population_size - len(self.parents)

@@ -1,32 +1,64 @@
-"""What a search has evaluated: one Parquet file per generation, in the run directory.
+"""What a search has evaluated: one Parquet data set, in the run directory.
 
-A generation is written whole when it is complete. Evaluations of a generation still
-running are kept one by one beside it, so that a killed driver repeats none of them.
+FOLDER/search-0000.parquet and so on, one file per generation, written whole once all of it
+is known. Before that every evaluation is a file of its own, FOLDER/_evaluations/000017.json,
+written before any algorithm learns of it: a killed driver repeats none of them, and a
+damaged Parquet file is made again from them. They go when the search is over.
 """
 
+import base64
 import io
 import json
-from collections.abc import Iterator
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nasray import storage
 from nasray.errors import UserError
-from nasray.search.candidate import Candidate
+from nasray.search.candidate import FAILED, Candidate, Evaluation
 from nasray.spaces.space import Architecture
+
+logger = logging.getLogger(__name__)
+
+SOURCE = "search"  # of the evaluations that an algorithm asked for
+SINGLE = "_evaluations"  # a name that readers of Parquet data sets skip
+PATIENCE_S = 300.0  # with a storage that fails
+TYPES = {
+    "generation": pa.int32(),
+    "fitness": pa.float64(),  # null: could not be evaluated
+    "seconds": pa.float64(),
+    "images": pa.int32(),
+    "slices": pa.list_(pa.float64()),
+    "correct": pa.binary(),
+    "batch_size": pa.int32(),
+    "error": pa.string(),
+    "evaluator": pa.string(),
+    "node": pa.string(),
+    "attempt": pa.int32(),
+}
 
 
 class History:
-    """The recorded generations of one search, oldest first; append to it, iterate over it."""
+    """The evaluations of one search by their position, the order in which they were asked for.
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-        self.generations = [
-            _read_generation(storage.join(folder, name))
-            for name in storage.list_names(folder)
-            if name.startswith("generation-") and name.endswith(".parquet")
-        ]
+    `source` tells evaluations of another origin in the same data set apart.
+    """
+
+    def __init__(self, folder: str, source: str = SOURCE) -> None:
+        self.folder, self.source = folder, source
+        self.generations: list[list[Candidate]] = []  # those complete and on record, in order
+        self.later: dict[int, Candidate] = {}  # on record behind a damaged file, by position
+        self.single = {
+            int(name.removesuffix(".json"))
+            for name in storage.list_names(self._single_folder)
+            if name.endswith(".json") and name[:-5].isdigit()
+        }
+        self._read_files()
 
     def __len__(self) -> int:
         return len(self.generations)
@@ -36,69 +68,140 @@ class History:
 
     @property
     def candidates(self) -> list[Candidate]:
+        """All of the complete generations, those that could not be evaluated among them."""
         return [candidate for generation in self.generations for candidate in generation]
 
-    def append(self, generation: list[Candidate]) -> None:
-        """Record a complete generation; its single evaluations are then no longer needed."""
-        buffer = io.BytesIO()
-        pq.write_table(_to_table(generation), buffer)
-        storage.write(
-            storage.join(self.folder, f"generation-{len(self):04d}.parquet"), buffer.getvalue()
-        )
+    def find(self, position: int, arch: Architecture) -> Evaluation | None:
+        """What is known of the candidate at `position` beyond the complete generations."""
+        if (later := self.later.get(position)) is not None:
+            return later if later.arch == arch else None
+        if position not in self.single:
+            return None
+        try:
+            entry = storage.read_json(self._single(position))
+            evaluation = _from_json(entry) if tuple(entry["arch"]) == arch else None
+        except (UserError, KeyError, TypeError, ValueError):
+            evaluation = None
+        if evaluation is None:
+            logger.warning("%s is of no use; evaluating it again", self._single(position))
+        return evaluation
+
+    def record(self, position: int, arch: Architecture, evaluation: Evaluation) -> None:
+        """Put one evaluation on storage, as soon as it is known."""
+        content = {"arch": arch, **_to_json(evaluation)}
+        _patiently(lambda: storage.write_json(self._single(position), content))
+        self.single.add(position)
+
+    def forget(self, positions: range) -> None:
+        """Drop single evaluations, so that they are done again."""
+        for position in positions:
+            storage.remove(self._single(position))
+            self.single.discard(position)
+
+    def append(
+        self, generation: list[Candidate], describe: Callable[[Architecture], Any] = list
+    ) -> None:
+        """Record the next generation, complete; `describe` gives an architecture's own keys."""
+        first = sum(map(len, self.generations))
+        content = io.BytesIO()
+        pq.write_table(self._table(generation, first, describe), content)
+        name = f"{self.source}-{len(self):04d}.parquet"
+        _patiently(lambda: storage.write(storage.join(self.folder, name), content.getvalue()))
         self.generations.append(generation)
-        storage.remove(self._pending_folder)
 
-    def record(self, position: int, arch: Architecture, fitness: float, seconds: float) -> None:
-        """Record one evaluation of the generation now running."""
-        storage.write_json(
-            storage.join(self._pending_folder, f"{position:05d}.json"),
-            {"generation": len(self), "arch": arch, "fitness": fitness, "seconds": seconds},
-        )
-
-    def pending(self) -> dict[Architecture, tuple[float, float]]:
-        """Evaluations of the generation that was running: arch -> (fitness, seconds)."""
-        found = {}
-        for name in storage.list_names(self._pending_folder):
-            if name.endswith(".json"):
-                entry = storage.read_json(storage.join(self._pending_folder, name))
-                if entry["generation"] == len(self):
-                    found[tuple(entry["arch"])] = (entry["fitness"], entry["seconds"])
-        return found
+    def close(self) -> None:
+        """Remove the single evaluations once all are in complete generations."""
+        storage.remove(self._single_folder)
+        self.single = set()
 
     @property
-    def _pending_folder(self) -> str:
-        return storage.join(self.folder, "running")
+    def _single_folder(self) -> str:
+        return storage.join(self.folder, SINGLE, self.source)
+
+    def _single(self, position: int) -> str:
+        return storage.join(self._single_folder, f"{position:06d}.json")
+
+    def _read_files(self) -> None:
+        names = storage.list_names(self.folder)
+        numbers = [
+            int(name[len(self.source) + 1 : -8])
+            for name in names
+            if name.startswith(f"{self.source}-") and name.endswith(".parquet")
+        ]
+        for number in sorted(numbers):
+            path = storage.join(self.folder, f"{self.source}-{number:04d}.parquet")
+            found = _read_file(path)
+            if not found:
+                logger.warning("%s is damaged; it is made again from what else is known", path)
+            elif number == len(self.generations):
+                self.generations.append(list(found.values()))
+            else:
+                self.later |= found
+
+    def _table(
+        self, generation: list[Candidate], first: int, describe: Callable[[Architecture], Any]
+    ) -> pa.Table:
+        number = len(generation)
+        columns = {
+            "source": pa.array([self.source] * number, pa.string()),
+            "position": pa.array(range(first, first + number), pa.int32()),
+            "arch": pa.array([json.dumps(describe(c.arch)) for c in generation], pa.string()),
+            "genes": pa.array([list(c.arch) for c in generation], pa.list_(pa.int8())),
+        }
+        for key, kind in TYPES.items():
+            values = [getattr(candidate, key) for candidate in generation]
+            if key == "fitness":
+                values = [None if c.failed else c.fitness for c in generation]
+            columns[key] = pa.array(values, kind)
+        costs = list(generation[0].costs)
+        for cost in costs:
+            columns[cost] = pa.array([c.costs[cost] for c in generation], pa.float64())
+        return pa.table(columns).replace_schema_metadata({"costs": json.dumps(costs)})
 
 
-def _to_table(generation: list[Candidate]) -> pa.Table:
-    columns = {
-        "generation": pa.array([c.generation for c in generation], pa.int32()),
-        "arch": pa.array([list(c.arch) for c in generation], pa.list_(pa.int8())),
-        "fitness": pa.array([c.fitness for c in generation], pa.float64()),
-        "seconds": pa.array([c.seconds for c in generation], pa.float64()),
-    }
-    for cost in generation[0].costs:
-        columns[cost] = pa.array([c.costs[cost] for c in generation], pa.float64())
-    table = pa.table(columns)
-    return table.replace_schema_metadata({"costs": json.dumps(list(generation[0].costs))})
-
-
-def _read_generation(path: str) -> list[Candidate]:
+def _read_file(path: str) -> dict[int, Candidate]:
+    """The candidates of one file by position; none if it is damaged."""
     try:
         table = pq.read_table(io.BytesIO(storage.read(path)))
         costs = json.loads(table.schema.metadata[b"costs"])
-        return [
-            Candidate(
-                arch=tuple(row["arch"]),
-                fitness=row["fitness"],
+        return {
+            row["position"]: Candidate(
+                **{key: row[key] for key in TYPES if key not in ("fitness", "slices")},
+                fitness=FAILED if row["fitness"] is None else row["fitness"],
+                slices=tuple(row["slices"]),
+                arch=tuple(row["genes"]),
                 costs={cost: row[cost] for cost in costs},
-                generation=row["generation"],
-                seconds=row["seconds"],
             )
             for row in table.to_pylist()
-        ]
-    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: not a readable generation ({error}); remove it and the later ones, which "
-            "are then searched again"
-        ) from None
+        }
+    except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def _to_json(evaluation: Evaluation) -> dict[str, Any]:
+    values = {field.name: getattr(evaluation, field.name) for field in fields(Evaluation)}
+    values["fitness"] = None if evaluation.failed else evaluation.fitness
+    return values | {"correct": base64.b64encode(evaluation.correct).decode()}
+
+
+def _from_json(entry: dict[str, Any]) -> Evaluation:
+    values = {field.name: entry[field.name] for field in fields(Evaluation)}
+    fitness = FAILED if entry["fitness"] is None else float(entry["fitness"])
+    correct = base64.b64decode(entry["correct"])
+    return Evaluation(
+        **values | {"fitness": fitness, "correct": correct, "slices": tuple(entry["slices"])}
+    )
+
+
+def _patiently(write: Callable[[], None]) -> None:
+    """Write; where the storage fails or is full, say so and try again for some minutes."""
+    started, pause = time.monotonic(), 0.5
+    while True:
+        try:
+            return write()
+        except OSError as error:
+            if time.monotonic() - started > PATIENCE_S:
+                raise
+            logger.warning("storage: %s; trying again in %.0f s", error, pause)
+        time.sleep(pause)
+        pause = min(2 * pause, 30.0)

@@ -1,0 +1,133 @@
+"""How busy a search keeps its evaluators, and what each evaluation costs the driver.
+
+    python benchmarks/pool.py [--json FILE] [--evaluators 10 100 1000]
+
+Evaluators are simulated, a hundred in one asynchronous actor: an evaluation is a sleep. Its
+time is heavy-tailed (log-normal, sigma 0.8: one in a hundred takes five times the median),
+and 2 % are lost half-way. Busy: the share of evaluators' time that is spent in evaluations,
+from when all are up until the last candidate is submitted. Driver: CPU time of the process
+that breeds, records to a folder on disk, and talks to Ray.
+"""
+
+import argparse
+import asyncio
+import random
+import tempfile
+import time
+
+import numpy as np
+import ray
+from table import Row, show
+
+from nasray.config import SearchConfig
+from nasray.pool import Pool
+from nasray.search import make_algorithm
+from nasray.search.candidate import Evaluation
+from nasray.search.driver import run_search
+from nasray.search.history import History
+from nasray.search.limits import Limits
+from nasray.spaces.shufflenet import ShuffleNet
+
+PER_ACTOR = 100
+SIGMA, LOST = 0.8, 0.02
+ROUNDS = 8  # evaluations for each evaluator
+SECONDS = {10: 1.0, 100: 2.0, 1000: 10.0}  # mean of an evaluation: shorter where there are few
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json")
+    parser.add_argument("--evaluators", type=int, nargs="+", default=[10, 100, 1000])
+    options = parser.parse_args()
+    ray.init(address="local", num_cpus=4, log_to_driver=False, include_dashboard=False)
+    space = ShuffleNet()
+    limits = Limits(space, ())
+    rows = []
+    for number in options.evaluators:
+        steady = measure(limits, number, algorithm="steady")
+        waves = measure(limits, number, algorithm="genetic")
+        rows += [
+            Row(f"{number} evaluators: busy, steady", steady[0], "share", ">= 0.97"),
+            Row(f"{number} evaluators: busy, generations of {2 * number}", waves[0], "share"),
+            Row(f"{number} evaluators: driver, steady", steady[1], "ms"),
+            Row(f"{number} evaluators: driver, generations", waves[1], "ms"),
+            Row(f"{number} evaluators: lost and done again", steady[2], "times"),
+        ]
+    ray.shutdown()
+    show(rows, options.json)
+
+
+def measure(limits, number, *, algorithm):
+    """One search: (busy share, driver's ms per evaluation, evaluations lost)."""
+    mean = SECONDS.get(number, 10.0)
+    actors = [Simulated.remote(mean) for _ in range(-(-number // PER_ACTOR))]
+    started = iter(range(10**9))
+    config = SearchConfig(
+        algorithm=algorithm,
+        population_size=2 * number,
+        num_parents=min(50, number),
+        num_generations=ROUNDS // 2,
+        lag=4 * number,  # so that a slow one holds nobody up
+    )
+    pool = Pool(
+        lambda: actors[next(started) % len(actors)],
+        number=number,
+        max_failures=5,
+        end=lambda actor: None,
+    )
+    submitted = []
+    submit = pool.submit
+
+    def noting(position, arch, bar):
+        submitted.append(time.time())
+        submit(position, arch)
+
+    pool.submit = noting
+    with tempfile.TemporaryDirectory() as folder, pool:
+        begun, cpu = time.time(), time.process_time()
+        found = run_search(
+            make_algorithm(limits.space, config, limits, 0), limits, pool, History(folder)
+        )
+        cpu = time.process_time() - cpu
+    spans = np.concatenate([ray.get(actor.spans.remote()) for actor in actors])
+    for actor in actors:
+        ray.kill(actor)
+    # All are up once as many evaluations have begun; the last candidate ends the window.
+    start = np.sort(spans[:, 0])[number - 1]
+    end = max(submitted)
+    inside = np.clip(spans, start, end)
+    busy = float((inside[:, 1] - inside[:, 0]).sum() / (number * (end - start)))
+    lost = sum(candidate.attempt > 1 for candidate in found)
+    print(
+        f"{algorithm}, {number} evaluators: {len(found)} evaluations in {time.time() - begun:.0f} s"
+    )
+    return busy, 1000 * cpu / len(found), lost
+
+
+@ray.remote(num_cpus=0, max_concurrency=4 * PER_ACTOR)
+class Simulated:
+    """Many evaluators at once that only wait."""
+
+    def __init__(self, mean):
+        self.mean, self.done = mean, []
+
+    async def ready(self):
+        return ray.get_runtime_context().get_node_id()
+
+    async def evaluate(self, attempt, arch):
+        chance = random.Random(hash((arch, attempt)))
+        seconds = self.mean * chance.lognormvariate(-(SIGMA**2) / 2, SIGMA)
+        lost = chance.random() < LOST
+        begun = time.time()
+        await asyncio.sleep(seconds / 2 if lost else seconds)
+        self.done.append((begun, time.time()))
+        if lost:
+            raise ConnectionError("lost")
+        return Evaluation(fitness=sum(arch) / 1000, seconds=seconds, attempt=attempt)
+
+    async def spans(self):
+        return np.array(self.done).reshape(-1, 2)
+
+
+if __name__ == "__main__":
+    main()

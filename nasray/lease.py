@@ -1,0 +1,83 @@
+"""Who works in a folder of an object store, which has no locks: leases that are renewed.
+
+A process writes a file of its own and renews it every few seconds. Another one that finds
+it waits to see whether it is renewed: then someone works there; else its owner is dead. No
+clocks are compared.
+"""
+
+import _thread
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from nasray import storage
+from nasray.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+RENEW_EVERY_S = 5.0
+DEAD_AFTER = 4  # renewals missed
+
+
+@contextmanager
+def leased(folder: str) -> Iterator[None]:
+    """Hold `folder` alone, or raise UserError; a dead holder is noticed in some seconds."""
+    names = storage.join(folder, "_leases")
+    own = storage.join(names, f"{uuid.uuid4().hex}.json")
+    _renew(own, 0)
+    # Renewed from the beginning: of two that start together, each sees that the other lives.
+    ended = threading.Event()
+    renewer = threading.Thread(target=_keep, args=(folder, own, ended), daemon=True)
+    renewer.start()
+    try:
+        _wait_for_the_dead(folder, names, os.path.basename(own))
+        yield
+    finally:
+        ended.set()
+        renewer.join()
+        with suppress(OSError):
+            storage.remove(own)
+
+
+def _wait_for_the_dead(folder: str, names: str, own: str) -> None:
+    others = [name for name in storage.list_names(names) if name != own]
+    if not others:
+        return
+    logger.info("%s was left in use; waiting to see whether anyone still works there", folder)
+    before = {name: _content(storage.join(names, name)) for name in others}
+    for _ in range(DEAD_AFTER):
+        time.sleep(RENEW_EVERY_S)
+        for name in others:
+            now = _content(storage.join(names, name))
+            if now is not None and now != before[name]:
+                raise UserError(f"{folder} is in use by another nasray process")
+    for name in others:
+        storage.remove(storage.join(names, name))
+
+
+def _keep(folder: str, own: str, ended: threading.Event) -> None:
+    """Renew until `ended`; if another process took this one for dead, end it."""
+    number = 0
+    while not ended.wait(RENEW_EVERY_S):
+        with suppress(OSError):  # the storage is away; the next renewal may succeed
+            if not storage.exists(own):
+                logger.error("%s was taken over by another nasray process", folder)
+                _thread.interrupt_main()
+                return
+            number += 1
+            _renew(own, number)
+
+
+def _renew(own: str, number: int) -> None:
+    storage.write_json(own, {"host": os.uname().nodename, "pid": os.getpid(), "renewed": number})
+
+
+def _content(path: str) -> bytes | None:
+    try:
+        return storage.read(path)
+    except OSError:
+        return None

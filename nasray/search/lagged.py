@@ -1,0 +1,66 @@
+"""Search without generations: nobody waits, and no evaluator's speed decides anything.
+
+Candidate n is bred from the results of candidates 0 ... n - lag alone, in the order in which
+they were asked for; so `lag` evaluations are under way at any time, and the history is the
+same on one evaluator as on `lag`. More evaluators than that would have nothing to do.
+"""
+
+from collections import deque
+from typing import Protocol
+
+from nasray.search.candidate import Candidate
+from nasray.spaces.space import Architecture
+
+
+class Breeder(Protocol):
+    """Breeds one candidate at a time."""
+
+    @property
+    def bar(self) -> Candidate | None: ...
+
+    def breed(self) -> Architecture | None:
+        """A new architecture; None once the space is exhausted."""
+
+    def learn(self, candidate: Candidate) -> None:
+        """What became of one of them, also if it could not be evaluated."""
+
+
+class Lagged:
+    """`number` candidates of a breeder, as an algorithm of the driver (driver.py).
+
+    A generation is `size` candidates, for what is recorded and shown; nothing waits for it.
+    """
+
+    def __init__(self, breeder: Breeder, *, number: int, size: int, lag: int) -> None:
+        self.breeder, self.number, self.size, self.lag = breeder, number, size, lag
+        self.bred = 0
+        self.ready: deque[tuple[int, Architecture, Candidate | None]] = deque()
+        self.generation = 0
+        self.bar: Candidate | None = None
+        for _ in range(lag):
+            self._breed()
+
+    def ask(self) -> list[Architecture]:
+        """The next one, with its generation and the bar as they were when it was bred."""
+        if not self.ready:
+            return []
+        position, arch, self.bar = self.ready.popleft()
+        self.generation = position // self.size
+        return [arch]
+
+    def tell(self, candidate: Candidate) -> None:
+        self.breeder.learn(candidate)
+        self._breed()
+
+    def retell(self, generation: list[Candidate]) -> bool:
+        return False
+
+    def _breed(self) -> None:
+        if self.bred == self.number:
+            return
+        arch = self.breeder.breed()
+        if arch is None:
+            self.number = self.bred
+            return
+        self.ready.append((self.bred, arch, self.breeder.bar))
+        self.bred += 1

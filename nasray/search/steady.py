@@ -1,0 +1,80 @@
+"""Steady-state genetic search: every child is bred from the best known by then (lagged.py)."""
+
+import numpy as np
+
+from nasray.config import SearchConfig
+from nasray.search.candidate import Candidate, best_first
+from nasray.search.limits import Limits
+from nasray.spaces.space import (
+    Architecture,
+    Population,
+    Space,
+    as_architectures,
+    as_population,
+    crossover,
+    mutate,
+)
+
+LITTER = 64  # children bred at once, of which the first new and feasible one is taken
+MAX_LITTERS = 10  # then a random newcomer
+
+
+class Offspring:
+    """Finds new feasible architectures: a child if one is born, else a random one."""
+
+    def __init__(self, limits: Limits, rng: np.random.Generator) -> None:
+        self.limits, self.rng = limits, rng
+        self.seen: set[Architecture] = set()
+
+    def first_new(self, litter: Population) -> Architecture | None:
+        """The first row of `litter` that is within the limits and was never seen."""
+        for arch in as_architectures(self.limits.feasible(litter)):
+            if arch not in self.seen:
+                self.seen.add(arch)
+                return arch
+        return None
+
+    def newcomer(self) -> Architecture | None:
+        """A random one, or none if the space is exhausted."""
+        return next(iter(self.limits.draw(1, self.rng, self.seen)), None)
+
+
+class SteadyGenetic:
+    """The published genetic search (genetic.py) without its generations.
+
+    Begins with `population_size` random candidates. Parents are the `num_parents` best so
+    far; a child mates two of them and mutates.
+    """
+
+    def __init__(self, space: Space, config: SearchConfig, limits: Limits, seed: int) -> None:
+        self.space, self.config = space, config
+        self.rng = np.random.default_rng(seed)
+        self.offspring = Offspring(limits, self.rng)
+        self.num_bred = 0
+        self.parents: list[Candidate] = []
+
+    @property
+    def bar(self) -> Candidate | None:
+        """The last of the parents, whose place a child must take."""
+        return self.parents[-1] if len(self.parents) == self.config.num_parents else None
+
+    def breed(self) -> Architecture | None:
+        self.num_bred += 1
+        if self.num_bred > self.config.population_size and len(self.parents) >= 2:
+            parents = as_population([parent.arch for parent in self.parents])
+            for _ in range(MAX_LITTERS):
+                if (child := self.offspring.first_new(self._litter(parents))) is not None:
+                    return child
+        return self.offspring.newcomer()
+
+    def learn(self, candidate: Candidate) -> None:
+        if not candidate.failed:
+            self.parents = best_first([*self.parents, candidate])[: self.config.num_parents]
+
+    def _litter(self, parents: Population) -> Population:
+        mothers = self.rng.integers(len(parents), size=LITTER)
+        # Another one than the mother: the next 1 ... n - 1 places round the circle.
+        fathers = (mothers + self.rng.integers(1, len(parents), size=LITTER)) % len(parents)
+        children = crossover(parents[mothers], parents[fathers], self.rng)[0]
+        mutants = mutate(children, self.space.genes, self.config.mutation_prob, self.rng)
+        return self.space.canonical(mutants)

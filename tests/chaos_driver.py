@@ -1,0 +1,81 @@
+"""A search of short evaluations on a cluster, as a process of its own that may be killed.
+
+    python chaos_driver.py FOLDER ADDRESS ALGORITHM
+
+FOLDER/history is the search's; FOLDER/begun has a file for each evaluation that began.
+"""
+
+import os
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import numpy as np
+import ray
+
+from nasray import storage
+from nasray.config import SearchConfig
+from nasray.pool import Pool
+from nasray.search import make_algorithm
+from nasray.search.candidate import Evaluation
+from nasray.search.driver import run_search
+from nasray.search.history import History
+from nasray.search.limits import Limits
+from nasray.spaces.shufflenet import ShuffleNet
+
+NUM_EVALUATIONS = 200
+TARGET = np.tile((1, 6), 20)
+
+
+def fitness(arch) -> float:
+    return 1.0 - float(np.abs(np.array(arch) - TARGET).sum()) / 200
+
+
+def search(folder: str, algorithm: str, pool) -> list:
+    space = ShuffleNet()
+    limits = Limits(space, ())
+    config = SearchConfig(
+        algorithm=algorithm,
+        population_size=20,
+        num_generations=NUM_EVALUATIONS // 20,
+        num_parents=6,
+        lag=8,
+    )
+    made = make_algorithm(space, config, limits, 0)
+    return run_search(made, limits, pool, History(f"{folder}/history"))
+
+
+def name_of(arch) -> str:
+    return "".join(f"{gene:x}" for gene in arch)
+
+
+@ray.remote
+class Sleeper:
+    """Takes a tenth of a second for each evaluation."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def ready(self) -> str:
+        return ray.get_runtime_context().get_node_id()
+
+    def evaluate(self, attempt: int, arch, bar) -> Evaluation:
+        (self.folder / f"{name_of(arch)}-{time.time_ns()}-{uuid.uuid4().hex[:6]}").touch()
+        time.sleep(0.1)
+        return Evaluation(fitness=fitness(arch), attempt=attempt)
+
+
+def main() -> None:
+    folder, address, algorithm = sys.argv[1:]
+    ray.init(address=address, log_to_driver=False)
+    os.makedirs(f"{folder}/begun", exist_ok=True)
+    with storage.held(f"{folder}/lock"):
+        pool = Pool(lambda: Sleeper.remote(f"{folder}/begun"), number=4, max_failures=10)
+        with pool:
+            found = search(folder, algorithm, pool)
+        print(f"{len(found)} evaluations, {pool.num_lost} evaluators lost")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Bayesian search: its distances, its process, and that it finds more in few evaluations."""
+
+import numpy as np
+import pytest
+
+from nasray.config import SearchConfig
+from nasray.search import make_algorithm
+from nasray.search.bayesian import BayesianSearch, _Process, ranked
+from nasray.search.candidate import FAILED, Candidate, Evaluation
+from nasray.search.driver import Direct, run_search
+from nasray.search.history import History
+from nasray.search.limits import Limits
+from nasray.spaces.shufflenet import ShuffleNet
+from nasray.spaces.space import random_population
+
+SPACE = ShuffleNet()
+TARGET = np.tile((1, 6), 20)
+
+
+@pytest.fixture(scope="module")
+def limits():
+    return Limits(SPACE, ())
+
+
+def closeness(arch):
+    return 1.0 - float(np.abs(np.array(arch) - TARGET).sum()) / 200
+
+
+def make(limits, **changes):
+    return BayesianSearch(SPACE, SearchConfig(**changes), limits, 0)
+
+
+def test_distances_count_other_operations_and_the_places_of_all_other_choices(limits):
+    rng = np.random.default_rng(0)
+    rows, columns = random_population(SPACE.genes, 7, rng), random_population(SPACE.genes, 5, rng)
+    expected = np.zeros((7, 5))
+    for gene, each in enumerate(SPACE.genes):
+        own, other = rows[:, gene, None].astype(int), columns[:, gene].astype(int)
+        span = len(each.choices) - 1
+        expected += (own != other) if each.kind == "op" else abs(own - other) / span
+    np.testing.assert_allclose(make(limits)._distances(rows, columns), expected, atol=1e-9)
+
+
+def test_the_process_is_that_of_the_textbook():
+    """Rasmussen and Williams (2006), equations 2.25, 2.26 and 2.30."""
+    rng = np.random.default_rng(0)
+    points, new = rng.random((6, 3)), rng.random((4, 3))
+    targets, length, noise = rng.normal(size=6), 2.0, 0.1
+
+    def distances(a, b):
+        return np.abs(a[:, None] - b).sum(axis=2)
+
+    process = _Process(distances(points, points), targets, length, noise)
+    covariance = np.exp(-distances(points, points) / length) + noise * np.eye(6)
+    toward = np.exp(-distances(new, points) / length)
+    inverse = np.linalg.inv(covariance)
+    mean, deviation = process.predict(distances(new, points))
+    np.testing.assert_allclose(mean, toward @ inverse @ targets)
+    np.testing.assert_allclose(deviation**2, 1 - (toward @ inverse * toward).sum(axis=1))
+    likelihood = -0.5 * targets @ inverse @ targets - 0.5 * np.linalg.slogdet(covariance)[1]
+    assert process.log_likelihood == pytest.approx(likelihood)
+    # What is believed is believed: the mean there stays, the doubt shrinks.
+    believing = process.believing(distances(new, points), distances(new, new))
+    both = distances(new, np.concatenate((points, new)))
+    again, less = believing.predict(both)
+    np.testing.assert_allclose(again, mean, atol=1e-9)
+    assert (less < deviation).all()
+
+
+def test_ranks_are_normal_quantiles_and_ties_share_one():
+    candidates = [Candidate(arch=(0,), fitness=f, costs={}) for f in (0.1, 0.9, 0.5, 0.5)]
+    found = ranked(candidates)
+    assert found[0] == -found[1] and found[2] == found[3] == pytest.approx(0)
+
+
+def test_it_finds_more_in_few_evaluations_than_genetic_search(limits, tmp_path):
+    best = {}
+    for name in ("bayesian", "genetic"):
+        config = SearchConfig(
+            algorithm=name, num_generations=12, population_size=20, num_parents=10, lag=4
+        )
+        best[name] = []
+        for seed in range(2):
+            algorithm = make_algorithm(SPACE, config, limits, seed)
+            history = History(str(tmp_path / f"{name}{seed}"))
+            pool = Direct(lambda arch: Evaluation(fitness=closeness(arch)))
+            found = run_search(algorithm, limits, pool, history)
+            best[name].append(max(candidate.fitness for candidate in found[:120]))
+    assert min(best["bayesian"]) > max(best["genetic"])
+
+
+def test_what_is_under_way_is_not_bred_again_and_what_failed_is_forgotten(limits):
+    search = make(limits)
+    archs = [search.breed() for _ in range(20)]
+    assert len(set(archs)) == 20 and search.under_way == archs
+    search.learn(Candidate(arch=archs[0], fitness=FAILED, costs={}))
+    search.learn(Candidate(arch=archs[1], fitness=0.5, costs={}))
+    assert search.under_way == archs[2:] and len(search.known) == 1

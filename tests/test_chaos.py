@@ -1,0 +1,147 @@
+"""Kills at random moments change nothing in what a search finds, and lose no evaluation.
+
+The slow form kills evaluators, nodes and the driver many times over, for every seed.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from chaos_driver import NUM_EVALUATIONS, fitness, name_of, search
+from conftest import psutil, ray_processes, wait_for
+from ray.cluster_utils import Cluster
+
+from nasray.search.candidate import Evaluation
+from nasray.search.driver import Direct
+from nasray.search.history import History
+
+pytestmark = pytest.mark.ray
+
+DRIVER = Path(__file__).with_name("chaos_driver.py")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
+    """What each algorithm finds where nothing goes wrong, in one process."""
+    pool = Direct(lambda arch: Evaluation(fitness=fitness(arch)))
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return {name: search(f"{folder}/{name}", name, pool) for name in ("steady", "genetic")}
+
+
+@pytest.fixture
+def cluster(environment: None):
+    """A head without evaluators and two nodes with room for two each."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
+    yield cluster, nodes
+    cluster.shutdown()
+
+
+def start(folder: Path, cluster: Cluster, algorithm: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, DRIVER, folder, cluster.address, algorithm],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def on_record(folder: Path) -> set[str]:
+    """Names of the architectures whose evaluation is on storage."""
+    single = (folder / "history" / "_evaluations" / "search").glob("*.json")
+    found = {name_of(json.loads(path.read_text())["arch"]) for path in single}
+    return found | {name_of(c.arch) for c in History(f"{folder}/history").candidates}
+
+
+def disturb(folder, cluster, nodes, algorithm, *, seed, kills, pause_s):
+    """Search to the end under kills: how many of each kind, and what began after a record."""
+    chance = random.Random(seed)
+    counts = dict.fromkeys(("evaluator", "node", "driver"), 0)
+    deaths: list[tuple[set[str], int]] = []  # of the driver: what was on record, and when
+    process = start(folder, cluster, algorithm)
+    wait_for(lambda: list((folder / "begun").glob("*")), "the first evaluation begins")
+    while process.poll() is None:
+        time.sleep(chance.uniform(0, 2 * pause_s))
+        kind = chance.choice([kind for kind in kills if counts[kind] < kills[kind]] or ["none"])
+        if kind == "evaluator" and (pids := ray_processes("Sleeper")):
+            psutil.Process(chance.choice(pids)).kill()
+        elif kind == "node":
+            cluster.remove_node(nodes.pop(chance.randrange(2)), allow_graceful=False)
+            nodes.append(cluster.add_node(num_cpus=2))
+        elif kind == "driver" and process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.communicate()
+            time.sleep(0.5)  # for what its evaluators have begun already
+            deaths.append((on_record(folder), time.time_ns()))
+            process = start(folder, cluster, algorithm)
+        else:
+            continue
+        counts[kind] += 1
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    repeated = [
+        name
+        for name, began in begun(folder)
+        if any(name in known and began > died for known, died in deaths)
+    ]
+    return counts, repeated, stdout
+
+
+def begun(folder: Path) -> list[tuple[str, int]]:
+    names = [path.name.split("-") for path in (folder / "begun").iterdir()]
+    return [(name, int(began)) for name, began, _ in names]
+
+
+def check(folder: Path, expected: list) -> None:
+    found = History(f"{folder}/history").candidates
+    assert len(found) == NUM_EVALUATIONS or len(found) == len(expected)
+    assert [(c.arch, c.fitness, c.generation) for c in found] == [
+        (c.arch, c.fitness, c.generation) for c in expected
+    ]
+
+
+def test_kills_of_evaluators_a_node_and_the_driver_change_nothing(cluster, undisturbed, tmp_path):
+    kills = {"evaluator": 3, "node": 1, "driver": 1}
+    counts, repeated, _ = disturb(
+        tmp_path, *cluster, "steady", seed=random.randrange(10**6), kills=kills, pause_s=0.7
+    )
+    check(tmp_path, undisturbed["steady"])
+    assert counts["evaluator"] and not repeated
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["steady", "genetic"])
+@pytest.mark.parametrize("seed", range(10))
+def test_many_kills_change_nothing(cluster, undisturbed, tmp_path, algorithm, seed):
+    kills = {"evaluator": 12, "node": 4, "driver": 4}
+    counts, repeated, stdout = disturb(
+        tmp_path, *cluster, algorithm, seed=seed, kills=kills, pause_s=0.7
+    )
+    check(tmp_path, undisturbed[algorithm])
+    assert not repeated
+    lost = len(undisturbed[algorithm]) - len(History(f"{tmp_path}/history").candidates)
+    print(f"{algorithm}, seed {seed}: killed {counts}, evaluations lost: {lost}; {stdout.strip()}")
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_waited_for(undisturbed, tmp_path):
+    """A disk of 200 kB that fills up, and is emptied again after two seconds."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k,nr_inodes=1000", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("may not mount a small disk here")
+    try:
+        (disk / "filler").write_bytes(bytes(120_000))
+        remover = subprocess.Popen(["sh", "-c", f"sleep 2; rm {disk}/filler"])
+        search(str(disk), "steady", Direct(lambda arch: Evaluation(fitness=fitness(arch))))
+        remover.wait()
+        check(disk, undisturbed["steady"])
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

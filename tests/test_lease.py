@@ -1,0 +1,88 @@
+"""Leases keep two processes apart where there are no locks: on an object store."""
+
+import _thread
+import threading
+import time
+
+import pytest
+from pyarrow import fs
+
+from nasray import lease, storage
+from nasray.errors import UserError
+from nasray.lease import leased
+
+
+@pytest.fixture(autouse=True)
+def bucket(tmp_path, monkeypatch):
+    """s3:// is a folder here, and renewals are quick."""
+    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    monkeypatch.setattr(storage, "resolve", lambda path: (store, path.removeprefix("s3://")))
+    monkeypatch.setattr(lease, "RENEW_EVERY_S", 0.1)
+    return tmp_path
+
+
+def leases(bucket):
+    return sorted(path.name for path in (bucket / "run" / "_leases").iterdir())
+
+
+def test_a_second_process_is_refused_while_the_first_lives(bucket):
+    with storage.held("s3://run"):
+        with pytest.raises(UserError, match="s3://run is in use by another nasray process"):
+            with storage.held("s3://run"):
+                raise AssertionError("held twice")
+        assert len(leases(bucket)) == 1  # the refused one took its own away
+    assert leases(bucket) == []
+    with storage.held("s3://run"):
+        pass
+
+
+def test_a_dead_holder_is_noticed_and_cleared_away(bucket):
+    storage.write_json("s3://run/_leases/dead.json", {"renewed": 7})
+    started = time.monotonic()
+    with leased("s3://run"):
+        assert "dead.json" not in leases(bucket)
+    assert time.monotonic() - started >= 0.1 * lease.DEAD_AFTER
+
+
+def test_of_two_that_start_together_not_both_go_on(bucket):
+    storage.write_json("s3://run/_leases/dead.json", {"renewed": 7})
+    outcomes, start = [], threading.Barrier(2)
+
+    def hold():
+        start.wait()
+        try:
+            with leased("s3://run"):
+                outcomes.append("held")
+                time.sleep(1)
+        except UserError:
+            outcomes.append("refused")
+
+    threads = [threading.Thread(target=hold) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes.count("held") <= 1 and len(outcomes) == 2
+
+
+def test_a_holder_that_was_taken_for_dead_is_stopped(bucket, monkeypatch):
+    stopped = threading.Event()
+    monkeypatch.setattr(_thread, "interrupt_main", stopped.set)
+    with leased("s3://run"):
+        [own] = leases(bucket)
+        (bucket / "run" / "_leases" / own).unlink()
+        assert stopped.wait(5)
+
+
+def test_a_storage_that_is_away_for_a_while_ends_nothing(bucket, monkeypatch):
+    with leased("s3://run"):
+        write = storage.write
+
+        def away(path, content):
+            raise OSError("no route")
+
+        monkeypatch.setattr(storage, "write", away)
+        time.sleep(0.4)
+        monkeypatch.setattr(storage, "write", write)
+        time.sleep(0.3)
+        assert len(leases(bucket)) == 1

@@ -1,0 +1,164 @@
+"""The pool on actors of its own kinds: lost ones, failing ones, slow ones, none at all."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from conftest import wait_for
+
+from nasray import pool as pool_module
+from nasray.errors import EvaluationError, UserError
+from nasray.pool import Pool
+from nasray.search.candidate import Evaluation
+
+pytestmark = pytest.mark.ray
+
+
+@ray.remote(num_cpus=0)
+class Square:
+    """Squares numbers; what else it does, `folder` and the number's argument tell it."""
+
+    def __init__(self, folder: str, broken: str = "") -> None:
+        self.folder, self.broken = Path(folder), broken
+
+    def ready(self) -> str:
+        if self.broken:
+            raise UserError(self.broken)
+        return ray.get_runtime_context().get_node_id()
+
+    def evaluate(self, attempt: int, number: int, mood: str = "") -> Evaluation:
+        tries = len(list(self.folder.glob(f"{number}-*")))
+        (self.folder / f"{number}-{tries}-{time.monotonic_ns()}").touch()
+        if mood == "dies" or (mood == "dies once" and tries == 0):
+            os._exit(1)
+        if mood == "raises once" and tries == 0:
+            raise ValueError("not today")
+        if mood == "raises":
+            raise ValueError("never")
+        if mood == "gives up":
+            raise EvaluationError("no memory")
+        if mood == "hangs once" and tries == 0:
+            time.sleep(600)
+        return Evaluation(fitness=number**2, attempt=attempt)
+
+
+@pytest.fixture
+def make_pool(ray_cluster: None, tmp_path: Path):
+    def make(number: int = 2, max_failures: int = 2, **options: str) -> Pool:
+        return Pool(
+            lambda: Square.remote(str(tmp_path), **options),
+            number=number,
+            max_failures=max_failures,
+        )
+
+    return make
+
+
+def run(pool: Pool, moods: dict[int, str], numbers: range = range(12)) -> dict[int, Evaluation]:
+    for number in numbers:
+        pool.submit(number, number, moods.get(number, ""))
+    return dict(pool.next() for _ in numbers)
+
+
+def squares(found: dict[int, Evaluation]) -> dict[int, float]:
+    return {number: evaluation.fitness for number, evaluation in found.items()}
+
+
+def test_everything_submitted_comes_back_once(make_pool):
+    with make_pool(3) as pool:
+        assert squares(run(pool, {})) == {number: number**2 for number in range(12)}
+        assert not pool.running and not pool.waiting
+
+
+def test_no_more_evaluators_start_than_there_is_work_for(make_pool):
+    with make_pool(50) as pool:
+        run(pool, {}, range(2))
+        assert len(pool.seats) <= 2
+
+
+def test_a_lost_evaluator_costs_an_attempt_and_nothing_else(make_pool):
+    with make_pool() as pool:
+        found = run(pool, {3: "dies once", 7: "dies once"})
+        assert pool.num_lost == 2
+    assert squares(found) == {number: number**2 for number in range(12)}
+    assert {number for number, each in found.items() if each.attempt == 2} == {3, 7}
+
+
+def test_a_candidate_whose_evaluator_vanished_goes_first(make_pool, tmp_path):
+    with make_pool(1) as pool:
+        run(pool, {0: "dies once"}, range(4))
+    began = [list(map(int, path.name.split("-"))) for path in tmp_path.iterdir()]
+    order = [number for number, _, _ in sorted(began, key=lambda each: each[2])]
+    assert order == [0, 0, 1, 2, 3]
+
+
+def test_what_raises_is_tried_again_then_recorded_with_its_reason(make_pool, tmp_path):
+    with make_pool() as pool:
+        found = run(pool, {1: "raises once", 2: "raises", 5: "gives up"})
+        assert pool.num_lost == 0
+    assert found[1].fitness == 1 and found[1].attempt == 2
+    assert found[2].failed and found[2].error == "ValueError: never"
+    assert found[5].failed and found[5].error == "no memory"
+    tries = {number: len(list(tmp_path.glob(f"{number}-*"))) for number in (1, 2, 5)}
+    assert tries == {1: 2, 2: 3, 5: 1}
+    assert all(not each.failed for number, each in found.items() if number not in (2, 5))
+
+
+def test_a_candidate_that_kills_every_evaluator_is_given_up(make_pool, tmp_path):
+    with make_pool() as pool:
+        found = run(pool, {3: "dies"})
+    assert found[3].failed and found[3].attempt == 3
+    assert found[3].error.startswith("3 evaluators in a row died of it: ")
+    assert len(list(tmp_path.glob("3-*"))) == 3
+    assert sum(each.failed for each in found.values()) == 1
+
+
+def test_a_straggler_is_tried_by_another_and_replaced(make_pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool_module, "LOOK_EVERY_S", 0.2)
+    with make_pool() as pool:
+        before = time.monotonic()
+        found = run(pool, {4: "hangs once"})
+        assert time.monotonic() - before < 60
+        assert squares(found) == {number: number**2 for number in range(12)}
+        assert len(list(tmp_path.glob("4-*"))) == 2
+        assert len(pool.seats) == 1  # the one that hangs is ended
+        assert squares(run(pool, {}, range(20, 24))) == {n: n**2 for n in range(20, 24)}
+
+
+def test_idle_evaluators_end_and_start_again_for_new_work(make_pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool_module, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(pool_module, "IDLE_S", 0.5)
+    with make_pool() as pool:
+        run(pool, {})
+        pool.submit(20, 20, "hangs once")
+        waiter = threading.Thread(target=pool.next, daemon=True)
+        waiter.start()
+        wait_for(lambda: list(tmp_path.glob("20-*")) and len(pool.seats) == 1, "one is idle, ends")
+        ray.kill(next(iter(pool.seats)).actor)
+        waiter.join(60)
+        assert not waiter.is_alive()
+        assert squares(run(pool, {})) == {number: number**2 for number in range(12)}
+
+
+def test_a_mistake_that_keeps_evaluators_from_starting_is_told_at_once(make_pool):
+    with make_pool(broken="supernet.pt is gone; restore it") as pool:
+        with pytest.raises(UserError, match=r"^supernet\.pt is gone; restore it$"):
+            run(pool, {})
+
+
+def test_work_goes_to_the_evaluators_that_found_a_place(ray_cluster, tmp_path):
+    """One evaluator cannot be placed: the others do everything, and nothing waits for it."""
+    started = []
+
+    def start():
+        options = {"resources": {"of no node": 1}} if not started else {}
+        started.append(Square.options(**options).remote(str(tmp_path)))
+        return started[-1]
+
+    with Pool(start, number=3, max_failures=2) as pool:
+        found = run(pool, {})
+    assert squares(found) == {number: number**2 for number in range(12)}
+    assert len(started) == 3
