@@ -1,12 +1,14 @@
 """What racing saves on a recorded search, and how often it keeps the parents that it should.
 
     python benchmarks/racing.py RUN_DIR [--json FILE] [--confidence 0.99] [--orders 200]
+        [--images N]
 
 RUN_DIR holds a search that evaluated everything in full (racing = false), with which images
 each candidate has right. The races are run again on those records, in random orders of the
 images: parents are the `num_parents` best so far, and the last of them is the bar for the
 next generation, as in the genetic search. Agreement: the share of generations, over all
-orders, after which the raced search has exactly the parents of the full one.
+orders, after which the raced search has exactly the parents of the full one. --images draws
+that many with replacement: what a larger hold-out of the same kind would save.
 """
 
 import argparse
@@ -25,6 +27,7 @@ def main():
     parser.add_argument("--json")
     parser.add_argument("--confidence", type=float, default=0.99)
     parser.add_argument("--orders", type=int, default=200)
+    parser.add_argument("--images", type=int, help="so many, drawn from the recorded ones")
     options = parser.parse_args()
     num_parents = storage.read_json(f"{options.run_dir}/job.json")["job"]["search"]["num_parents"]
     generations = [
@@ -38,7 +41,11 @@ def main():
     rng = np.random.default_rng(0)
     images = full = raced = agreed = compared = first = 0
     for _ in range(options.orders):
-        order = rng.permutation(len(generations[0][0][1]))
+        recorded = len(generations[0][0][1])
+        if options.images:
+            order = rng.integers(recorded, size=options.images)
+        else:
+            order = rng.permutation(recorded)
         parents = []
         for generation in generations:
             bits = {arch: correct[order] for arch, correct in generation}

@@ -197,6 +197,15 @@ class SearchConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _races_have_a_bar(self) -> "SearchConfig":
+        if self.racing and (self.verify or self.algorithm not in ("genetic", "steady")):
+            raise ValueError(
+                'racing = true is for algorithm = "genetic" and "steady" without verify: only '
+                "they have parents to race against; set it to false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _parents_fit(self) -> "SearchConfig":
         if self.num_parents >= self.population_size:
             raise ValueError(

@@ -80,7 +80,7 @@ class Evaluator:
         self.supernet = load_supernet(task.supernet, space, self.device, digest=task.digest)
         context = ray.get_runtime_context()
         self.whereabouts = {
-            "evaluator": context.get_actor_id()[:12],
+            "evaluator": (context.get_actor_id() or "no actor")[:12],
             "node": ray.util.get_node_ip_address(),
         }
         return context.get_node_id()

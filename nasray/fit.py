@@ -55,4 +55,6 @@ def sample(run: Run, number: int) -> list[Candidate]:
     algorithm = Generations(RandomSearch(run.space, config, limits, run.job.seed), num_chunks)
     history = run.sample
     with evaluators(run) as pool, progress("sample", num_chunks, len(history)) as show:
-        return run_search(algorithm, limits, pool, history, show=show)
+        found = run_search(algorithm, limits, pool, history, show=show)
+    history.close()
+    return found

@@ -53,6 +53,8 @@ def _wait_for_the_dead(folder: str, names: str, own: str) -> None:
         time.sleep(RENEW_EVERY_S)
         for name in others:
             now = _content(storage.join(names, name))
+            if before[name] is None:
+                before[name] = now
             if now is not None and now != before[name]:
                 raise UserError(f"{folder} is in use by another nasray process")
     for name in others:
@@ -61,15 +63,20 @@ def _wait_for_the_dead(folder: str, names: str, own: str) -> None:
 
 def _keep(folder: str, own: str, ended: threading.Event) -> None:
     """Renew until `ended`; if another process took this one for dead, end it."""
-    number = 0
+    number, renewed = 0, time.monotonic()
     while not ended.wait(RENEW_EVERY_S):
         with suppress(OSError):  # the storage is away; the next renewal may succeed
-            if not storage.exists(own):
+            is_there = storage.exists(own)
+            if is_there:
+                number += 1
+                _renew(own, number)
+            # After a long pause, in the midst of a renewal, too, another may work here.
+            late = time.monotonic() - renewed > DEAD_AFTER * RENEW_EVERY_S
+            if not is_there or (late and len(storage.list_names(os.path.dirname(own))) > 1):
                 logger.error("%s was taken over by another nasray process", folder)
                 _thread.interrupt_main()
                 return
-            number += 1
-            _renew(own, number)
+            renewed = time.monotonic()
 
 
 def _renew(own: str, number: int) -> None:

@@ -11,12 +11,13 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from nasray.errors import EvaluationError
 from nasray.search.candidate import FAILED, Evaluation
@@ -26,7 +27,9 @@ logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0  # at stragglers and at what is idle
 IDLE_S = 60.0  # then an evaluator without work is ended
-STRAGGLER = 4.0  # medians; past that a second evaluator tries, and the first answer counts
+# Past so many medians, and so many times the longest of late, a second evaluator tries, too;
+# the first answer counts.
+STRAGGLER, BEYOND = 4.0, 1.5
 FEWEST_FOR_MEDIAN = 5
 MOST_STARTS = 20  # in a row that end before the evaluator is ready
 SAY_AFTER_S = 20.0  # that no evaluator has found a place
@@ -85,10 +88,12 @@ class Pool:
         self.done: deque[tuple[int, Evaluation]] = deque()
         self.durations: deque[float] = deque(maxlen=200)  # s, of evaluations
         self.num_lost = self.failed_starts = 0
-        self.said_waiting_at: float | None = None
+        self.any_ready = False
+        self.look_at = 0.0
+        self.say_at: float | None = None
 
     def __enter__(self) -> "Pool":
-        self.said_waiting_at = time.monotonic() + SAY_AFTER_S
+        self.say_at = time.monotonic() + SAY_AFTER_S
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -101,19 +106,25 @@ class Pool:
 
     def next(self) -> tuple[int, Evaluation]:
         """Wait until an evaluation ends, and return it with its key."""
-        while not self.done:
+        while True:
+            # All that has happened, before the caller gets busy with one result.
+            while not self.events.empty():
+                self._handle(*self.events.get())
             self._assign()
-            try:
-                self._handle(*self.events.get(timeout=LOOK_EVERY_S))
-            except queue.Empty:
+            if self.done:
+                return self.done.popleft()
+            if time.monotonic() > self.look_at:
                 self._look_round()
-        return self.done.popleft()
+                self.look_at = time.monotonic() + LOOK_EVERY_S
+            with suppress(queue.Empty):
+                self._handle(*self.events.get(timeout=LOOK_EVERY_S))
 
     def _assign(self) -> None:
         """Give waiting work to idle evaluators, and start those that are missing."""
         while self.waiting and self.idle:
             self._give(self.waiting.popleft(), self.idle.pop())
-        wanted = min(self.number, len(self.waiting) + len(self.running))
+        at_work = sum(len(work.seats) for work in self.running)
+        wanted = min(self.number, len(self.waiting) + at_work)
         while len(self.seats) < wanted:
             seat = Seat(self.start())
             self.seats.add(seat)
@@ -156,15 +167,15 @@ class Pool:
 
     def _handle_start(self, seat: Seat, future: Any, error: BaseException | None) -> None:
         if error is None:
-            self.failed_starts = 0
-            self.said_waiting_at = None
+            self.failed_starts, self.any_ready, self.say_at = 0, True, None
             seat.node = future.result()
             self._free(seat)
             return
         raise_user_error(error)
         self._end(seat)
         self.failed_starts += 1
-        if self.failed_starts == MOST_STARTS or isinstance(error, RayTaskError):
+        hopeless = isinstance(error, RayTaskError) and not self.any_ready
+        if hopeless or self.failed_starts >= max(MOST_STARTS, 2 * self.number):
             raise EvaluationError(f"evaluators cannot start: {_last_line(error)}") from error
 
     def _finish(self, work: Work, evaluation: Evaluation, seat: Seat) -> None:
@@ -181,8 +192,11 @@ class Pool:
         self._leave(work, seat)
         self._end(seat)
         self.num_lost += 1
+        # Its other evaluators without work may be gone as well; nothing would tell us.
+        for neighbour in [each for each in self.idle if each.node == seat.node]:
+            self._end(neighbour)
         # A node that left says nothing against what was evaluated there.
-        work.lost += _is_alive(seat.node)
+        work.lost += not _is_node_lost(seat.node, error)
         if work.lost > self.max_failures:
             self._fail(work, f"{work.lost} evaluators in a row died of it: {_last_line(error)}")
             return
@@ -195,9 +209,8 @@ class Pool:
             self.waiting.appendleft(work)
 
     def _fail(self, work: Work, reason: str) -> None:
-        for seat in list(work.seats):
-            self._leave(work, seat)
-            self._end(seat)
+        if work.seats:  # another evaluator is still at it
+            return
         self.running.discard(work)
         logger.warning("an architecture could not be evaluated: %s", reason)
         self.done.append(
@@ -222,25 +235,30 @@ class Pool:
     def _look_round(self) -> None:
         """Have stragglers tried a second time; end what has long been idle."""
         now = time.monotonic()
-        if self.said_waiting_at is not None and now > self.said_waiting_at:
+        if self.say_at is not None and now > self.say_at:
             logger.warning("no evaluator has found a place in the cluster yet; waiting for one")
-            self.said_waiting_at = now + 6 * SAY_AFTER_S
+            self.say_at = now + 6 * SAY_AFTER_S
         if self.waiting:
             return
         if len(self.durations) >= FEWEST_FOR_MEDIAN:
-            longest = STRAGGLER * median(self.durations) + LOOK_EVERY_S
-            for work in self.running:
-                if not self.idle:
-                    break
-                if len(work.seats) == 1 and now - work.seats[0].since > longest:
+            # Races and studies mix short evaluations and long ones.
+            usual = max(STRAGGLER * median(self.durations), BEYOND * max(self.durations))
+            for work in list(self.running):
+                if self.idle and now - work.seats[-1].since > usual + LOOK_EVERY_S:
                     logger.warning("an evaluation is slow; another evaluator tries it, too")
+                    if len(work.seats) > 1:  # that one has been slow for longer still
+                        self._end(work.seats[0])
+                        self._leave(work, work.seats[0])
                     self._give(work, self.idle.pop())
         for seat in [seat for seat in self.idle if now - seat.since > IDLE_S]:
             self._end(seat)
 
 
-def _is_alive(node: str) -> bool:
-    return any(each["NodeID"] == node and each["Alive"] for each in ray.nodes())
+def _is_node_lost(node: str, error: BaseException) -> bool:
+    """Whether an evaluator ended because its node did; the cluster may learn of that later."""
+    if isinstance(error, ActorUnavailableError) or "node has died" in str(error):
+        return True
+    return not any(each["NodeID"] == node and each["Alive"] for each in ray.nodes())
 
 
 def _last_line(error: BaseException) -> str:

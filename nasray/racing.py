@@ -11,7 +11,7 @@ from statistics import NormalDist
 import numpy as np
 
 FEWEST = 64  # images of the first slice
-FIRST, GROWTH = 16, 2  # the first slice is a 16th of the images; each look doubles what is seen
+FIRST, GROWTH = 16, 2
 
 
 def slice_ends(number: int) -> tuple[int, ...]:
@@ -20,7 +20,7 @@ def slice_ends(number: int) -> tuple[int, ...]:
     end = max(FEWEST, number // FIRST)
     while end < number:
         ends.append(end)
-        end *= GROWTH
+        end = round(end * GROWTH)
     return (*ends, number)
 
 

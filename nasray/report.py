@@ -6,7 +6,6 @@ in figures.py. Every string that comes from a file is escaped.
 
 import json
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -61,6 +60,7 @@ class Run:
     curve: list[Entry]  # of supernet training
     generations: list[list[Candidate]]  # without candidates that could not be evaluated
     num_failed: int
+    images: list[int]  # that each candidate was judged on; fewer where a race dropped it
     search: Entry | None
     front: list[Entry]
     top: list[Entry]
@@ -128,7 +128,11 @@ def build_report(run_dir: str) -> str:
 
 def _read_run(run_dir: str) -> Run:
     history = History(storage.join(run_dir, "history"))
-    generations = [[c for c in g if math.isfinite(c.fitness)] for g in history]
+    images = [candidate.images for candidate in history.candidates if not candidate.failed]
+    generations = [
+        [c for c in generation if not c.failed and c.images == max(images)]
+        for generation in history
+    ]
     retrain = storage.join(run_dir, "retrain")
     export = storage.join(run_dir, "export")
     exports = [name for name in storage.list_names(export) if name.endswith(".json")]
@@ -142,7 +146,8 @@ def _read_run(run_dir: str) -> Run:
             *("epoch", "loss", "train_top1", "val_top1", "lowest_scale", "seconds"),
         ),
         generations=[generation for generation in generations if generation],
-        num_failed=len(history.candidates) - sum(map(len, generations)),
+        num_failed=len(history.candidates) - len(images),
+        images=images,
         search=_load(run_dir, "search.json", "num_evaluations", "seconds", "limits", "winner"),
         front=_load_rows(run_dir, "front.json", *candidate),
         top=_load_rows(run_dir, "top.json", *candidate),
@@ -278,8 +283,21 @@ def _search(run: Run) -> str:
     )
     failed = f" {run.num_failed} could not be evaluated." if run.num_failed else ""
     note = f"Every point is an architecture evaluated with the supernet's weights.{failed}"
+    note += _raced(run)
     best = embed(figures.generations_figure(run.generations), "generations-plot")
     return section("Search", scatter, note) + section("Fitness by generation", best)
+
+
+def _raced(run: Run) -> str:
+    """What races saved, if there were any."""
+    full = max(run.images) * len(run.images)
+    if sum(run.images) == full:
+        return ""
+    dropped = sum(number < max(run.images) for number in run.images)
+    return (
+        f" Races dropped {dropped} of {len(run.images)} early, which are not shown: "
+        f"{sum(run.images):,} images judged instead of {full:,}."
+    )
 
 
 def _architecture(run: Run) -> str:

@@ -19,7 +19,7 @@ from nasray.config import Job, parse_job
 from nasray.datasets import Dataset, open_dataset
 from nasray.errors import UserError
 from nasray.latency import LatencyTable
-from nasray.search.candidate import Candidate
+from nasray.search.candidate import Candidate, judged_fully
 from nasray.search.history import History
 from nasray.search.limits import LATENCY, Limits
 from nasray.spaces import make_space
@@ -86,8 +86,8 @@ class Run:
 
     @property
     def candidates(self) -> list[Candidate]:
-        """What the search has evaluated, without what could not be."""
-        return [candidate for candidate in self.history.candidates if not candidate.failed]
+        """What the search has evaluated in full."""
+        return judged_fully(self.history.candidates)
 
     @property
     def listed(self) -> History:

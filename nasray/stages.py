@@ -18,8 +18,15 @@ from nasray.predictor import AccuracyPredictor
 from nasray.progress import progress
 from nasray.run import Run
 from nasray.sampler import check_trained_widths
-from nasray.search import make_algorithm
-from nasray.search.candidate import Candidate, Evaluation, best_first, best_within, pareto_front
+from nasray.search import ONE_BY_ONE, make_algorithm
+from nasray.search.candidate import (
+    Candidate,
+    Evaluation,
+    best_first,
+    best_within,
+    judged_fully,
+    pareto_front,
+)
 from nasray.search.driver import Algorithm, run_search
 from nasray.search.generations import Generations
 from nasray.spaces.space import Architecture
@@ -72,7 +79,7 @@ def train(run: Run) -> None:
 def search(run: Run) -> list[Candidate]:
     """Search the supernet; write the history, the Pareto front, the top k and a summary.
 
-    Returns what could be evaluated.
+    Returns what was evaluated in full.
     """
     config, history = run.job.search, run.history
     if storage.exists(run.path("search.json")):
@@ -84,15 +91,21 @@ def search(run: Run) -> list[Candidate]:
             )
         return run.candidates
     require_supernet(run)
+    if config.algorithm in ONE_BY_ONE and run.job.compute.num_evaluators > config.lag:
+        logger.warning(
+            "search.lag = %d keeps no more evaluators than that busy; compute.num_evaluators is %d",
+            config.lag,
+            run.job.compute.num_evaluators,
+        )
     begun = _begin(run)
     algorithm = _verified(run, begun) if config.verify else None
     algorithm = algorithm or make_algorithm(run.space, config, run.limits, run.job.seed)
     with (
-        evaluators(run) as pool,
+        evaluators(run, begun["supernet"]) as pool,
         progress("search", config.num_generations, len(history)) as show,
     ):
         every = run_search(algorithm, run.limits, pool, history, show=show)
-        candidates = [candidate for candidate in every if not candidate.failed]
+        candidates = judged_fully(every)
         if not candidates:
             raise EvaluationError(f"no architecture could be evaluated: {every[-1].error}")
         together = best_within(candidates, config.limits)
@@ -106,9 +119,9 @@ def search(run: Run) -> list[Candidate]:
         {
             "winner": _entry(run, together or ranked[0]),
             "num_evaluations": len(every),
-            "num_failed": len(every) - len(candidates),
-            "num_images": sum(candidate.images for candidate in candidates),
-            "seconds": sum(candidate.seconds for candidate in candidates),
+            "num_failed": sum(candidate.failed for candidate in every),
+            "num_images": sum(candidate.images for candidate in every),
+            "seconds": sum(candidate.seconds for candidate in every),
             "limits": [limit.model_dump() for limit in config.limits],
             "front_cost": axis(config.limits),
             "answers": [
@@ -122,11 +135,11 @@ def search(run: Run) -> list[Candidate]:
     return candidates
 
 
-def evaluators(run: Run) -> "EvaluatorPool":
-    """The pool of this run's evaluators, on its supernet as it now is."""
+def evaluators(run: Run, digest: str = "") -> "EvaluatorPool":
+    """The pool of this run's evaluators, on its supernet of this digest, or as it now is."""
     from nasray.evaluator import EvaluationTask, EvaluatorPool
 
-    digest = checkpoint.digest(run.supernet_path)
+    digest = digest or checkpoint.digest(run.supernet_path)
     return EvaluatorPool(
         EvaluationTask(
             supernet=run.supernet_path, digest=digest, data_path=run.data_path, job=run.job

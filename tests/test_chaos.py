@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from chaos_driver import NUM_EVALUATIONS, fitness, name_of, search
+from chaos_driver import fitness, name_of, search
 from conftest import psutil, ray_processes, wait_for
 from ray.cluster_utils import Cluster
 
@@ -100,7 +100,6 @@ def begun(folder: Path) -> list[tuple[str, int]]:
 
 def check(folder: Path, expected: list) -> None:
     found = History(f"{folder}/history").candidates
-    assert len(found) == NUM_EVALUATIONS or len(found) == len(expected)
     assert [(c.arch, c.fitness, c.generation) for c in found] == [
         (c.arch, c.fitness, c.generation) for c in expected
     ]
@@ -123,10 +122,14 @@ def test_many_kills_change_nothing(cluster, undisturbed, tmp_path, algorithm, se
     counts, repeated, stdout = disturb(
         tmp_path, *cluster, algorithm, seed=seed, kills=kills, pause_s=0.7
     )
+    found = {c.arch for c in History(f"{tmp_path}/history").candidates}
+    lost = sum(c.arch not in found for c in undisturbed[algorithm])
+    print(
+        f"{algorithm}, seed {seed}: killed {counts}, evaluations lost: {lost}, done again: "
+        f"{len(repeated)}; {stdout.strip()}"
+    )
     check(tmp_path, undisturbed[algorithm])
     assert not repeated
-    lost = len(undisturbed[algorithm]) - len(History(f"{tmp_path}/history").candidates)
-    print(f"{algorithm}, seed {seed}: killed {counts}, evaluations lost: {lost}; {stdout.strip()}")
 
 
 @pytest.mark.slow

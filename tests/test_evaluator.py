@@ -13,12 +13,12 @@ from conftest import MakeJob, ray_processes, wait_for
 
 from nasray.checkpoint import digest, load_supernet, save_supernet
 from nasray.config import Job
-from nasray.errors import UserError
+from nasray.errors import EvaluationError, UserError
 from nasray.evaluate import evaluate
-from nasray.evaluator import EvaluationTask, EvaluatorPool, Request
+from nasray.evaluator import EvaluationTask, Evaluator, EvaluatorPool, Request
 from nasray.images import JobImages
-from nasray.racing import unpack
-from nasray.search.candidate import Evaluation
+from nasray.racing import pack, unpack
+from nasray.search.candidate import Candidate, Evaluation
 from nasray.spaces.space import Architecture, as_architectures, random_population
 from nasray.spaces.tiny import Tiny
 
@@ -133,3 +133,51 @@ def test_leaving_the_pool_ends_its_evaluators(make_task):
         evaluate_all(pool, ARCHS[:2])
         assert ray_processes("Evaluator")  # a second one may still be starting
     wait_for(lambda: not ray_processes("Evaluator"), "evaluators are gone", timeout_s=20)
+
+
+class Hungry:
+    """evaluate() that runs out of memory with batches above `most`."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.sizes = most, []
+
+    def __call__(self, subnet, calibration, images, labels, *, batch_size, **options):
+        self.sizes.append(batch_size)
+        if batch_size > self.most:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 4096 bytes")
+        return evaluate(subnet, calibration, images, labels, batch_size=batch_size, **options)
+
+
+@pytest.fixture
+def evaluator(make_task, monkeypatch: pytest.MonkeyPatch):
+    """An evaluator in this process, on one thread."""
+    threads = torch.get_num_threads()
+    made = Evaluator.__ray_metadata__.modified_class(make_task())
+    made.ready()
+    yield made
+    torch.set_num_threads(threads)
+
+
+def test_memory_that_runs_out_halves_the_batch_once(evaluator, monkeypatch):
+    hungry = Hungry(10)
+    monkeypatch.setattr("nasray.evaluator.evaluate", hungry)
+    found = evaluator.evaluate(1, Request(arch=ARCHS[0]))
+    assert hungry.sizes == [20, 10] and found.batch_size == 10 and not found.failed
+    hungry.most = 5
+    with pytest.raises(EvaluationError, match="batch_size = 20, and with 10: .* 4096 bytes; lower"):
+        evaluator.evaluate(1, Request(arch=ARCHS[0]))
+
+
+def test_a_race_that_is_lost_judges_fewer_images_and_stays_below_the_bar(make_task, make_job):
+    """Of 80 hold-out images: no untrained subnet comes near one that is always right."""
+    bar = Candidate(arch=ARCHS[1], fitness=1.0, costs={}, correct=pack(np.ones(80, dtype=bool)))
+    found = {}
+    for racing in (True, False):
+        job = make_job(data={"holdout_per_class": 20}, search={"racing": racing})
+        with EvaluatorPool(make_task(job)) as pool:
+            pool.submit(7, ARCHS[0], bar)
+            key, found[racing] = pool.next()
+            assert key == 7
+    assert found[False].images == 80 and found[True].images == 64
+    assert found[True].correct == pack(unpack(found[False].correct, 80)[:64])
+    assert found[True].fitness < 0.7

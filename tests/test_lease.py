@@ -86,3 +86,23 @@ def test_a_storage_that_is_away_for_a_while_ends_nothing(bucket, monkeypatch):
         monkeypatch.setattr(storage, "write", write)
         time.sleep(0.3)
         assert len(leases(bucket)) == 1
+
+
+def test_a_holder_that_slept_through_a_takeover_is_stopped_even_if_its_lease_came_back(
+    bucket, monkeypatch
+):
+    stopped = threading.Event()
+    monkeypatch.setattr(_thread, "interrupt_main", stopped.set)
+    write = storage.write
+
+    def slow(path, content):  # a renewal that hangs while another process takes over
+        if b'"renewed": 1' in content:
+            for lease_file in (bucket / "run" / "_leases").iterdir():
+                lease_file.unlink()
+            write("s3://run/_leases/other.json", b"{}")
+            time.sleep(0.6)
+        write(path, content)
+
+    monkeypatch.setattr(storage, "write", slow)
+    with leased("s3://run"):
+        assert stopped.wait(5)

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -283,6 +284,17 @@ def test_a_candidate_that_failed_is_counted_and_not_drawn(tmp_path):
     page = read_page(tmp_path)
     assert "1 could not be evaluated" in page
     assert search_data(page)["top1"] == [100 * good.fitness]
+
+
+def test_what_races_saved_is_told(tmp_path):
+    rng = np.random.default_rng(0)
+    judged = [replace(make_candidate(rng, 0), images=images) for images in (100, 100, 20)]
+    History(str(tmp_path / "history")).append(judged)
+    page = read_page(tmp_path)
+    assert (
+        "Races dropped 1 of 3 early, which are not shown: 220 images judged instead of 300." in page
+    )
+    assert len(search_data(page)["top1"]) == 2
 
 
 def search_data(page: str) -> dict:

@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -194,6 +195,51 @@ def test_neither_order_nor_number_of_evaluators_matters(tmp_path, unlimited, alg
         for name, pool in pools.items()
     ]
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("algorithm", ["genetic", "steady"])
+def test_a_search_stopped_with_holes_in_its_history_resumes(tmp_path, unlimited, algorithm):
+    """Later candidates are on record and earlier ones are not; some cannot be evaluated."""
+
+    def moody(arch):
+        if sum(arch) % 5 == 0:
+            return Evaluation(fitness=FAILED, error="it would not")
+        return evaluate(arch)
+
+    undisturbed = search(tmp_path / "undisturbed", unlimited, evaluate=moody, algorithm=algorithm)
+    calls, folder = [], tmp_path / "stopped"
+    for stop in (3, 11, 30, 31, 50, 1000):
+
+        class Killed(Exception):
+            pass
+
+        def dying(arch, stop=stop):
+            if len(calls) == stop:
+                raise Killed
+            calls.append(arch)
+            return moody(arch)
+
+        with suppress(Killed):
+            search(folder, unlimited, pool=AnyOrder(dying, 8, stop), algorithm=algorithm)
+    assert History(str(folder)).candidates == undisturbed
+    assert len(calls) == len(set(calls)) == len(undisturbed)
+
+
+def test_failures_in_a_row_end_a_search_and_what_succeeded_is_kept(tmp_path, unlimited):
+    calls = []
+
+    def gone_later(arch):
+        calls.append(arch)
+        if 30 < len(calls) <= 50:
+            return Evaluation(fitness=FAILED, error="the mount is gone")
+        return evaluate(arch)
+
+    with pytest.raises(EvaluationError, match="latest 20 architectures .* the mount is gone"):
+        search(tmp_path / "a", unlimited, evaluate=gone_later, algorithm="steady")
+    assert len(calls) == 50
+    found = search(tmp_path / "a", unlimited, evaluate=gone_later, algorithm="steady")
+    assert found == search(tmp_path / "b", unlimited, algorithm="steady")
+    assert len(calls) == len(found) + 20
 
 
 @pytest.mark.parametrize("algorithm", ONE_BY_ONE)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nasray.config import Limit, SearchConfig
-from nasray.search.candidate import Candidate, Evaluation
+from nasray.search.candidate import FAILED, Candidate, Evaluation
 from nasray.search.driver import Direct, run_search
 from nasray.search.generations import Generations
 from nasray.search.history import History
@@ -102,6 +102,18 @@ def test_a_stopped_search_goes_on_as_if_nothing_had_happened(tmp_path, limits):
     resumed = search(tmp_path / "b", limits, VerifiedSearch(SPACE, CONFIG, limits, 0))
     assert [(c.arch, c.fitness) for c in resumed] == [(c.arch, c.fitness) for c in whole]
     assert VerifiedSearch(SPACE, CONFIG, limits, 1).ask() != [c.arch for c in whole[:20]]
+
+
+def test_what_cannot_be_evaluated_is_not_proposed_again(tmp_path, limits):
+    def moody(arch):
+        if sum(arch) % 3 == 0:
+            return Evaluation(fitness=FAILED, error="it would not")
+        return evaluate(arch)
+
+    algorithm = Generations(VerifiedSearch(SPACE, CONFIG, limits, 0), 3)
+    found = run_search(algorithm, limits, Direct(moody), History(str(tmp_path)))
+    assert len({candidate.arch for candidate in found}) == len(found) == 60
+    assert any(candidate.failed for candidate in found)
 
 
 def test_the_best_that_the_predictor_found_is_proposed_even_if_no_chain_is_there_now(

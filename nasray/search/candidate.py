@@ -47,6 +47,12 @@ class Candidate(Evaluation):
         return cls(**found, **known)
 
 
+def judged_fully(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that could be evaluated, and that no race dropped: fitness is no estimate."""
+    most = max((candidate.images for candidate in candidates), default=0)
+    return [c for c in candidates if not c.failed and c.images == most]
+
+
 def best_first(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Sort by fitness; equal fitness by architecture, so that no order of arrival matters."""
     return sorted(candidates, key=lambda candidate: (-candidate.fitness, candidate.arch))

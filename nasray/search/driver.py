@@ -5,7 +5,7 @@ so neither the number of evaluators nor their luck reaches it. Knows no network 
 cluster.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -15,7 +15,8 @@ from nasray.search.history import History
 from nasray.search.limits import Limits
 from nasray.spaces.space import Architecture
 
-HOPELESS = 5  # evaluations that all fail, from the first on, end a search
+# So many evaluations in a row that fail end a search: something else than they is wrong.
+HOPELESS_AT_FIRST, HOPELESS = 5, 20
 
 
 class Algorithm(Protocol):
@@ -95,10 +96,12 @@ class _Search:
         self.recorded = history.candidates
         self.asked: list[Architecture] = []
         self.generation_of: list[int] = []
+        self.sizes: Counter[int] = Counter()  # of the generations
         self.found: dict[int, Evaluation] = {}  # known, but not yet told
         self.open: list[Candidate] = []  # told, of generations not yet on record
         self.told = self.running = self.num_failed = 0
-        self.ended: list[Evaluation] = []  # in this process, the first few
+        self.any_succeeded = bool(self.recorded)
+        self.failing: list[int] = []  # positions of the latest evaluations, which all failed
         self.best = 0.0
 
     def run(self) -> list[Candidate]:
@@ -116,7 +119,7 @@ class _Search:
             self.running -= 1
             self.history.record(position, self.asked[position], evaluation)
             self.found[position] = evaluation
-            self._check_hope(evaluation)
+            self._check_hope(position, evaluation)
         self._record_complete(until=len(self.generation_of))
         return self.history.candidates
 
@@ -128,6 +131,7 @@ class _Search:
                 position = len(self.asked)
                 self.asked.append(arch)
                 self.generation_of.append(self.algorithm.generation)
+                self.sizes[self.algorithm.generation] += 1
                 known = self._known(position, arch)
                 if known is not None:
                     self.found[position] = known
@@ -162,7 +166,7 @@ class _Search:
     def _record_complete(self, until: int) -> None:
         """Put generations below `until` on record if all of them is told, oldest first."""
         while self.open and (number := self.open[0].generation) < until:
-            size = self.generation_of.count(number)
+            size = self.sizes[number]
             born, rest = self.open[:size], self.open[size:]
             if len(born) < size or born[-1].generation != number:
                 return
@@ -175,6 +179,7 @@ class _Search:
         for candidate in generation:
             self.asked.append(candidate.arch)
             self.generation_of.append(candidate.generation)
+            self.sizes[candidate.generation] += 1
             self._count(candidate)
 
     def _count(self, candidate: Candidate) -> None:
@@ -188,14 +193,16 @@ class _Search:
             f"generation {number + 1}, {self.told} evaluated{failed}, best {self.best:.1%}",
         )
 
-    def _check_hope(self, evaluation: Evaluation) -> None:
-        """End a search in which nothing can be evaluated, before hours are lost."""
-        if self.best > 0 or len(self.ended) == HOPELESS:
+    def _check_hope(self, position: int, evaluation: Evaluation) -> None:
+        """End a search in which everything fails, before hours are lost; forget the failures."""
+        if not evaluation.failed:
+            self.any_succeeded, self.failing = True, []
             return
-        self.ended.append(evaluation)
-        if len(self.ended) == HOPELESS and all(each.failed for each in self.ended):
-            self.history.forget(range(len(self.asked)))
+        self.failing.append(position)
+        if len(self.failing) == (HOPELESS if self.any_succeeded else HOPELESS_AT_FIRST):
+            self.history.forget(self.failing)
+            which = "latest" if self.any_succeeded else "first"
             raise EvaluationError(
-                f"none of the first {HOPELESS} architectures could be evaluated; the last: "
-                f"{evaluation.error}"
+                f"none of the {which} {len(self.failing)} architectures could be evaluated; the "
+                f"last: {evaluation.error}"
             )

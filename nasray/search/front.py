@@ -6,8 +6,8 @@ probability that falls as the search goes on. A child that costs more than its s
 competes for a slot of the next looser rung. Some children also take genes from a mate of
 the same or the next rung, so good architectures travel between limits.
 
-The last of the budget goes to all neighbours, by one gene or two, of the best for each
-limit: at a limit, what makes one block cheaper pays for another.
+The last of the budget goes to neighbours, by one gene or two, of the best for each limit: at
+a limit, what makes one block cheaper pays for another.
 
 Populations that accept only what is better fall into local optima that differ from run to
 run; the chains leave them. The temperature is relative to what mutations change, so any
@@ -32,6 +32,7 @@ CROSSOVER = 0.3  # of the children have a mate; all are mutated
 LARGEST_SHARE = 0.2  # of a child's genes that come from the mate
 MOST_MUTATIONS = 6  # genes of a child; their number is geometric
 POLISH = 0.1  # of the budget goes to neighbours of the best
+STRANGER, NEIGHBOUR = -1, -2  # instead of a slot
 MEMORY = 0.9  # of the median change, from one generation to the next
 
 
@@ -110,7 +111,7 @@ class Front:
         if self.told >= (1 - POLISH) * self.budget:
             population = self._next_neighbours()
             if len(population):
-                self.broods.append((population, np.full(len(population), -1)))
+                self.broods.append((population, np.full(len(population), NEIGHBOUR)))
                 return population
         slots = (self.turn + np.arange(self.size)) % len(self.ceilings)
         self.turn = (self.turn + self.size) % len(self.ceilings)
@@ -133,13 +134,19 @@ class Front:
         fits = (costs <= self.rungs[-1]) & np.isfinite(fitness)
         population, costs, fitness = population[fits], costs[fits], fitness[fits]
         own = own[fits]
+        # Of the neighbours only new bests join: chains full of them would all be one chain.
+        best = np.array([-np.inf if answer is None else answer.fitness for answer in self.best])
+        joins = (own != NEIGHBOUR) | (fitness > best[np.searchsorted(self.rungs, costs)])
+        self._record(population, costs, fitness)
+        population, costs, fitness, own = (
+            values[joins] for values in (population, costs, fitness, own)
+        )
         slots = self._affordable(own, costs)
         accepted = self._accepted(fitness, slots, own)
         order = accepted[np.argsort(fitness[accepted], kind="stable")]  # the best is written last
         self.slots = self.slots.updated(
             slots[order], population[order], costs[order], fitness[order]
         )
-        self._record(population, costs, fitness)
 
     def answers(self) -> list[Answer]:
         """The best for each limit, in the order asked; those without any are left out."""
@@ -230,7 +237,7 @@ class Front:
         return near[self.rng.permutation(len(near))]
 
     def _slots_of(self, population: Population) -> np.ndarray:
-        """The slot of each child of the latest broods; -1 for strangers."""
+        """The slot of each child of the latest broods, or what it is instead."""
         if len(self.broods) == 1 and population is self.broods[0][0]:
             return self.broods[0][1]
         known = {
@@ -239,7 +246,7 @@ class Front:
             for row, slot in zip(rows, slots.tolist(), strict=True)
         }
         rows = population.astype(np.int8)
-        return np.array([known.get(row.tobytes(), -1) for row in rows], dtype=np.intp)
+        return np.array([known.get(row.tobytes(), STRANGER) for row in rows], dtype=np.intp)
 
     def _affordable(self, slots: np.ndarray, costs: np.ndarray) -> np.ndarray:
         """Move what exceeds its slot's limit, or has none, to any slot of the tightest it fits."""

@@ -1,6 +1,6 @@
 """Gives an algorithm that breeds whole generations what it wants: all results at once."""
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from nasray.search.candidate import Candidate
 from nasray.spaces.space import Architecture
@@ -13,7 +13,8 @@ class Breeder(Protocol):
 
     def ask(self) -> list[Architecture]: ...
 
-    def tell(self, generation: list[Candidate]) -> None: ...
+    def tell(self, generation: list[Candidate]) -> None:
+        """What became of them all, also of those that could not be evaluated."""
 
 
 class Generations:
@@ -42,7 +43,7 @@ class Generations:
         self.born.append(candidate)
         self.awaited -= 1
         if not self.awaited:
-            self._tell_all(self.born)
+            self.breeder.tell(self.born)
             self.born = []
 
     def retell(self, generation: list[Candidate]) -> bool:
@@ -50,10 +51,5 @@ class Generations:
             return False
         self.left -= 1
         self.generation += 1
-        self._tell_all(generation)
+        self.breeder.tell(generation)
         return True
-
-    def _tell_all(self, generation: list[Any]) -> None:
-        alive = [candidate for candidate in generation if not candidate.failed]
-        if alive:
-            self.breeder.tell(alive)

@@ -51,7 +51,8 @@ class GeneticSearch:
         return offspring + newcomers
 
     def tell(self, generation: list[Candidate]) -> None:
-        ranked = best_first(self.parents + generation)
+        alive = [candidate for candidate in generation if not candidate.failed]
+        ranked = best_first(self.parents + alive)
         best, others = ranked[: self.config.num_parents], ranked[self.config.num_parents :]
         lucky = self.rng.random(len(others)) < self.config.random_parent_prob
         parents = best + [other for other, kept in zip(others, lucky, strict=True) if kept]

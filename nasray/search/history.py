@@ -11,7 +11,7 @@ import io
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -52,6 +52,7 @@ class History:
     def __init__(self, folder: str, source: str = SOURCE) -> None:
         self.folder, self.source = folder, source
         self.generations: list[list[Candidate]] = []  # those complete and on record, in order
+        self.num_files = 0
         self.later: dict[int, Candidate] = {}  # on record behind a damaged file, by position
         self.single = {
             int(name.removesuffix(".json"))
@@ -92,7 +93,7 @@ class History:
         _patiently(lambda: storage.write_json(self._single(position), content))
         self.single.add(position)
 
-    def forget(self, positions: range) -> None:
+    def forget(self, positions: Sequence[int]) -> None:
         """Drop single evaluations, so that they are done again."""
         for position in positions:
             storage.remove(self._single(position))
@@ -105,7 +106,10 @@ class History:
         first = sum(map(len, self.generations))
         content = io.BytesIO()
         pq.write_table(self._table(generation, first, describe), content)
-        name = f"{self.source}-{len(self):04d}.parquet"
+        # A damaged file is made again, unless its evaluations are known to nobody.
+        number = len(self) if self.single else self.num_files
+        self.num_files = max(self.num_files, number + 1)
+        name = f"{self.source}-{number:04d}.parquet"
         _patiently(lambda: storage.write(storage.join(self.folder, name), content.getvalue()))
         self.generations.append(generation)
 
@@ -128,6 +132,7 @@ class History:
             for name in names
             if name.startswith(f"{self.source}-") and name.endswith(".parquet")
         ]
+        self.num_files = max(numbers, default=-1) + 1
         for number in sorted(numbers):
             path = storage.join(self.folder, f"{self.source}-{number:04d}.parquet")
             found = _read_file(path)
@@ -161,8 +166,9 @@ class History:
 
 def _read_file(path: str) -> dict[int, Candidate]:
     """The candidates of one file by position; none if it is damaged."""
+    content = storage.read(path)  # a storage that is away is no damage
     try:
-        table = pq.read_table(io.BytesIO(storage.read(path)))
+        table = pq.read_table(io.BytesIO(content))
         costs = json.loads(table.schema.metadata[b"costs"])
         return {
             row["position"]: Candidate(

@@ -59,7 +59,7 @@ class LadderSearch:
         size: int,
         seed: int,
     ) -> None:
-        self.ladder, self.breed, self.tell, self.size = ladder, breed, learn, size
+        self.ladder, self.breed, self.learn, self.size = ladder, breed, learn, size
         self.rng = np.random.default_rng((seed, 1))  # of newcomers; breeding has its own
         self.seen: set[Architecture] = set()
 
@@ -75,6 +75,10 @@ class LadderSearch:
                     found.append(arch)
         newcomers = self.ladder.bounds.draw(self.size - len(found), self.rng, self.seen)
         return found + newcomers
+
+    def tell(self, generation: list[Candidate]) -> None:
+        if alive := [candidate for candidate in generation if not candidate.failed]:
+            self.learn(alive)
 
 
 def front_search(space: Space, config: SearchConfig, limits: Limits, seed: int) -> LadderSearch:

@@ -1,5 +1,7 @@
 """Steady-state genetic search: every child is bred from the best known by then (lagged.py)."""
 
+from collections import deque
+
 import numpy as np
 
 from nasray.config import SearchConfig
@@ -16,6 +18,7 @@ from nasray.spaces.space import (
 )
 
 LITTER = 64  # children bred at once, of which the first new and feasible one is taken
+NEWCOMERS = 32  # drawn at once: thousands are priced to find one
 MAX_LITTERS = 10  # then a random newcomer
 
 
@@ -25,6 +28,7 @@ class Offspring:
     def __init__(self, limits: Limits, rng: np.random.Generator) -> None:
         self.limits, self.rng = limits, rng
         self.seen: set[Architecture] = set()
+        self.newcomers: deque[Architecture] = deque()
 
     def first_new(self, litter: Population) -> Architecture | None:
         """The first row of `litter` that is within the limits and was never seen."""
@@ -36,7 +40,9 @@ class Offspring:
 
     def newcomer(self) -> Architecture | None:
         """A random one, or none if the space is exhausted."""
-        return next(iter(self.limits.draw(1, self.rng, self.seen)), None)
+        if not self.newcomers:
+            self.newcomers.extend(self.limits.draw(NEWCOMERS, self.rng, self.seen))
+        return self.newcomers.popleft() if self.newcomers else None
 
 
 class SteadyGenetic:
