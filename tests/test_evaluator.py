@@ -105,7 +105,7 @@ def test_a_killed_evaluator_is_replaced_and_its_candidate_evaluated_again(make_t
         found = evaluate_all(pool, ARCHS)
         kill.join()
         found_after = evaluate_all(pool, ARCHS)  # where the kill came too late for the first
-        assert len(before & pool.seats) == 1
+        assert pool.num_lost == 1 and len(before & pool.seats) < 2
     assert fitnesses(found) == fitnesses(found_after) == plain
     assert sorted(each.attempt for each in [*found, *found_after])[-2:] == [1, 2]
 

@@ -94,7 +94,14 @@ class History:
         self.single.add(position)
 
     def forget(self, positions: Sequence[int]) -> None:
-        """Drop single evaluations, so that they are done again."""
+        """Drop evaluations that are on record one by one, so that they are done again.
+
+        Generations that hold some of them are made again from the others.
+        """
+        while self.generations and sum(map(len, self.generations)) > min(positions):
+            self.generations.pop()
+            name = f"{self.source}-{len(self):04d}.parquet"
+            storage.remove(storage.join(self.folder, name))
         for position in positions:
             storage.remove(self._single(position))
             self.single.discard(position)
