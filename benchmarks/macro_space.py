@@ -1,7 +1,6 @@
 """NAS-Bench-Macro (Su et al. 2021) as a nasray space, and the true accuracy of all of it."""
 
 import csv
-from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -68,19 +67,11 @@ class Conv:
     side: int
 
     def build(self):
+        padding = self.kernel // 2
         return nn.Sequential(
-            OrderedDict(
-                conv=nn.Conv2d(
-                    self.in_channels,
-                    self.out_channels,
-                    self.kernel,
-                    1,
-                    self.kernel // 2,
-                    bias=False,
-                ),
-                bn=nn.BatchNorm2d(self.out_channels),
-                relu=nn.ReLU(),
-            )
+            nn.Conv2d(self.in_channels, self.out_channels, self.kernel, 1, padding, bias=False),
+            nn.BatchNorm2d(self.out_channels),
+            nn.ReLU(),
         )
 
 

@@ -98,8 +98,10 @@ def search(run: Run) -> list[Candidate]:
             run.job.compute.num_evaluators,
         )
     begun = _begin(run)
-    algorithm = _verified(run, begun) if config.verify else None
-    algorithm = algorithm or make_algorithm(run.space, config, run.limits, run.job.seed)
+    if config.verify:
+        algorithm = _verified(run, begun)
+    else:
+        algorithm = make_algorithm(run.space, config, run.limits, run.job.seed)
     with (
         evaluators(run, begun["supernet"]) as pool,
         progress("search", config.num_generations, len(history)) as show,

@@ -168,7 +168,7 @@ class _Search:
         while self.open and (number := self.open[0].generation) < until:
             size = self.sizes[number]
             born, rest = self.open[:size], self.open[size:]
-            if len(born) < size or born[-1].generation != number:
+            if len(born) < size:
                 return
             if number >= len(self.history):
                 self.history.append(born, self.limits.space.to_json)

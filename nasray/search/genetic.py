@@ -15,6 +15,7 @@ from nasray.spaces.space import (
     as_architectures,
     as_population,
     crossover,
+    draw_pairs,
     mutate,
 )
 
@@ -63,9 +64,7 @@ class GeneticSearch:
         parents = as_population([parent.arch for parent in self.parents])
         children: list[Architecture] = []
         for _ in range(MAX_ROUNDS):
-            mothers = self.rng.integers(len(parents), size=PAIRS)
-            # Another one than the mother: the next 1 ... n - 1 places round the circle.
-            fathers = (mothers + self.rng.integers(1, len(parents), size=PAIRS)) % len(parents)
+            mothers, fathers = draw_pairs(len(parents), PAIRS, self.rng)
             pair = crossover(parents[mothers], parents[fathers], self.rng)
             litter = np.stack(pair, axis=1).reshape(2 * PAIRS, -1)
             litter = mutate(litter, self.space.genes, self.config.mutation_prob, self.rng)

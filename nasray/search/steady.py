@@ -14,6 +14,7 @@ from nasray.spaces.space import (
     as_architectures,
     as_population,
     crossover,
+    draw_pairs,
     mutate,
 )
 
@@ -78,9 +79,7 @@ class SteadyGenetic:
             self.parents = best_first([*self.parents, candidate])[: self.config.num_parents]
 
     def _litter(self, parents: Population) -> Population:
-        mothers = self.rng.integers(len(parents), size=LITTER)
-        # Another one than the mother: the next 1 ... n - 1 places round the circle.
-        fathers = (mothers + self.rng.integers(1, len(parents), size=LITTER)) % len(parents)
+        mothers, fathers = draw_pairs(len(parents), LITTER, self.rng)
         children = crossover(parents[mothers], parents[fathers], self.rng)[0]
         mutants = mutate(children, self.space.genes, self.config.mutation_prob, self.rng)
         return self.space.canonical(mutants)

@@ -96,6 +96,14 @@ def random_population(genes: Sequence[Gene], size: int, rng: np.random.Generator
     return rng.integers(first, last, size=(size, len(genes)), dtype=np.int8)
 
 
+def draw_pairs(number: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw `size` mothers of `number` parents (rows), and for each another one as father."""
+    mothers = rng.integers(number, size=size)
+    # The next 1 ... number - 1 places round the circle.
+    fathers = (mothers + rng.integers(1, number, size=size)) % number
+    return mothers, fathers
+
+
 def crossover(
     mothers: Population, fathers: Population, rng: np.random.Generator
 ) -> tuple[Population, Population]:
