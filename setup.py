@@ -31,7 +31,14 @@ setup(
     ],
     extras_require={
         "export": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
-        "dev": ["pytest>=8", "hypothesis>=6", "ruff>=0.8", "mypy>=1.13", "pre-commit>=4"],
+        "dev": [
+            "pytest>=8",
+            "hypothesis>=6",
+            "moto[server,s3,ec2]>=5",  # an S3 server on this machine, and a mocked EC2
+            "ruff>=0.8",
+            "mypy>=1.13",
+            "pre-commit>=4",
+        ],
     },
     entry_points={"console_scripts": ["nasray = nasray.cli:main"]},
 )

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 import nasray
+from nasray.cli_cluster import status, stop, submit
 from nasray.cli_front import front
 from nasray.cli_ray import address_option, ray_cluster
 from nasray.cli_spaces import latency, measure_latency, parse_arch, profile, show, spaces
@@ -49,7 +50,7 @@ def main(verbose: bool) -> None:
     logging.getLogger("nasray").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
-for verb in (spaces, profile, show, measure_latency, latency, front):
+for verb in (spaces, profile, show, measure_latency, latency, front, submit, status, stop):
     main.add_command(verb)
 
 job_argument = click.argument("job")

@@ -35,12 +35,19 @@ def ray_cluster(address: str | None, compute: Any) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # Tune would take Ctrl-C for the end of its trials, and half-trained ones for results.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    if not address or address == "local":
+        # Then Ray takes 127.0.0.1 for this machine, and listens there only: nobody from
+        # outside can reach what it starts. On macOS and Windows that is Ray's own default.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     verbose = click.get_current_context().find_root().params["verbose"]
     if not verbose:
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's tables, whatever its `verbose`
 
     import ray
 
+    from nasray.placement import check_labels
+
+    check_labels(compute)
     # The token of a cluster on this machine is Ray's affair from beginning to end.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     options = {
@@ -61,6 +68,11 @@ def ray_cluster(address: str | None, compute: Any) -> Iterator[None]:
                 f"--address {address}: {error}; a cluster with token authentication needs "
                 "RAY_AUTH_MODE=token and its token here, too"
             ) from None
+        if compute.device == "auto" and not ray.cluster_resources().get("GPU"):
+            logger.warning(
+                "the cluster has no GPU now, so CPUs are used; with nodes that come when they are "
+                'needed, say device = "gpu"'
+            )
         has, needs = ray.cluster_resources().get("CPU", 0), _needed_cpus(compute)
         if has < needs:
             logger.warning(

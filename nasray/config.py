@@ -73,6 +73,11 @@ class ComputeConfig(Section):
     workers_per_trial: int = Field(1, ge=1)
     concurrent_trials: int = Field(1, ge=1)  # above 1, what ASHA stops depends on timing
     max_failures: int = Field(3, ge=0)  # lost training workers, or losses of one candidate
+    accelerator_type: str = ""  # of the GPUs, as Ray names it: "T4", "A100"; empty: any
+    # Labels of the nodes to run on, e.g. { "ray.io/market-type" = "spot" }. Unless they say
+    # otherwise, training and retraining stay off spot nodes, and evaluators prefer them.
+    worker_labels: dict[str, str] = {}
+    evaluator_labels: dict[str, str] = {}
 
 
 class SupernetConfig(Section):

@@ -21,12 +21,13 @@ from nasray.config import Job
 from nasray.errors import EvaluationError
 from nasray.evaluate import evaluate
 from nasray.images import Images, JobImages
+from nasray.placement import evaluator_options
 from nasray.pool import Pool
 from nasray.racing import Race, pack, slice_top1, unpack
 from nasray.search.candidate import Candidate, Evaluation
 from nasray.spaces import make_space
 from nasray.spaces.space import Architecture
-from nasray.trainer import on_gpu, worker_device
+from nasray.trainer import worker_device
 
 logger = logging.getLogger(__name__)
 
@@ -174,12 +175,7 @@ class EvaluatorPool(Pool):
 
     def __init__(self, task: EvaluationTask) -> None:
         compute = task.job.compute
-        gpus = compute.gpus_per_evaluator
-        options = {
-            "num_cpus": compute.cpus_per_evaluator,
-            "num_gpus": gpus if on_gpu(compute, gpus * compute.num_evaluators) else 0,
-            "runtime_env": {"env_vars": ENVIRONMENT},
-        }
+        options = evaluator_options(compute) | {"runtime_env": {"env_vars": ENVIRONMENT}}
         super().__init__(
             lambda: Evaluator.options(**options).remote(task),
             number=compute.num_evaluators,

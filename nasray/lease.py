@@ -6,6 +6,7 @@ clocks are compared.
 """
 
 import _thread
+import json
 import logging
 import os
 import threading
@@ -41,6 +42,14 @@ def leased(folder: str) -> Iterator[None]:
         renewer.join()
         with suppress(OSError):
             storage.remove(own)
+
+
+def holders(folder: str) -> list[str]:
+    """Who holds `folder`, or held it and died without a word."""
+    names = storage.join(folder, "_leases")
+    leases = [_content(storage.join(names, name)) for name in storage.list_names(names)]
+    found = [json.loads(lease) for lease in leases if lease]
+    return [f"process {each['pid']} on {each['host']}, or left by it" for each in found]
 
 
 def _wait_for_the_dead(folder: str, names: str, own: str) -> None:

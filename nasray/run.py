@@ -33,6 +33,8 @@ FREE_KEYS = {
     ("compute", "num_evaluators"),
     ("compute", "gpus_per_evaluator"),
     ("compute", "max_failures"),
+    ("compute", "worker_labels"),
+    ("compute", "evaluator_labels"),
 }
 
 

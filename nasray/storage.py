@@ -15,13 +15,24 @@ from pyarrow import fs
 
 from nasray.errors import UserError
 
+OBJECT_STORES = ("s3", "gcs", "abfs")  # which have no folders
+
 
 def is_uri(path: str) -> bool:
     return "://" in path
 
 
 def absolute(path: str) -> str:
-    """`path` as workers with another working directory will find it."""
+    """`path` as workers with another working directory will find it.
+
+    az://container/run is what most programs call Arrow's abfs://account@container/run, with
+    the account from AZURE_STORAGE_ACCOUNT.
+    """
+    if path.startswith("az://"):
+        account = os.environ.get("AZURE_STORAGE_ACCOUNT")
+        if not account:
+            raise UserError(f"{path}: AZURE_STORAGE_ACCOUNT must name the storage account")
+        path = f"abfs://{account}@{path.removeprefix('az://')}"
     return path.rstrip("/") if is_uri(path) or not path else os.path.abspath(path)
 
 
@@ -32,9 +43,9 @@ def join(folder: str, *names: str) -> str:
 def resolve(path: str) -> tuple[fs.FileSystem, str]:
     """Split `path` into the filesystem that holds it and its path there."""
     try:
-        return fs.FileSystem.from_uri(path if is_uri(path) else os.path.abspath(path))
+        return fs.FileSystem.from_uri(absolute(path))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise UserError(f"{path}: {error}; give a folder, or s3://, gs://, abfs://") from None
+        raise UserError(f"{path}: {error}; give a folder, or s3://, gs://, az://") from None
 
 
 def exists(path: str) -> bool:
@@ -95,7 +106,8 @@ def read(path: str) -> bytes:
 
 def write(path: str, content: bytes) -> None:
     filesystem, place = resolve(path)
-    filesystem.create_dir(os.path.dirname(place), recursive=True)
+    if filesystem.type_name not in OBJECT_STORES:
+        filesystem.create_dir(os.path.dirname(place), recursive=True)
     # An object store shows an object only when it is whole; a local disk needs the move.
     local = isinstance(filesystem, fs.LocalFileSystem)
     target = f"{place}.partial-{os.getpid()}" if local else place
@@ -129,6 +141,25 @@ def remove(path: str) -> None:
         filesystem.delete_dir(place)
     elif info.type == fs.FileType.File:
         filesystem.delete_file(place)
+
+
+def holder(folder: str) -> str:
+    """Who holds a folder, as far as can be seen; empty if nobody does."""
+    filesystem, place = resolve(folder)
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        from nasray.lease import holders
+
+        return " and ".join(holders(folder))
+    import fcntl
+
+    try:
+        with open(os.path.join(place, "lock")) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "a process of this machine"
+    except OSError:  # no lock file, or a file system without locks
+        pass
+    return ""
 
 
 @contextmanager

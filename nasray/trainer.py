@@ -31,6 +31,7 @@ from nasray.datasets.transforms import resized
 from nasray.errors import UserError
 from nasray.evaluate import evaluate
 from nasray.images import JobImages
+from nasray.placement import on_gpu, worker_labels
 from nasray.progress import following
 from nasray.sampler import fixed_architectures, lowest_scale, sample
 from nasray.spaces import make_space
@@ -93,28 +94,18 @@ def scaling(compute: ComputeConfig, num_workers: int, cpus_per_worker: int) -> S
     """What `num_workers` training workers ask of the cluster."""
     use_gpu = on_gpu(compute, num_workers)
     resources = {"CPU": cpus_per_worker, **({"GPU": 1} if use_gpu else {})}
-    return ScalingConfig(num_workers=num_workers, use_gpu=use_gpu, resources_per_worker=resources)
+    return ScalingConfig(
+        num_workers=num_workers,
+        use_gpu=use_gpu,
+        resources_per_worker=resources,
+        label_selector=worker_labels(compute, gpu=use_gpu),
+    )
 
 
 def check_batches(job: Job, data_path: str, batch_size: int, num_workers: int) -> None:
     """Refuse what every worker would refuse, and be restarted for."""
     images = JobImages(job, data_path)
     images.training_batches(batch_size, 0, rank=0, world_size=num_workers)
-
-
-def on_gpu(compute: ComputeConfig, num_gpus: float) -> bool:
-    """Whether work that needs `num_gpus` runs on GPUs: as the job says, or if there are enough."""
-    if compute.device != "auto":
-        return compute.device == "gpu"
-    found = ray.cluster_resources().get("GPU", 0)
-    if 0 < found < num_gpus:
-        logger.warning(
-            "%g GPUs are not enough for the %g asked for, so CPUs are used; lower [compute] "
-            'num_workers or gpus_per_evaluator, or say device = "gpu" to wait for more',
-            found,
-            num_gpus,
-        )
-    return 0 < num_gpus <= found
 
 
 def raise_user_error(error: BaseException | None) -> None:

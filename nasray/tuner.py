@@ -26,6 +26,7 @@ from nasray.config import Job, RetrainConfig, parse_job
 from nasray.errors import UserError
 from nasray.evaluate import top1
 from nasray.images import JobImages
+from nasray.placement import on_gpu, worker_labels
 from nasray.progress import following
 from nasray.spaces import make_space
 from nasray.spaces.elastic import build_subnet
@@ -33,7 +34,6 @@ from nasray.spaces.space import Architecture, Space
 from nasray.train import LossNotFiniteError, Recipe, fit
 from nasray.trainer import (
     check_batches,
-    on_gpu,
     raise_user_error,
     scaling,
     use_own_gpu,
@@ -84,10 +84,12 @@ def retrain(job: Job, run_dir: str, data_path: str, arch: Architecture, name: st
         raise UserError(f"{folder}: no recipe trained to the end: {'; '.join(sorted(reasons))}")
     best = max(whole, key=lambda index: (curves[index]["epochs"][-1]["holdout_top1"], -index))
     compute = job.compute
+    gpu = on_gpu(compute, 1)
     test = _test.options(
         num_cpus=compute.cpus_per_trial,
-        num_gpus=1 if on_gpu(compute, 1) else 0,
+        num_gpus=1 if gpu else 0,
         max_retries=compute.max_failures,
+        label_selector=worker_labels(compute, gpu=gpu),
     )
     result = ray.get(test.remote(trials[best], storage.join(folder, "model.pt")))
     result |= {"trial": best, "recipe": recipes[best]}
@@ -155,11 +157,12 @@ def _tune(job: Job, trials: list[dict[str, Any]]) -> list[int]:
     """
     config, compute = job.retrain, job.compute
     if compute.workers_per_trial == 1:
-        needs = {
-            "cpu": compute.cpus_per_trial,
-            "gpu": 1 if on_gpu(compute, compute.concurrent_trials) else 0,
-        }
-        trainable = tune.with_resources(_trial, needs)
+        gpu = on_gpu(compute, compute.concurrent_trials)
+        needs = {"CPU": compute.cpus_per_trial, **({"GPU": 1} if gpu else {})}
+        labels = worker_labels(compute, gpu=gpu)
+        trainable = tune.with_resources(
+            _trial, tune.PlacementGroupFactory([needs], bundle_label_selector=[labels])
+        )
     else:
         # It only waits for its workers, but Tune wants it to ask for something.
         trainable = tune.with_resources(_data_parallel_trial, {"cpu": 0, "memory": 256 << 20})

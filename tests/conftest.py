@@ -5,11 +5,14 @@ Such tests use the "tiny" space on 32-pixel pictures, so that what takes their t
 
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import time
 import tomllib
+import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,6 +161,66 @@ def wait_for(condition: Callable[[], Any], what: str, *, timeout_s: float = 120.
             return found
         time.sleep(0.02)
     raise AssertionError(f"{what}: not within {timeout_s:g} s")
+
+
+def free_ports(number: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as found:
+        return found.connect_ex(("127.0.0.1", port)) == 0
+
+
+def listening_beyond_loopback(pid: int) -> list[tuple[str, str]]:
+    """What a process and those below it listen on other than this machine's own addresses."""
+    root = psutil.Process(pid)
+    found = []
+    for process in (root, *root.children(recursive=True)):
+        with suppress(psutil.Error):  # it has just ended
+            for each in process.net_connections(kind="inet"):
+                address = each.laddr.ip.removeprefix("::ffff:")
+                if each.status == psutil.CONN_LISTEN and not address.startswith(("127.", "::1")):
+                    found.append((process.name(), address))
+    return found
+
+
+@contextmanager
+def started(command: list[str], log: Path, **options: Any) -> Iterator[subprocess.Popen]:
+    """A process with its output in `log`, ended together with all its children."""
+    with open(log, "w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, **options)
+    try:
+        yield process
+    finally:
+        family = psutil.Process(process.pid).children(recursive=True)
+        for each in (process, *family):
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.wait()
+        psutil.wait_procs(family, timeout=10)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A real S3 server with a bucket "runs": the environment of programs that use it."""
+    [port] = free_ports(1)
+    server = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    url = f"http://127.0.0.1:{port}"
+    with started(server, tmp_path_factory.mktemp("s3") / "log"):
+        wait_for(lambda: listens(port), "the S3 server is up")
+        urllib.request.urlopen(urllib.request.Request(f"{url}/runs", method="PUT")).close()
+        yield {
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": "anybody",
+            "AWS_SECRET_ACCESS_KEY": "anything",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
 
 
 def ray_processes(name: str, parent: int | None = None) -> list[int]:

@@ -14,6 +14,8 @@ SHARED = {"__init__.py", "space.py", "elastic.py", "ofa.py", "mbconv.py", "modul
 RAY_FILES = {
     "trainer.py",
     "evaluator.py",
+    "jobs.py",
+    "placement.py",
     "pool.py",
     "tuner.py",
     "latency_cluster.py",

@@ -16,6 +16,7 @@ from conftest import (
     MakeJob,
     assert_same_weights,
     evaluations,
+    listening_beyond_loopback,
     psutil,
     start_nasray,
     wait_for,
@@ -92,6 +93,7 @@ def test_a_run_killed_at_every_stage_ends_as_if_nothing_had_happened(
         agents = [each for each in family if "Agent" in each.name()]
         working = set(family) - set(agents)
         assert len(working) > 4
+        assert listening_beyond_loopback(process.pid) == []
         seen[stage] = clock(run_dir)[stage]
         os.kill(process.pid, signal.SIGTERM if stage == "search" else signal.SIGKILL)
         _, stderr = process.communicate(timeout=60)

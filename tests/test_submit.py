@@ -1,18 +1,33 @@
 """`ray job submit` to a cluster with token authentication runs a job as a laptop does."""
 
+import json
 import os
+import re
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import FinishedRun, assert_same_weights, evaluations, psutil, wait_for
+from click.testing import CliRunner
+from conftest import (
+    FinishedRun,
+    assert_same_weights,
+    evaluations,
+    free_ports,
+    listens,
+    started,
+    wait_for,
+)
+
+from nasray import storage
+from nasray.cli import main
+from nasray.jobs import excludes
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent  # where `ray` and `nasray` are, as in an active environment
@@ -32,9 +47,16 @@ class Head:
         command = [BIN / "ray", "job", "submit", "--address", self.url, "--working-dir", folder]
         return self.call(*command, "--", *entrypoint, **environment)
 
-    def call(self, *command: str | Path, **environment: str) -> tuple[int, str]:
+    def nasray(self, verb: str, *arguments: str, **options: Any) -> tuple[int, str]:
+        """Call one of our verbs with the head's address, in a folder `cwd`."""
+        return self.call(BIN / "nasray", verb, *arguments, "--address", self.url, **options)
+
+    def call(
+        self, *command: str | Path, cwd: Path | None = None, **environment: str
+    ) -> tuple[int, str]:
         done = subprocess.run(
             list(map(str, command)),
+            cwd=cwd,
             env=self.environment | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -45,49 +67,32 @@ class Head:
 
 
 @pytest.fixture(scope="module")
-def head(environment: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+def head(
+    environment: None, s3: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Head]:
     token = tmp_path_factory.mktemp("head") / "token"
     token.write_text(secrets.token_hex(32))
     gcs, dashboard, client, agent = free_ports(4)
+    log = token.with_name("log")
     # Ray's sockets lie in here, and a socket's path may have a hundred characters.
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as temp:
         variables = os.environ | {
+            **s3,
             "PATH": f"{BIN}:{os.environ['PATH']}",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_TMPDIR": temp,
         }
-        command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=4", f"--port={gcs}"]
+        command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=4", f"--port={gcs}"]
         command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
         command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
         command += [f"--dashboard-agent-listen-port={agent}"]  # it takes the jobs
         command += [f"--temp-dir={temp}", "--disable-usage-stats"]
-        with open(token.with_name("log"), "w") as log:
-            process = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
-        try:
+        with started(command, log, env=variables) as process:
             ports = (dashboard, agent)
             wait_for(lambda: all(map(listens, ports)) or process.poll(), "the head is up")
-            assert process.poll() is None, token.with_name("log").read_text()
+            assert process.poll() is None, log.read_text()
             yield Head(f"http://127.0.0.1:{dashboard}", variables)
-        finally:
-            family = psutil.Process(process.pid).children(recursive=True)
-            for each in (process, *family):
-                each.kill()
-            process.wait()
-            psutil.wait_procs(family, timeout=10)
-
-
-def free_ports(number: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as found:
-        return found.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +137,99 @@ def test_without_the_token_nothing_is_accepted(head: Head, checkout: Path):
     code, output = head.submit("true", folder=checkout, RAY_AUTH_MODE="disabled")
     assert code != 0
     assert "Unauthorized" in output
+
+
+def test_a_run_on_object_storage_is_submitted_stopped_and_goes_on(
+    head: Head,
+    checkout: Path,
+    finished_run: FinishedRun,
+    s3: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    uri = "s3://runs/submitted"
+    files, _ = storage.list_below(finished_run.folder)
+    for name in files:
+        if not name.startswith(("history", "search.json", "train/", "lock")):
+            content = storage.read(storage.join(finished_run.folder, name))
+            storage.write(storage.join(uri, name), content)
+
+    def nasray(verb: str, *arguments: str) -> tuple[int, str]:
+        return head.nasray(verb, *arguments, cwd=checkout)
+
+    code, output = nasray("submit", "job.toml", uri, "--no-follow")
+    assert code == 0 and f"nasray stop {uri} --address {head.url}" in output, output
+    code, output = nasray("submit", "job.toml", uri)
+    assert code != 0 and "works on it" in output, output
+    evaluated = f"{uri}/history/_evaluations/search"
+    wait_for(lambda: storage.list_names(evaluated), "a candidate has been evaluated")
+    code, output = nasray("stop", uri)
+    assert code == 0 and "has ended" in output, output
+    before = len(storage.list_names(evaluated))
+    code, output = nasray("status", uri)
+    assert code == 0 and "stopped" in output, output
+    assert f"search      begun   {before} evaluations" in output
+    code, output = nasray("stop", uri)
+    assert code != 0 and f"no job works on {uri}" in output
+
+    code, output = nasray("submit", "job.toml", uri)
+    assert code == 0 and "Report:" in output, output
+    code, output = nasray("status", uri, "--json")
+    assert [job["status"] for job in json.loads(output)["jobs"]] == ["STOPPED", "SUCCEEDED"]
+    assert evaluations(uri) == evaluations(finished_run.folder)
+
+
+@pytest.mark.parametrize(
+    "job, run_dir, options, complaint",
+    [
+        ("job.toml", "runs/x", [], "runs/x: a cluster needs a URI such as s3://bucket/run, or an"),
+        ("job.toml", "/runs/x", ["--data", "here"], "--data 'here' lies on this machine"),
+        ("../job.toml", "/runs/x", [], "not in the working directory, which is what is sent"),
+        ("relative.toml", "/runs/x", [], "relative.toml: data.path = 'images' lies on this"),
+        ("no.toml", "/runs/x", [], "job no.toml: No such file"),
+    ],
+)
+def test_what_a_cluster_cannot_see_is_refused_before_anything_is_sent(
+    checkout: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    job: str,
+    run_dir: str,
+    options: list[str],
+    complaint: str,
+):
+    monkeypatch.chdir(checkout)
+    text = Path("job.toml").read_text()
+    Path("../job.toml").write_text(text)
+    Path("relative.toml").write_text(re.sub('path = ".*"', 'path = "images"', text))
+    assert_refused(["submit", job, run_dir, "--address", "http://127.0.0.1:1", *options], complaint)
+
+
+@pytest.mark.parametrize(
+    "options, complaint",
+    [
+        (["--address", "http://127.0.0.1:1"], "http://127.0.0.1:1: Failed to connect to Ray"),
+        (["--cluster", "no.yaml"], "--cluster no.yaml: No such file or directory"),
+        (["--cluster", "job.toml"], "--cluster job.toml: not a file of Ray's cluster launcher"),
+        ([], "which cluster? --cluster FILE, or --address"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_one_line(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], complaint: str
+):
+    monkeypatch.chdir(checkout)
+    assert_refused(["stop", "/runs/x", *options], complaint)
+
+
+def assert_refused(command: list[str], complaint: str) -> None:
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 1
+    assert complaint in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_run_directories_and_data_sets_are_not_sent(tmp_path: Path):
+    for name in ("a/run/job.json", "a/run/train/x", "sets/mine/dataset.json", "nasray/run.py"):
+        storage.write(str(tmp_path / name), b"{}")
+    found = excludes(str(tmp_path))
+    assert {"/a/run", "/sets/mine", "/.git"} <= set(found)
+    assert not any(pattern.startswith("/nasray") for pattern in found)

@@ -1,0 +1,202 @@
+"""The verbs that work on a cluster from elsewhere: submit, status, stop."""
+
+import json
+import logging
+import os
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nasray.errors import UserError
+
+run_argument = click.argument("run_dir", metavar="URI")
+
+
+def cluster_options(verb: Callable) -> Callable:
+    """--cluster FILE, or --address URL of its dashboard."""
+    verb = click.option(
+        "--cluster", metavar="FILE", help="Cluster launched by `ray up FILE`; by a tunnel."
+    )(verb)
+    return click.option(
+        "--address",
+        metavar="URL",
+        envvar="RAY_API_SERVER_ADDRESS",
+        help="Dashboard of the cluster, e.g. http://127.0.0.1:8265.",
+    )(verb)
+
+
+@click.command()
+@click.argument("job")
+@run_argument
+@cluster_options
+@click.option("--data", "data_path", help="Where the data set lies, as the cluster sees it.")
+@click.option("--follow/--no-follow", default=True, help="Show what it prints, until it ends.")
+def submit(
+    job: str,
+    run_dir: str,
+    cluster: str | None,
+    address: str | None,
+    data_path: str | None,
+    follow: bool,
+) -> None:
+    """Run the whole of JOB on a cluster, with its results at URI.
+
+    Sends the working directory but for run directories, data sets and what git ignores. URI is
+    s3://bucket/run, gs://, az://, or an absolute path that all nodes share. Ctrl-C only stops
+    looking: the job goes on.
+    """
+    from nasray import run
+    from nasray.config import load_job
+    from nasray.reach import is_on_this_machine
+
+    job_file = _sent(job)
+    loaded = load_job(job, data_path)
+    run.check_names(loaded, job)
+    _check_seen_by_cluster(job, data_path)
+    run_dir = _shared(run_dir)
+    with _jobs(cluster, address) as jobs:
+        if alive := jobs.alive(run_dir):
+            raise UserError(f"{run_dir}: job {alive[0]} works on it; `nasray stop` ends that")
+        in_place = cluster is not None and is_on_this_machine(cluster)
+        job_id = jobs.submit(job_file, run_dir, data_path, in_place=in_place)
+        options = _same(cluster, address)
+        click.echo(f"Submitted as {job_id}.", err=True)
+        click.echo(f"  how far:  nasray status {run_dir}{options}", err=True)
+        click.echo(f"  to stop:  nasray stop {run_dir}{options}", err=True)
+        click.echo("  to go on after a stop or a loss: the same submit again", err=True)
+        if not follow:
+            return
+        try:
+            status = jobs.follow(job_id, lambda text: click.echo(text, nl=False))
+        except KeyboardInterrupt:
+            raise click.ClickException(f"job {job_id} goes on; only looking stopped") from None
+    if status != "SUCCEEDED":
+        raise UserError(f"job {job_id}: {status.lower()}; the same submit goes on from there")
+
+
+@click.command()
+@run_argument
+@cluster_options
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
+def status(run_dir: str, cluster: str | None, address: str | None, as_json: bool) -> None:
+    """Say how far the run at URI is and, of a cluster, which jobs work on it."""
+    from nasray import storage
+    from nasray.status import stages
+
+    folder = storage.absolute(run_dir)
+    on_cluster = bool(cluster or address)
+    # A path of the cluster's own need not be here.
+    visible = storage.exists(storage.join(folder, "job.json"))
+    found: dict[str, Any] = {"run": folder, "stages": [], "jobs": []}
+    if visible or not on_cluster:
+        found["stages"] = [vars(stage) for stage in stages(folder)]
+        found["holder"] = storage.holder(folder)
+    if on_cluster:
+        with _jobs(cluster, address) as jobs:
+            found["jobs"] = [
+                {"id": job.submission_id, "status": str(job.status.value), "message": job.message}
+                for job in jobs.of_run(folder)
+            ]
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    for stage in found["stages"]:
+        click.echo(f"{stage['name']:<12}{stage['state']:<8}{stage['text']}")
+    if not found["stages"]:
+        click.echo(f"{folder} cannot be seen from here, or nothing is there yet")
+    elif found["holder"]:
+        click.echo(f"in use by {found['holder']}")
+    for job in found["jobs"]:
+        click.echo(f"job {job['id']}: {job['status'].lower()}")
+    if on_cluster and not found["jobs"]:
+        click.echo("no job of this cluster has worked on it")
+
+
+@click.command()
+@run_argument
+@cluster_options
+def stop(run_dir: str, cluster: str | None, address: str | None) -> None:
+    """Stop the cluster's jobs that work on the run at URI; the same submit goes on with it."""
+    from nasray import storage
+
+    folder = storage.absolute(run_dir)
+    with _jobs(cluster, address) as jobs:
+        alive = jobs.alive(folder)
+        for job_id in alive:
+            jobs.stop(job_id)
+            click.echo(f"job {job_id} has ended; the same submit goes on with {folder}")
+    if not alive:
+        raise UserError(f"no job works on {folder}; where `nasray run` was typed, Ctrl-C stops it")
+
+
+def _sent(job: str) -> str:
+    """The path of the job file in the working directory, which is what is sent."""
+    path = Path(job).resolve()
+    if not path.is_relative_to(Path.cwd()):
+        raise UserError(
+            f"job {job}: not in the working directory, which is what is sent; copy it there"
+        )
+    return str(path.relative_to(Path.cwd()))
+
+
+def _check_seen_by_cluster(job: str, data_path: str | None) -> None:
+    """Refuse paths that mean nothing on another machine."""
+    from nasray import storage
+    from nasray.config import PATHS
+
+    values = tomllib.loads(Path(job).read_text("utf-8-sig"))
+    for section, key in PATHS:
+        path = values.get(section, {}).get(key, "")
+        if (section, key) == ("data", "path") and data_path:
+            path, name = data_path, "--data"
+        else:
+            name = f"{job}: {section}.{key} ="
+        if path and not storage.is_uri(path) and not os.path.isabs(path):
+            raise UserError(
+                f"{name} {path!r} lies on this machine; a cluster needs a URI such as "
+                "s3://bucket/data, or an absolute path that all its nodes share"
+            )
+
+
+def _shared(run_dir: str) -> str:
+    from nasray import storage
+
+    if not storage.is_uri(run_dir) and not os.path.isabs(run_dir):
+        raise UserError(
+            f"{run_dir}: a cluster needs a URI such as s3://bucket/run, or an absolute path that "
+            "all its nodes share"
+        )
+    return storage.absolute(run_dir)
+
+
+@contextmanager
+def _jobs(cluster: str | None, address: str | None) -> Iterator[Any]:
+    """The cluster's jobs. Its token is used if there is one, whatever the environment says."""
+    if not cluster and not address:
+        raise UserError("which cluster? --cluster FILE, or --address http://127.0.0.1:8265")
+    if _has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    from nasray.jobs import Jobs
+    from nasray.reach import reached
+
+    if not click.get_current_context().find_root().params["verbose"]:
+        logging.getLogger("ray").setLevel(logging.WARNING)
+    with reached(address, cluster) as url:
+        yield Jobs(url)
+
+
+def _has_token() -> bool:
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(named) or Path("~/.ray/auth_token").expanduser().exists()
+
+
+def _same(cluster: str | None, address: str | None) -> str:
+    """The same options again, for another verb."""
+    named = [("address", address), ("cluster", cluster)]
+    if os.environ.get("RAY_API_SERVER_ADDRESS"):
+        named = named[1:]
+    return "".join(f" --{key} {value}" for key, value in named if value)

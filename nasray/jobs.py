@@ -1,0 +1,133 @@
+"""Ray jobs that work on run directories: submit, find, follow and stop them.
+
+A job belongs to a run if the run's path stands in its command, whoever submitted it and how.
+"""
+
+import asyncio
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+from nasray.errors import UserError
+
+# What a working tree holds beside the program: git ignores most of it, if there is git at all.
+# Leading slashes: of the tree's own folder, not of any below.
+EXCLUDED = ("/.git", "/.venv", "/runs", "*.parquet", "__pycache__", "*.egg-info")
+MADE_BY_NASRAY = ("job.json", "dataset.json")  # of run directories, and of imported data sets
+DEEPEST = 3  # folders deep, for those
+STOP_S = 60.0
+
+
+class Jobs:
+    """The Ray jobs of the cluster whose dashboard is at `address`."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        with _one_line(address):
+            self.client = JobSubmissionClient(address)
+
+    def submit(
+        self, job_file: str, run_dir: str, data_path: str | None, *, in_place: bool = False
+    ) -> str:
+        """Send the working directory, start `nasray run` on the head, and return the job's id.
+
+        `in_place`: the cluster is this machine, and works in the working directory itself.
+        """
+        if in_place:
+            job_file = os.path.abspath(job_file)
+            environment: dict[str, Any] = {"env_vars": {"PYTHONPATH": os.getcwd()}}
+        else:
+            environment = {"working_dir": ".", "excludes": excludes(".")}
+        command = ["python", "-m", "nasray", "run", job_file, run_dir]
+        if data_path:
+            command += ["--data", data_path]
+        name = "".join(c if c.isalnum() else "-" for c in run_dir.rsplit("/", 1)[-1])
+        with _one_line(self.address):
+            return self.client.submit_job(
+                entrypoint=shlex.join(command),
+                submission_id=f"nasray-{name}-{time.strftime('%Y%m%d-%H%M%S')}",
+                runtime_env=environment,
+            )
+
+    def of_run(self, run_dir: str) -> list[JobDetails]:
+        """The jobs that work or worked on a run, the oldest first."""
+        with _one_line(self.address):
+            found = self.client.list_jobs()
+        jobs = [job for job in found if job.submission_id and run_dir in _words(job.entrypoint)]
+        return sorted(jobs, key=lambda job: job.start_time or 0)
+
+    def alive(self, run_dir: str) -> list[str]:
+        """Ids of the jobs that work on a run, or are about to."""
+        return [
+            str(job.submission_id)
+            for job in self.of_run(run_dir)
+            if not JobStatus(job.status).is_terminal()
+        ]
+
+    def follow(self, job_id: str, show: Callable[[str], None]) -> JobStatus:
+        """Pass on what a job prints until it ends; return how it ended."""
+        asyncio.run(self._follow(job_id, show))
+        with _one_line(self.address):
+            while not (status := self.client.get_job_status(job_id)).is_terminal():
+                time.sleep(0.5)
+        return status
+
+    async def _follow(self, job_id: str, show: Callable[[str], None]) -> None:
+        try:
+            async for text in self.client.tail_job_logs(job_id):
+                show(text)
+        except (RuntimeError, OSError) as error:  # the connection; the job itself may be well
+            raise UserError(
+                f"{self.address}: lost sight of job {job_id} ({error}); see `nasray status`"
+            ) from None
+
+    def stop(self, job_id: str) -> None:
+        """Stop a job, and wait until it has ended."""
+        with _one_line(self.address):
+            self.client.stop_job(job_id)
+            end = time.monotonic() + STOP_S
+            while not self.client.get_job_status(job_id).is_terminal():
+                if time.monotonic() > end:
+                    raise UserError(f"job {job_id} has not ended within {STOP_S:g} s; try again")
+                time.sleep(0.2)
+
+
+def excludes(folder: str) -> list[str]:
+    """Patterns, as git has them, for what is not sent to a cluster: run directories and data."""
+    found = list(EXCLUDED)
+    for place, below, names in os.walk(folder):
+        path = os.path.relpath(place, folder)
+        if any(name in MADE_BY_NASRAY for name in names) and path != ".":
+            found.append(f"/{path}")
+            below.clear()
+        if path.count(os.sep) + 1 >= DEEPEST:
+            below.clear()
+        below[:] = [name for name in below if not name.startswith(".")]
+    return found
+
+
+def _words(command: str | None) -> list[str]:
+    try:
+        return shlex.split(command or "")
+    except ValueError:  # an open quotation mark in somebody else's job
+        return []
+
+
+@contextmanager
+def _one_line(address: str) -> Iterator[None]:
+    """Turn what goes wrong between here and a cluster into a UserError."""
+    try:
+        yield
+    except AuthenticationError as error:
+        raise UserError(
+            f"{address}: {str(error).strip().splitlines()[0]} The token of the cluster must be "
+            "in ~/.ray/auth_token or at RAY_AUTH_TOKEN_PATH (docs/security.md)"
+        ) from None
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"{address}: {error}") from None

@@ -1,0 +1,69 @@
+"""Where in a cluster each role runs, and what it may ask for.
+
+Training loses an epoch with its node, an evaluation only itself. So training and retraining
+stay off spot nodes, and evaluators prefer them. Nodes say what they are by the label
+ray.io/market-type; those of a laptop have none, and everything runs on them.
+"""
+
+import logging
+from typing import Any
+
+import ray
+
+from nasray.config import ComputeConfig
+from nasray.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+MARKET = "ray.io/market-type"
+ACCELERATOR = "ray.io/accelerator-type"
+Labels = dict[str, str]
+
+
+def on_gpu(compute: ComputeConfig, num_gpus: float) -> bool:
+    """Whether work that needs `num_gpus` runs on GPUs: as the job says, or if there are enough."""
+    if compute.device != "auto":
+        return compute.device == "gpu"
+    found = ray.cluster_resources().get("GPU", 0)
+    if 0 < found < num_gpus:
+        logger.warning(
+            "%g GPUs are not enough for the %g asked for, so CPUs are used; lower [compute] "
+            'num_workers or gpus_per_evaluator, or say device = "gpu" to wait for more',
+            found,
+            num_gpus,
+        )
+    return 0 < num_gpus <= found
+
+
+def worker_labels(compute: ComputeConfig, *, gpu: bool) -> Labels:
+    """Labels of the nodes for training workers and trials, as Ray's label selectors."""
+    return {MARKET: "!spot"} | _accelerator(compute, gpu) | compute.worker_labels
+
+
+def evaluator_options(compute: ComputeConfig) -> dict[str, Any]:
+    """What each evaluator asks for, as options of its actor."""
+    gpus = compute.gpus_per_evaluator
+    gpu = on_gpu(compute, gpus * compute.num_evaluators)
+    anywhere = _accelerator(compute, gpu) | compute.evaluator_labels
+    options: dict[str, Any] = {
+        "num_cpus": compute.cpus_per_evaluator,
+        "num_gpus": gpus if gpu else 0,
+        "label_selector": {MARKET: "spot"} | anywhere,
+    }
+    if MARKET not in anywhere:
+        options["fallback_strategy"] = [{"label_selector": anywhere}]
+    return options
+
+
+def check_labels(compute: ComputeConfig) -> None:
+    """Refuse labels that Ray would refuse once the first worker is to be placed."""
+    for key in ("worker_labels", "evaluator_labels"):
+        labels = getattr(compute, key)
+        try:
+            ray.remote(check_labels).options(label_selector=labels)
+        except ValueError as error:
+            raise UserError(f"compute.{key} = {labels}: {error}") from None
+
+
+def _accelerator(compute: ComputeConfig, gpu: bool) -> Labels:
+    return {ACCELERATOR: compute.accelerator_type} if gpu and compute.accelerator_type else {}

@@ -1,0 +1,102 @@
+"""How far a run is, read from its directory alone; nothing is written."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nasray import storage
+from nasray.config import Job, parse_job
+from nasray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run: "done", "begun" or "to do", and a word on it."""
+
+    name: str
+    state: str
+    text: str = ""
+
+
+def stages(folder: str) -> list[Stage]:
+    """The stages of the run at `folder`, in order."""
+    path = storage.join(folder, "job.json")
+    if not storage.exists(path):
+        raise UserError(f"{folder} is not a run directory: it has no job.json")
+    job = parse_job(storage.read_json(path)["job"], path)
+    return [_data(folder, job), _supernet(folder, job), _search(folder, job), *_retrain(folder)]
+
+
+def _data(folder: str, job: Job) -> Stage:
+    path = storage.join(folder, "fingerprint.json")
+    source = f"{job.data.source} {job.data.path}".strip()
+    return Stage("data", "done" if storage.exists(path) else "to do", source)
+
+
+def _supernet(folder: str, job: Job) -> Stage:
+    epochs = _curves(storage.join(folder, "curves", "supernet.json"))
+    text = f"epoch {len(epochs)} of {job.supernet.epochs}"
+    if shown := [epoch["val_top1"] for epoch in epochs if epoch["val_top1"] is not None]:
+        text += f", validation {shown[-1]:.1%}"
+    if storage.exists(storage.join(folder, "supernet.pt")):
+        return Stage("supernet", "done", text)
+    return Stage("supernet", "begun", text) if epochs else Stage("supernet", "to do")
+
+
+def _search(folder: str, job: Job) -> Stage:
+    done = storage.join(folder, "search.json")
+    if storage.exists(done):
+        found = storage.read_json(done)
+        text = f"{found['num_evaluations']} evaluations, best {found['winner']['fitness']:.1%}"
+        return Stage("search", "done", text)
+    number = _num_evaluations(storage.join(folder, "history"))
+    if not number:
+        return Stage("search", "to do")
+    config = job.search
+    total = config.population_size * config.num_generations
+    return Stage("search", "begun", f"{number} evaluations, {total} at most")
+
+
+def _num_evaluations(folder: str) -> int:
+    """Evaluations on record: those in files of generations, and the single ones beyond them."""
+    in_files = 0
+    for name in storage.list_names(folder):
+        if name.startswith("search-") and name.endswith(".parquet"):
+            try:
+                content = storage.read(storage.join(folder, name))
+                in_files += pq.read_metadata(io.BytesIO(content)).num_rows
+            except pa.ArrowInvalid:  # damaged; the run itself mends it
+                continue
+    names = storage.list_names(storage.join(folder, "_evaluations", "search"))
+    positions = [int(name[:-5]) for name in names if name[:-5].isdigit()]
+    return in_files + sum(position >= in_files for position in positions)
+
+
+def _retrain(folder: str) -> Iterator[Stage]:
+    winners = [
+        name for name in storage.list_names(storage.join(folder, "retrain")) if name.isdigit()
+    ]
+    for name in winners:
+        place = storage.join(folder, "retrain", name)
+        result = storage.join(place, "result.json")
+        if storage.exists(result):
+            found = storage.read_json(result)
+            text = f"{found['val_top1']:.1%} of the validation images"
+            yield Stage(f"retrain {name}", "done", text)
+            continue
+        trials = [each for each in storage.list_names(place) if each.startswith("trial-")]
+        epochs = [len(_curves(storage.join(place, each, "curves.json"))) for each in trials]
+        yield Stage(f"retrain {name}", "begun", f"{len(trials)} trials, {sum(epochs)} epochs")
+    if not winners:
+        yield Stage("retrain", "to do")
+    models = [n for n in storage.list_names(storage.join(folder, "export")) if n.endswith(".onnx")]
+    yield Stage("export", "done" if models else "to do", ", ".join(models))
+    page = storage.join(folder, "report.html")
+    yield Stage("report", *(("done", page) if storage.exists(page) else ("to do",)))
+
+
+def _curves(path: str) -> list[dict]:
+    return storage.read_json(path) if storage.exists(path) else []

@@ -1,0 +1,148 @@
+"""clusters/local.yaml: the real autoscaler brings evaluators and takes them away again."""
+
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import (
+    FinishedRun,
+    evaluations,
+    free_ports,
+    listening_beyond_loopback,
+    listens,
+    psutil,
+    started,
+    wait_for,
+)
+
+from nasray.config import ComputeConfig
+from nasray.placement import evaluator_options, worker_labels
+
+CLUSTERS = Path(__file__).parents[1] / "clusters"
+BIN = Path(sys.executable).parent
+HEAD_NODE = "f" * 51 + "00000"
+
+pytestmark = pytest.mark.ray
+
+
+@dataclass(frozen=True)
+class LocalCluster:
+    config: Path
+    url: str
+    environment: dict[str, str]
+    head: psutil.Process
+
+    def nodes(self) -> dict[str, psutil.Process]:
+        """The raylets of all nodes but the head's, by node id."""
+        found = {}
+        for process in self.head.children(recursive=True):
+            try:
+                command = " ".join(process.cmdline())
+            except psutil.Error:
+                continue
+            if "raylet/raylet " in command:
+                [node] = re.findall(r"--node_id=(\w+)", command) or [str(process.pid)]
+                found[node] = process
+        found.pop(HEAD_NODE, None)
+        return found
+
+
+@pytest.fixture
+def cluster(environment: None, tmp_path: Path) -> Iterator[LocalCluster]:
+    """clusters/local.yaml as it is, but for its port."""
+    gcs, dashboard, agent, client = free_ports(4)
+    config = tmp_path / "local.yaml"
+    text = (CLUSTERS / "local.yaml").read_text()
+    config.write_text(text.replace("127.0.0.1:6379", f"127.0.0.1:{gcs}"))
+    token, log = tmp_path / "token", tmp_path / "log"
+    token.write_text(secrets.token_hex(32))
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as temp:
+        variables = os.environ | {
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_TMPDIR": temp,
+            "CONFIG": str(config),
+            "PORT": str(gcs),
+        }
+        command = ["sh", str(CLUSTERS / "local.sh"), f"--dashboard-port={dashboard}"]
+        command += [f"--dashboard-agent-listen-port={agent}", f"--temp-dir={temp}"]
+        command += [f"--ray-client-server-port={client}"]
+        with started(command, log, env=variables) as process:
+            ports = (dashboard, agent)
+            wait_for(lambda: all(map(listens, ports)) or process.poll(), "the head is up")
+            assert process.poll() is None, log.read_text()
+            url = f"http://127.0.0.1:{dashboard}"
+            yield LocalCluster(config, url, variables, psutil.Process(process.pid))
+
+
+def test_evaluator_nodes_come_with_the_work_and_go_and_may_die_meanwhile(
+    cluster: LocalCluster, finished_run: FinishedRun, tmp_path: Path
+):
+    run_dir = tmp_path / "run"
+    # The winner stays the same, so it need not be retrained.
+    done = shutil.ignore_patterns("history", "search.json", "report.html")
+    shutil.copytree(finished_run.folder, run_dir, ignore=done)
+    command = [BIN / "nasray", "submit", finished_run.job_file, run_dir]
+    command += ["--cluster", cluster.config, "--address", cluster.url]
+    assert not cluster.nodes()
+    with open(tmp_path / "output", "w") as output:
+        process = subprocess.Popen(
+            list(map(str, command)),
+            env=cluster.environment,
+            cwd=Path(finished_run.job_file).parent,
+            stdout=output,
+            stderr=output,
+        )
+
+        def said() -> str:
+            return (tmp_path / "output").read_text()
+
+        evaluated = run_dir / "history/_evaluations/search"
+        wait_for(lambda: len(list(evaluated.glob("*.json"))) >= 3 or process.poll(), "evaluations")
+        nodes = cluster.nodes()
+        assert nodes and process.poll() is None, said()
+        first = nodes[min(nodes)]  # at work by now
+        for each in (first, *first.children(recursive=True)):
+            each.kill()
+        assert process.wait(timeout=200) == 0, said()
+    assert "an evaluator was lost" in said()
+    assert evaluations(run_dir) == evaluations(finished_run.folder)
+    assert listening_beyond_loopback(cluster.head.pid) == []
+    wait_for(lambda: not cluster.nodes(), "all nodes but the head have gone")
+
+
+def test_evaluators_prefer_spot_nodes_and_training_avoids_them(ray_cluster: None):
+    compute = ComputeConfig(device="cpu")
+    assert worker_labels(compute, gpu=False) == {"ray.io/market-type": "!spot"}
+    options = evaluator_options(compute)
+    assert options["label_selector"] == {"ray.io/market-type": "spot"}
+    assert options["fallback_strategy"] == [{"label_selector": {}}]
+
+
+def test_a_job_says_where_its_roles_run(ray_cluster: None):
+    compute = ComputeConfig(
+        device="gpu",
+        gpus_per_evaluator=0.25,
+        accelerator_type="T4",
+        worker_labels={"ray.io/market-type": "in(spot, on-demand)"},
+        evaluator_labels={"ray.io/market-type": "spot"},
+    )
+    assert worker_labels(compute, gpu=True) == {
+        "ray.io/market-type": "in(spot, on-demand)",
+        "ray.io/accelerator-type": "T4",
+    }
+    options = evaluator_options(compute)
+    assert options["num_gpus"] == 0.25 and options["num_cpus"] == 1
+    assert options["label_selector"] == {
+        "ray.io/market-type": "spot",
+        "ray.io/accelerator-type": "T4",
+    }
+    assert "fallback_strategy" not in options  # spot or nothing
