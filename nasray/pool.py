@@ -31,6 +31,9 @@ IDLE_S = 60.0  # then an evaluator without work is ended
 # the first answer counts.
 STRAGGLER, BEYOND = 4.0, 1.5
 FEWEST_FOR_MEDIAN = 5
+# Past so many times the longest of late, and at least so long, an evaluation hangs: its
+# evaluator is ended, whether or not another one is free to try.
+HANGS, HANGS_S = 20.0, 600.0
 MOST_STARTS = 20  # in a row that end before the evaluator is ready
 SAY_AFTER_S = 20.0  # that no evaluator has found a place
 
@@ -161,7 +164,8 @@ class Pool:
                 logger.warning("an evaluation failed (%s); trying again", _last_line(error))
                 self._again(work)
         elif isinstance(error, RayError):  # the process or its node is gone
-            self._lose(seat, work, error)
+            # A node that left says nothing against what was evaluated there.
+            self._lose(seat, work, _last_line(error), is_works=not _is_node_lost(seat.node, error))
         else:
             raise error
 
@@ -188,17 +192,17 @@ class Pool:
         self.running.discard(work)
         self.done.append((work.key, evaluation))
 
-    def _lose(self, seat: Seat, work: Work, error: BaseException) -> None:
+    def _lose(self, seat: Seat, work: Work, reason: str, *, is_works: bool) -> None:
+        """Give up an evaluator; `is_works`: what it was at may be to blame."""
         self._leave(work, seat)
         self._end(seat)
         self.num_lost += 1
         # Its other evaluators without work may be gone as well; nothing would tell us.
         for neighbour in [each for each in self.idle if each.node == seat.node]:
             self._end(neighbour)
-        # A node that left says nothing against what was evaluated there.
-        work.lost += not _is_node_lost(seat.node, error)
+        work.lost += is_works
         if work.lost > self.max_failures:
-            self._fail(work, f"{work.lost} evaluators in a row died of it: {_last_line(error)}")
+            self._fail(work, f"{work.lost} evaluators in a row died of it: {reason}")
             return
         logger.warning("an evaluator was lost; its candidate goes to the next free one")
         self._again(work)
@@ -233,11 +237,16 @@ class Pool:
         self.end(seat.actor)
 
     def _look_round(self) -> None:
-        """Have stragglers tried a second time; end what has long been idle."""
+        """End what hangs and what has long been idle; have stragglers tried a second time."""
         now = time.monotonic()
         if self.say_at is not None and now > self.say_at:
             logger.warning("no evaluator has found a place in the cluster yet; waiting for one")
             self.say_at = now + 6 * SAY_AFTER_S
+        if len(self.durations) >= FEWEST_FOR_MEDIAN:
+            hangs = max(HANGS_S, HANGS * max(self.durations))
+            for work in list(self.running):
+                for seat in [seat for seat in work.seats if now - seat.since > hangs]:
+                    self._lose(seat, work, f"no result within {hangs:.0f} s", is_works=True)
         if self.waiting:
             return
         if len(self.durations) >= FEWEST_FOR_MEDIAN:

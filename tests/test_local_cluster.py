@@ -1,5 +1,6 @@
 """clusters/local.yaml: the real autoscaler brings evaluators and takes them away again."""
 
+import json
 import os
 import re
 import secrets
@@ -7,13 +8,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from conftest import (
     FinishedRun,
+    assert_same_weights,
     evaluations,
     free_ports,
     listening_beyond_loopback,
@@ -54,15 +57,43 @@ class LocalCluster:
         found.pop(HEAD_NODE, None)
         return found
 
+    def lose_a_node(self) -> None:
+        """Kill the first node that came, and all that runs there."""
+        nodes = self.nodes()
+        for each in (nodes[min(nodes)], *nodes[min(nodes)].children(recursive=True)):
+            each.kill()
 
-@pytest.fixture
-def cluster(environment: None, tmp_path: Path) -> Iterator[LocalCluster]:
+
+@dataclass(frozen=True)
+class Submitted:
+    process: subprocess.Popen
+    log: Path
+    run_dir: Path
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    @property
+    def num_evaluated(self) -> int:
+        return len(list((self.run_dir / "history/_evaluations/search").glob("*.json")))
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        wait_for(lambda: condition() or self.process.poll() is not None, self.log.name)
+        assert self.process.poll() is None, self.said
+
+    def wait_for_success(self) -> None:
+        assert self.process.wait(timeout=250) == 0, self.said
+
+
+@contextmanager
+def local_cluster(folder: Path) -> Iterator[LocalCluster]:
     """clusters/local.yaml as it is, but for its port."""
     gcs, dashboard, agent, client = free_ports(4)
-    config = tmp_path / "local.yaml"
+    config = folder / "local.yaml"
     text = (CLUSTERS / "local.yaml").read_text()
     config.write_text(text.replace("127.0.0.1:6379", f"127.0.0.1:{gcs}"))
-    token, log = tmp_path / "token", tmp_path / "log"
+    token, log = folder / "token", folder / "log"
     token.write_text(secrets.token_hex(32))
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as temp:
         variables = os.environ | {
@@ -83,40 +114,56 @@ def cluster(environment: None, tmp_path: Path) -> Iterator[LocalCluster]:
             yield LocalCluster(config, url, variables, psutil.Process(process.pid))
 
 
+@contextmanager
+def submitted(cluster: LocalCluster, job_file: str, run_dir: Path) -> Iterator[Submitted]:
+    """`nasray submit`, which follows the job until its end."""
+    command = [BIN / "nasray", "submit", job_file, run_dir]
+    command += ["--cluster", cluster.config, "--address", cluster.url]
+    log = run_dir.with_name(f"submit-{cluster.head.pid}.log")
+    environment = {"env": cluster.environment, "cwd": Path(job_file).parent}
+    with started(list(map(str, command)), log, **environment) as process:
+        yield Submitted(process, log, run_dir)
+
+
 def test_evaluator_nodes_come_with_the_work_and_go_and_may_die_meanwhile(
-    cluster: LocalCluster, finished_run: FinishedRun, tmp_path: Path
+    environment: None, finished_run: FinishedRun, tmp_path: Path
 ):
     run_dir = tmp_path / "run"
     # The winner stays the same, so it need not be retrained.
     done = shutil.ignore_patterns("history", "search.json", "report.html")
     shutil.copytree(finished_run.folder, run_dir, ignore=done)
-    command = [BIN / "nasray", "submit", finished_run.job_file, run_dir]
-    command += ["--cluster", cluster.config, "--address", cluster.url]
-    assert not cluster.nodes()
-    with open(tmp_path / "output", "w") as output:
-        process = subprocess.Popen(
-            list(map(str, command)),
-            env=cluster.environment,
-            cwd=Path(finished_run.job_file).parent,
-            stdout=output,
-            stderr=output,
-        )
+    with local_cluster(tmp_path) as cluster:
+        assert not cluster.nodes()
+        with submitted(cluster, finished_run.job_file, run_dir) as job:
+            job.wait_until(lambda: job.num_evaluated >= 3)
+            cluster.lose_a_node()
+            job.wait_for_success()
+        assert "an evaluator was lost" in job.said
+        assert evaluations(run_dir) == evaluations(finished_run.folder)
+        assert listening_beyond_loopback(cluster.head.pid) == []
+        wait_for(lambda: not cluster.nodes(), "all nodes but the head have gone")
 
-        def said() -> str:
-            return (tmp_path / "output").read_text()
 
-        evaluated = run_dir / "history/_evaluations/search"
-        wait_for(lambda: len(list(evaluated.glob("*.json"))) >= 3 or process.poll(), "evaluations")
-        nodes = cluster.nodes()
-        assert nodes and process.poll() is None, said()
-        first = nodes[min(nodes)]  # at work by now
-        for each in (first, *first.children(recursive=True)):
-            each.kill()
-        assert process.wait(timeout=200) == 0, said()
-    assert "an evaluator was lost" in said()
+@pytest.mark.slow
+def test_a_run_survives_the_loss_of_its_trainer_of_an_evaluator_and_of_the_head(
+    environment: None, finished_run: FinishedRun, tmp_path: Path
+):
+    run_dir = tmp_path / "run"
+    curves = run_dir / "curves/supernet.json"
+    with local_cluster(tmp_path) as cluster:
+        with submitted(cluster, finished_run.job_file, run_dir) as job:
+            job.wait_until(lambda: curves.exists() and len(json.loads(curves.read_text())) >= 2)
+            cluster.lose_a_node()
+            job.wait_until(lambda: job.num_evaluated >= 3)
+            cluster.lose_a_node()
+            job.wait_until(lambda: job.num_evaluated >= 12)
+        # Here all of it is killed, the head first.
+    with local_cluster(tmp_path) as cluster:
+        with submitted(cluster, finished_run.job_file, run_dir) as job:
+            job.wait_for_success()
     assert evaluations(run_dir) == evaluations(finished_run.folder)
-    assert listening_beyond_loopback(cluster.head.pid) == []
-    wait_for(lambda: not cluster.nodes(), "all nodes but the head have gone")
+    for weights in ("supernet.pt", "retrain/0/model.pt"):
+        assert_same_weights(run_dir / weights, f"{finished_run.folder}/{weights}")
 
 
 def test_evaluators_prefer_spot_nodes_and_training_avoids_them(ray_cluster: None):

@@ -128,6 +128,16 @@ def test_a_straggler_is_tried_by_another_and_replaced(make_pool, tmp_path, monke
         assert squares(run(pool, {}, range(20, 24))) == {n: n**2 for n in range(20, 24)}
 
 
+def test_the_only_evaluator_is_replaced_if_it_hangs(make_pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool_module, "LOOK_EVERY_S", 0.2)
+    monkeypatch.setattr(pool_module, "HANGS_S", 2.0)
+    with make_pool(1) as pool:
+        found = run(pool, {7: "hangs once"})
+        assert pool.num_lost == 1
+    assert squares(found) == {number: number**2 for number in range(12)}
+    assert found[7].attempt == 2
+
+
 def test_idle_evaluators_end_and_start_again_for_new_work(make_pool, tmp_path, monkeypatch):
     monkeypatch.setattr(pool_module, "LOOK_EVERY_S", 0.1)
     monkeypatch.setattr(pool_module, "IDLE_S", 0.5)
