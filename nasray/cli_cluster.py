@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,8 +25,7 @@ def cluster_options(verb: Callable) -> Callable:
     return click.option(
         "--address",
         metavar="URL",
-        envvar="RAY_API_SERVER_ADDRESS",
-        help="Dashboard of the cluster, e.g. http://127.0.0.1:8265.",
+        help="Dashboard of the cluster, e.g. http://127.0.0.1:8265; or RAY_API_SERVER_ADDRESS.",
     )(verb)
 
 
@@ -49,7 +49,7 @@ def submit(
     s3://bucket/run, gs://, az://, or an absolute path that all nodes share. Ctrl-C only stops
     looking: the job goes on.
     """
-    from nasray import run
+    from nasray import run, storage
     from nasray.config import load_job
     from nasray.reach import is_on_this_machine
 
@@ -57,7 +57,7 @@ def submit(
     loaded = load_job(job, data_path)
     run.check_names(loaded, job)
     _check_seen_by_cluster(job, data_path)
-    run_dir = _shared(run_dir)
+    run_dir, data_path = _shared(run_dir), data_path and storage.absolute(data_path)
     with _jobs(cluster, address) as jobs:
         if alive := jobs.alive(run_dir):
             raise UserError(f"{run_dir}: job {alive[0]} works on it; `nasray stop` ends that")
@@ -71,11 +71,14 @@ def submit(
         if not follow:
             return
         try:
-            status = jobs.follow(job_id, lambda text: click.echo(text, nl=False))
+            ended = jobs.follow(job_id, lambda text: click.echo(text, nl=False))
         except KeyboardInterrupt:
             raise click.ClickException(f"job {job_id} goes on; only looking stopped") from None
-    if status != "SUCCEEDED":
-        raise UserError(f"job {job_id}: {status.lower()}; the same submit goes on from there")
+    if ended.status != "SUCCEEDED":
+        raise UserError(
+            f"job {job_id} has {ended.status.lower()} ({_last_line(ended.message)}); what it had "
+            "done is kept, and the same submit goes on from there"
+        )
 
 
 @click.command()
@@ -88,13 +91,21 @@ def status(run_dir: str, cluster: str | None, address: str | None, as_json: bool
     from nasray.status import stages
 
     folder = storage.absolute(run_dir)
-    on_cluster = bool(cluster or address)
-    # A path of the cluster's own need not be here.
-    visible = storage.exists(storage.join(folder, "job.json"))
-    found: dict[str, Any] = {"run": folder, "stages": [], "jobs": []}
-    if visible or not on_cluster:
+    on_cluster = bool(cluster or _address(address, cluster))
+    found: dict[str, Any] = {"run": folder, "stages": [], "holder": "", "jobs": []}
+    try:
         found["stages"] = [vars(stage) for stage in stages(folder)]
         found["holder"] = storage.holder(folder)
+    except (UserError, OSError):  # a path or a bucket of the cluster's own
+        if not on_cluster:
+            raise
+    if not as_json:
+        for stage in found["stages"]:
+            click.echo(f"{stage['name']:<12}{stage['state']:<8}{stage['text']}")
+        if not found["stages"]:
+            click.echo(f"{folder} cannot be seen from here, or nothing is there yet")
+        elif found["holder"]:
+            click.echo(f"in use by {found['holder']}")
     if on_cluster:
         with _jobs(cluster, address) as jobs:
             found["jobs"] = [
@@ -104,14 +115,9 @@ def status(run_dir: str, cluster: str | None, address: str | None, as_json: bool
     if as_json:
         click.echo(json.dumps(found))
         return
-    for stage in found["stages"]:
-        click.echo(f"{stage['name']:<12}{stage['state']:<8}{stage['text']}")
-    if not found["stages"]:
-        click.echo(f"{folder} cannot be seen from here, or nothing is there yet")
-    elif found["holder"]:
-        click.echo(f"in use by {found['holder']}")
     for job in found["jobs"]:
-        click.echo(f"job {job['id']}: {job['status'].lower()}")
+        said = f" ({_last_line(job['message'])})" if job["status"] == "FAILED" else ""
+        click.echo(f"job {job['id']}: {job['status'].lower()}{said}")
     if on_cluster and not found["jobs"]:
         click.echo("no job of this cluster has worked on it")
 
@@ -137,9 +143,7 @@ def _sent(job: str) -> str:
     """The path of the job file in the working directory, which is what is sent."""
     path = Path(job).resolve()
     if not path.is_relative_to(Path.cwd()):
-        raise UserError(
-            f"job {job}: not in the working directory, which is what is sent; copy it there"
-        )
+        raise UserError(f"job {job}: not in the working directory, which is what the cluster gets")
     return str(path.relative_to(Path.cwd()))
 
 
@@ -157,8 +161,8 @@ def _check_seen_by_cluster(job: str, data_path: str | None) -> None:
             name = f"{job}: {section}.{key} ="
         if path and not storage.is_uri(path) and not os.path.isabs(path):
             raise UserError(
-                f"{name} {path!r} lies on this machine; a cluster needs a URI such as "
-                "s3://bucket/data, or an absolute path that all its nodes share"
+                f"{name} {path!r} is relative; a cluster needs a URI such as s3://bucket/data, or "
+                "an absolute path that all its nodes share"
             )
 
 
@@ -175,7 +179,8 @@ def _shared(run_dir: str) -> str:
 
 @contextmanager
 def _jobs(cluster: str | None, address: str | None) -> Iterator[Any]:
-    """The cluster's jobs. Its token is used if there is one, whatever the environment says."""
+    """The cluster's jobs. The token is used if there is one and RAY_AUTH_MODE says nothing."""
+    address = _address(address, cluster)
     if not cluster and not address:
         raise UserError("which cluster? --cluster FILE, or --address http://127.0.0.1:8265")
     if _has_token():
@@ -184,9 +189,22 @@ def _jobs(cluster: str | None, address: str | None) -> Iterator[Any]:
     from nasray.reach import reached
 
     if not click.get_current_context().find_root().params["verbose"]:
-        logging.getLogger("ray").setLevel(logging.WARNING)
+        for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk"):
+            logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
+        logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
     with reached(address, cluster) as url:
+        for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # Ray would prefer them to `url`
+            os.environ.pop(name, None)
         yield Jobs(url)
+
+
+def _address(address: str | None, cluster: str | None) -> str | None:
+    """The one given, or that of the environment, unless a cluster file is given instead."""
+    return address or (None if cluster else os.environ.get("RAY_API_SERVER_ADDRESS"))
+
+
+def _last_line(text: str | None) -> str:
+    return (text or "").strip().rsplit("\n", 1)[-1]
 
 
 def _has_token() -> bool:
@@ -196,7 +214,5 @@ def _has_token() -> bool:
 
 def _same(cluster: str | None, address: str | None) -> str:
     """The same options again, for another verb."""
-    named = [("address", address), ("cluster", cluster)]
-    if os.environ.get("RAY_API_SERVER_ADDRESS"):
-        named = named[1:]
-    return "".join(f" --{key} {value}" for key, value in named if value)
+    named = (("address", address), ("cluster", cluster))
+    return "".join(f" --{key} {shlex.quote(value)}" for key, value in named if value)

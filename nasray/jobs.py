@@ -5,15 +5,18 @@ A job belongs to a run if the run's path stands in its command, whoever submitte
 
 import asyncio
 import os
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import aiohttp
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from nasray import storage
 from nasray.errors import UserError
 
 # What a working tree holds beside the program: git ignores most of it, if there is git at all.
@@ -21,7 +24,8 @@ from nasray.errors import UserError
 EXCLUDED = ("/.git", "/.venv", "/runs", "*.parquet", "__pycache__", "*.egg-info")
 MADE_BY_NASRAY = ("job.json", "dataset.json")  # of run directories, and of imported data sets
 DEEPEST = 3  # folders deep, for those
-STOP_S = 60.0
+# A job that is stopped gets so long to give back what it holds, then SIGKILL.
+GRACE_S = 30
 
 
 class Jobs:
@@ -39,11 +43,12 @@ class Jobs:
 
         `in_place`: the cluster is this machine, and works in the working directory itself.
         """
+        environment: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_S)}}
         if in_place:
             job_file = os.path.abspath(job_file)
-            environment: dict[str, Any] = {"env_vars": {"PYTHONPATH": os.getcwd()}}
+            environment["env_vars"]["PYTHONPATH"] = os.getcwd()
         else:
-            environment = {"working_dir": ".", "excludes": excludes(".")}
+            environment |= {"working_dir": ".", "excludes": excludes(".")}
         command = ["python", "-m", "nasray", "run", job_file, run_dir]
         if data_path:
             command += ["--data", data_path]
@@ -59,7 +64,7 @@ class Jobs:
         """The jobs that work or worked on a run, the oldest first."""
         with _one_line(self.address):
             found = self.client.list_jobs()
-        jobs = [job for job in found if job.submission_id and run_dir in _words(job.entrypoint)]
+        jobs = [job for job in found if job.submission_id and run_dir in _paths(job.entrypoint)]
         return sorted(jobs, key=lambda job: job.start_time or 0)
 
     def alive(self, run_dir: str) -> list[str]:
@@ -70,19 +75,24 @@ class Jobs:
             if not JobStatus(job.status).is_terminal()
         ]
 
-    def follow(self, job_id: str, show: Callable[[str], None]) -> JobStatus:
+    def follow(self, job_id: str, show: Callable[[str], None]) -> JobDetails:
         """Pass on what a job prints until it ends; return how it ended."""
         asyncio.run(self._follow(job_id, show))
         with _one_line(self.address):
-            while not (status := self.client.get_job_status(job_id)).is_terminal():
+            while not (job := self.client.get_job_info(job_id)).status.is_terminal():
                 time.sleep(0.5)
-        return status
+        return job
 
     async def _follow(self, job_id: str, show: Callable[[str], None]) -> None:
         try:
             async for text in self.client.tail_job_logs(job_id):
                 show(text)
-        except (RuntimeError, OSError) as error:  # the connection; the job itself may be well
+        except (
+            RuntimeError,
+            OSError,
+            aiohttp.ClientError,
+        ) as error:
+            # The connection; the job itself may be well.
             raise UserError(
                 f"{self.address}: lost sight of job {job_id} ({error}); see `nasray status`"
             ) from None
@@ -91,10 +101,10 @@ class Jobs:
         """Stop a job, and wait until it has ended."""
         with _one_line(self.address):
             self.client.stop_job(job_id)
-            end = time.monotonic() + STOP_S
+            end = time.monotonic() + 2 * GRACE_S
             while not self.client.get_job_status(job_id).is_terminal():
                 if time.monotonic() > end:
-                    raise UserError(f"job {job_id} has not ended within {STOP_S:g} s; try again")
+                    raise UserError(f"job {job_id} has not ended in {2 * GRACE_S} s; try again")
                 time.sleep(0.2)
 
 
@@ -104,7 +114,7 @@ def excludes(folder: str) -> list[str]:
     for place, below, names in os.walk(folder):
         path = os.path.relpath(place, folder)
         if any(name in MADE_BY_NASRAY for name in names) and path != ".":
-            found.append(f"/{path}")
+            found.append("/" + re.sub(r"([\\\\*?\[\]!#])", r"\\\1", path))
             below.clear()
         if path.count(os.sep) + 1 >= DEEPEST:
             below.clear()
@@ -112,9 +122,11 @@ def excludes(folder: str) -> list[str]:
     return found
 
 
-def _words(command: str | None) -> list[str]:
+def _paths(command: str | None) -> list[str]:
+    """Words of a job's command that may be paths, as storage has them."""
     try:
-        return shlex.split(command or "")
+        words = shlex.split(command or "")
+        return [storage.absolute(word) for word in words if "/" in word]
     except ValueError:  # an open quotation mark in somebody else's job
         return []
 
@@ -124,10 +136,12 @@ def _one_line(address: str) -> Iterator[None]:
     """Turn what goes wrong between here and a cluster into a UserError."""
     try:
         yield
+    except UserError:
+        raise
     except AuthenticationError as error:
         raise UserError(
-            f"{address}: {str(error).strip().splitlines()[0]} The token of the cluster must be "
-            "in ~/.ray/auth_token or at RAY_AUTH_TOKEN_PATH (docs/security.md)"
+            f"{address}: {str(error).strip().splitlines()[0]}; the token of the cluster must be in "
+            "~/.ray/auth_token, RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN (docs/security.md)"
         ) from None
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{address}: {error}") from None

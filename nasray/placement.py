@@ -57,12 +57,18 @@ def evaluator_options(compute: ComputeConfig) -> dict[str, Any]:
 
 def check_labels(compute: ComputeConfig) -> None:
     """Refuse labels that Ray would refuse once the first worker is to be placed."""
-    for key in ("worker_labels", "evaluator_labels"):
-        labels = getattr(compute, key)
+    gpu = {ACCELERATOR: compute.accelerator_type} if compute.accelerator_type else {}
+    for key, labels in (
+        ("accelerator_type", gpu),
+        ("worker_labels", compute.worker_labels),
+        ("evaluator_labels", compute.evaluator_labels),
+    ):
         try:
-            ray.remote(check_labels).options(label_selector=labels)
+            ray.remote(check_labels).options(label_selector=labels)  # which checks them
         except ValueError as error:
-            raise UserError(f"compute.{key} = {labels}: {error}") from None
+            raise UserError(f"compute.{key} = {getattr(compute, key)!r}: {error}") from None
+    if gpu and compute.device == "cpu":
+        raise UserError('compute.accelerator_type is of GPUs, but compute.device = "cpu"')
 
 
 def _accelerator(compute: ComputeConfig, gpu: bool) -> Labels:

@@ -4,6 +4,7 @@ Imports no Ray: that must not happen before the environment says how to show the
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -60,25 +61,26 @@ def _tunnel(cluster: str) -> Iterator[int]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,  # so that ssh ends with it, and not by our Ctrl-C
     )
     try:
         end = time.monotonic() + TUNNEL_S
         while not _listens(port):
             if process.poll() is not None:
                 said = process.stdout.read().strip() if process.stdout else ""
+                shown = " | ".join(said.splitlines()[-3:])
                 raise UserError(
-                    f"--cluster {cluster}: no way to its head ({said.rsplit(chr(10), 1)[-1]}); "
-                    f"has `ray up {cluster}` been run?"
+                    f"--cluster {cluster}: no way to its head ({shown}); has `ray up {cluster}` "
+                    "been run?"
                 )
             if time.monotonic() > end:
                 raise UserError(f"--cluster {cluster}: no tunnel within {TUNNEL_S:g} s")
             time.sleep(0.2)
         yield port
     finally:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=10)
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.communicate()
 
 
 def _listens(port: int) -> bool:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any
 
 import nasray
@@ -33,6 +34,8 @@ FREE_KEYS = {
     ("compute", "num_evaluators"),
     ("compute", "gpus_per_evaluator"),
     ("compute", "max_failures"),
+    # These may make other GPUs of it, and differences in the last digits.
+    ("compute", "accelerator_type"),
     ("compute", "worker_labels"),
     ("compute", "evaluator_labels"),
 }
@@ -192,14 +195,12 @@ def _check_same(recorded: Job, job: Job, folder: str, *, searched: bool) -> None
 
 
 def _circumstances() -> dict[str, Any]:
-    import ray
-    import torch
-
+    # Asked of what is installed: Ray must not be imported before cli_ray has set it up.
     return {
         "versions": {
             "nasray": nasray.__version__,
-            "ray": ray.__version__,
-            "torch": torch.__version__,
+            "ray": version("ray"),
+            "torch": version("torch"),
             "python": platform.python_version(),
         },
         "started": datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds"),

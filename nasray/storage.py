@@ -6,6 +6,7 @@ written whole: a reader sees the old file or the new one, never half of one.
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -156,7 +157,7 @@ def holder(folder: str) -> str:
         with open(os.path.join(place, "lock")) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return "a process of this machine"
+        return "another nasray process"
     except OSError:  # no lock file, or a file system without locks
         pass
     return ""
@@ -177,7 +178,11 @@ def held(folder: str) -> Iterator[None]:
     make_folder(folder)
     with open(os.path.join(place, "lock"), "w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.1)  # it may have been somebody who only looks, as holder() does
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{folder} is in use by another nasray process") from None
         except OSError as error:

@@ -140,6 +140,7 @@ def _run(job: Job, trials: list[dict[str, Any]]) -> list[int]:
     address = ray.get_runtime_context().gcs_address
     task = ray.remote(
         num_cpus=0,
+        label_selector=worker_labels(job.compute, gpu=False),
         max_retries=job.compute.max_failures,
         runtime_env={"env_vars": {"RAY_ADDRESS": address}},
     )(_tune)
@@ -159,13 +160,14 @@ def _tune(job: Job, trials: list[dict[str, Any]]) -> list[int]:
     if compute.workers_per_trial == 1:
         gpu = on_gpu(compute, compute.concurrent_trials)
         needs = {"CPU": compute.cpus_per_trial, **({"GPU": 1} if gpu else {})}
-        labels = worker_labels(compute, gpu=gpu)
-        trainable = tune.with_resources(
-            _trial, tune.PlacementGroupFactory([needs], bundle_label_selector=[labels])
-        )
+        trial: Any = _trial
     else:
         # It only waits for its workers, but Tune wants it to ask for something.
-        trainable = tune.with_resources(_data_parallel_trial, {"cpu": 0, "memory": 256 << 20})
+        gpu, needs, trial = False, {"CPU": 0, "memory": 256 << 20}, _data_parallel_trial
+    labels = worker_labels(compute, gpu=gpu)
+    trainable = tune.with_resources(
+        trial, tune.PlacementGroupFactory([needs], bundle_label_selector=[labels])
+    )
     grace = min(config.grace_epochs, config.epochs)
     storage_path = storage.join(trials[0]["folder"].rsplit("/", 1)[0], "tune")
     storage.remove(storage_path)  # of a killed run; the trials keep what matters themselves

@@ -183,10 +183,10 @@ def listening_beyond_loopback(pid: int) -> list[tuple[str, str]]:
     for process in (root, *root.children(recursive=True)):
         with suppress(psutil.Error):  # it has just ended
             for each in process.net_connections(kind="inet"):
-                address = each.laddr.ip.removeprefix("::ffff:")
-                if each.status == psutil.CONN_LISTEN and not address.startswith(("127.", "::1")):
-                    found.append((process.name(), address))
-    return found
+                if each.status == psutil.CONN_LISTEN:
+                    found.append((process.name(), each.laddr.ip.removeprefix("::ffff:")))
+    assert found, "nothing listens at all"
+    return [(name, ip) for name, ip in found if not ip.startswith(("127.", "::1"))]
 
 
 @contextmanager
@@ -197,7 +197,9 @@ def started(command: list[str], log: Path, **options: Any) -> Iterator[subproces
     try:
         yield process
     finally:
-        family = psutil.Process(process.pid).children(recursive=True)
+        family = []
+        with suppress(psutil.NoSuchProcess):
+            family = psutil.Process(process.pid).children(recursive=True)
         for each in (process, *family):
             with suppress(psutil.NoSuchProcess):
                 each.kill()

@@ -554,7 +554,9 @@ PROGRAMS = {
         stat -c "token %a %s" "$RAY_AUTH_TOKEN_PATH" >>"$LOG"
         while :; do sleep 0.05; done""",
     "nasray": """echo "nasray $* at $RAY_ADDRESS" >>"$LOG"
-        [[ $2 != quick.toml ]] || exit 3
+        if [[ $2 == quick.toml ]]; then
+            until [[ $(grep -c ^token "$LOG") == 2 ]]; do sleep 0.05; done; exit 3
+        fi
         trap 'echo "nasray ended" >>"$LOG"; exit 130' TERM
         while :; do sleep 0.05; done""",
 }
@@ -594,9 +596,9 @@ def test_slurm_runs_one_job_ends_everything_and_goes_back_into_the_queue(
     log.touch()
     process = start_slurm("long.toml" if sent else "quick.toml")
     if sent:
-        wait_for(lambda: "nasray run" in log.read_text(), "the run has begun", timeout_s=10)
+        wait_for(lambda: "nasray run" in log.read_text(), "the run has begun", timeout_s=60)
         process.send_signal(sent)
-    assert process.wait(timeout=10) == code
+    assert process.wait(timeout=60) == code
     lines = log.read_text().splitlines()
     assert not list(tmp_path.glob(".nasray-*"))  # the token
     assert lines.count("token 600 64") == lines.count("ray ended") == 2

@@ -94,14 +94,14 @@ def test_fitness_is_that_of_plain_evaluation(make_task, make_job, plain, num_eva
         assert evaluation.evaluator and evaluation.node and evaluation.seconds > 0
 
 
-@pytest.mark.parametrize("notice", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "spot notice"])
-def test_a_lost_evaluator_is_replaced_and_its_candidate_evaluated_again(make_task, plain, notice):
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_a_lost_evaluator_is_replaced_and_its_candidate_evaluated_again(make_task, plain, end):
     chance = random.Random()  # the moment of the kill is any
     with EvaluatorPool(make_task()) as pool:
         evaluate_all(pool, ARCHS[:2])  # they are up
         before = set(pool.seats)
         pid = ray_processes("Evaluator")[0]
-        kill = threading.Timer(chance.uniform(0, 0.2), os.kill, (pid, notice))
+        kill = threading.Timer(chance.uniform(0, 0.2), os.kill, (pid, end))
         kill.start()
         found = evaluate_all(pool, ARCHS)
         kill.join()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,11 +57,13 @@ class LocalCluster:
         found.pop(HEAD_NODE, None)
         return found
 
-    def lose_a_node(self) -> None:
-        """Kill the first node that came, and all that runs there."""
-        nodes = self.nodes()
-        for each in (nodes[min(nodes)], *nodes[min(nodes)].children(recursive=True)):
-            each.kill()
+    def lose_nodes(self) -> None:
+        """Kill all nodes but the head's, and all that runs there."""
+        nodes = self.nodes().values()
+        assert nodes
+        for each in [process for node in nodes for process in (node, *node.children(True))]:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def test_evaluator_nodes_come_with_the_work_and_go_and_may_die_meanwhile(
         assert not cluster.nodes()
         with submitted(cluster, finished_run.job_file, run_dir) as job:
             job.wait_until(lambda: job.num_evaluated >= 3)
-            cluster.lose_a_node()
+            cluster.lose_nodes()
             job.wait_for_success()
         assert "an evaluator was lost" in job.said
         assert evaluations(run_dir) == evaluations(finished_run.folder)
@@ -153,9 +155,9 @@ def test_a_run_survives_the_loss_of_its_trainer_of_an_evaluator_and_of_the_head(
     with local_cluster(tmp_path) as cluster:
         with submitted(cluster, finished_run.job_file, run_dir) as job:
             job.wait_until(lambda: curves.exists() and len(json.loads(curves.read_text())) >= 2)
-            cluster.lose_a_node()
+            cluster.lose_nodes()
             job.wait_until(lambda: job.num_evaluated >= 3)
-            cluster.lose_a_node()
+            cluster.lose_nodes()
             job.wait_until(lambda: job.num_evaluated >= 12)
         # Here all of it is killed, the head first.
     with local_cluster(tmp_path) as cluster:

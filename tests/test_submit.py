@@ -21,13 +21,17 @@ from conftest import (
     evaluations,
     free_ports,
     listens,
+    psutil,
     started,
     wait_for,
 )
+from ray._private.runtime_env import packaging
 
 from nasray import storage
 from nasray.cli import main
+from nasray.errors import UserError
 from nasray.jobs import excludes
+from nasray.reach import reached
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent  # where `ray` and `nasray` are, as in an active environment
@@ -139,7 +143,7 @@ def test_without_the_token_nothing_is_accepted(head: Head, checkout: Path):
     assert "Unauthorized" in output
 
 
-def test_a_run_on_object_storage_is_submitted_stopped_and_goes_on(
+def test_a_run_on_object_storage_is_submitted_stopped_killed_and_goes_on(
     head: Head,
     checkout: Path,
     finished_run: FinishedRun,
@@ -162,31 +166,49 @@ def test_a_run_on_object_storage_is_submitted_stopped_and_goes_on(
     assert code == 0 and f"nasray stop {uri} --address {head.url}" in output, output
     code, output = nasray("submit", "job.toml", uri)
     assert code != 0 and "works on it" in output, output
-    evaluated = f"{uri}/history/_evaluations/search"
-    wait_for(lambda: storage.list_names(evaluated), "a candidate has been evaluated")
     code, output = nasray("stop", uri)
     assert code == 0 and "has ended" in output, output
-    before = len(storage.list_names(evaluated))
-    code, output = nasray("status", uri)
-    assert code == 0 and "stopped" in output, output
-    assert f"search      begun   {before} evaluations" in output
     code, output = nasray("stop", uri)
     assert code != 0 and f"no job works on {uri}" in output
+
+    code, output = nasray("submit", "job.toml", uri, "--no-follow")
+    assert code == 0, output
+    evaluated = f"{uri}/history/_evaluations/search"
+    wait_for(lambda: storage.list_names(evaluated), "a candidate has been evaluated")
+    [driver] = [each for each in psutil.process_iter() if is_driver(each, uri)]
+    driver.kill()
+    before = len(storage.list_names(evaluated))
+
+    def told_of_failure() -> str:
+        _, output = nasray("status", uri)
+        return output if ": failed" in output else ""
+
+    output = wait_for(told_of_failure, "the job is known to have failed")
+    assert ": stopped" in output and f"search      begun   {before} evaluations" in output
 
     code, output = nasray("submit", "job.toml", uri)
     assert code == 0 and "Report:" in output, output
     code, output = nasray("status", uri, "--json")
-    assert [job["status"] for job in json.loads(output)["jobs"]] == ["STOPPED", "SUCCEEDED"]
+    statuses = [job["status"] for job in json.loads(output)["jobs"]]
+    assert statuses == ["STOPPED", "FAILED", "SUCCEEDED"]
     assert evaluations(uri) == evaluations(finished_run.folder)
+
+
+def is_driver(process: psutil.Process, uri: str) -> bool:
+    try:
+        command = process.cmdline()
+    except psutil.Error:
+        return False
+    return command[1:4] == ["-m", "nasray", "run"] and uri in command
 
 
 @pytest.mark.parametrize(
     "job, run_dir, options, complaint",
     [
         ("job.toml", "runs/x", [], "runs/x: a cluster needs a URI such as s3://bucket/run, or an"),
-        ("job.toml", "/runs/x", ["--data", "here"], "--data 'here' lies on this machine"),
-        ("../job.toml", "/runs/x", [], "not in the working directory, which is what is sent"),
-        ("relative.toml", "/runs/x", [], "relative.toml: data.path = 'images' lies on this"),
+        ("job.toml", "/runs/x", ["--data", "here"], "--data 'here' is relative; a cluster"),
+        ("../job.toml", "/runs/x", [], "not in the working directory, which is what the cluster"),
+        ("relative.toml", "/runs/x", [], "relative.toml: data.path = 'images' is relative"),
         ("no.toml", "/runs/x", [], "job no.toml: No such file"),
     ],
 )
@@ -199,6 +221,7 @@ def test_what_a_cluster_cannot_see_is_refused_before_anything_is_sent(
     complaint: str,
 ):
     monkeypatch.chdir(checkout)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
     text = Path("job.toml").read_text()
     Path("../job.toml").write_text(text)
     Path("relative.toml").write_text(re.sub('path = ".*"', 'path = "images"', text))
@@ -218,6 +241,7 @@ def test_a_cluster_that_is_not_there_is_one_line(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], complaint: str
 ):
     monkeypatch.chdir(checkout)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
     assert_refused(["stop", "/runs/x", *options], complaint)
 
 
@@ -228,8 +252,37 @@ def assert_refused(command: list[str], complaint: str) -> None:
 
 
 def test_run_directories_and_data_sets_are_not_sent(tmp_path: Path):
-    for name in ("a/run/job.json", "a/run/train/x", "sets/mine/dataset.json", "nasray/run.py"):
+    sent = ["nasray/run.py", "jobs/mine.toml", "exp[1]/notes"]
+    kept = ["exp[1]/run/job.json", "exp[1]/run/train/x", "sets/mine/dataset.json", ".git/x"]
+    for name in sent + kept:
         storage.write(str(tmp_path / name), b"{}")
-    found = excludes(str(tmp_path))
-    assert {"/a/run", "/sets/mine", "/.git"} <= set(found)
-    assert not any(pattern.startswith("/nasray") for pattern in found)
+    excluded = packaging._get_excludes(tmp_path, excludes(str(tmp_path)))
+    assert [name for name in sent + kept if excluded(tmp_path / name)] == kept
+
+
+def test_a_tunnel_ends_with_all_that_carries_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`ray dashboard` starts ssh as a child, as this stand-in starts a web server."""
+    server = f"{sys.executable} -m http.server --bind 127.0.0.1"
+    stand_in(tmp_path, f"{server} $4\ntrue", monkeypatch)
+    with reached(None, str(tmp_path / "cloud.yaml")) as url:
+        port = int(url.rsplit(":", 1)[1])
+        assert listens(port)
+    assert not listens(port)
+
+
+def test_a_tunnel_that_cannot_be_is_told_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    stand_in(tmp_path, "echo Permission denied\necho Command failed >&2\nexit 1", monkeypatch)
+    with pytest.raises(UserError, match="no way to its head .Permission denied . Command failed"):
+        with reached(None, str(tmp_path / "cloud.yaml")):
+            raise AssertionError
+
+
+def stand_in(folder: Path, lines: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that is called instead of `ray`, and the file of a cluster far away."""
+    program = folder / "ray"
+    program.write_text(f"#!/bin/sh\n{lines}\n")
+    program.chmod(0o755)
+    (folder / "cloud.yaml").write_text("provider: {type: aws}")
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))

@@ -27,7 +27,7 @@ from nasray.spaces.space import Population, Space
 
 CHILDREN_PER_SLOT = 16  # in a generation
 FEWEST_SLOTS = 4  # of a rung
-HEAT, COLD = 0.3, 0.05  # temperature at first and at last, in median changes by a mutation
+HEAT, COLD = 0.3, 0.03  # temperature at first and at last, in median changes by a mutation
 CROSSOVER = 0.3  # of the children have a mate; all are mutated
 LARGEST_SHARE = 0.2  # of a child's genes that come from the mate
 MOST_MUTATIONS = 6  # genes of a child; their number is geometric
