@@ -1,6 +1,7 @@
 """One search for ten latency limits, beside what the published notebook printed.
 
-    python benchmarks/ofa_search.py --data DIR [--json FILE] [--seeds 5] [--no-long]
+    python benchmarks/ofa_search.py --data DIR [--json FILE] [--seeds 5] [--first-seed 0]
+        [--no-long]
 
 DIR holds the published note10/ latency tables and acc_predictor.pth of Once-for-All's
 MobileNetV3 (width 1.2). Prints, for every limit, the accuracy that the published predictor
@@ -35,6 +36,7 @@ def main():
     parser.add_argument("--data", default="../shared/data/ofa")
     parser.add_argument("--json")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--no-long", action="store_true", help="leave out the 100 s search")
     options = parser.parse_args()
     space = OfaMobileNetV3()
@@ -46,7 +48,7 @@ def main():
         if name == "100 s":
             seeds = [] if options.no_long else [0]
         else:
-            seeds = range(options.seeds)
+            seeds = range(options.first_seed, options.first_seed + options.seeds)
         found[name] = [search(space, price, predictor, budget, seed) for seed in seeds]
     print_table(found)
     rate = BUDGETS["10 s"] * len(found["10 s"]) / sum(seconds for _, seconds in found["10 s"])

@@ -65,27 +65,22 @@ def submit(
         job_id = jobs.submit(job_file, run_dir, data_path, in_place=in_place)
         options = _same(cluster, address)
         click.echo(f"Submitted as {job_id}.", err=True)
-        click.echo(f"  how far:  nasray status {run_dir}{options}", err=True)
-        click.echo(f"  to stop:  nasray stop {run_dir}{options}", err=True)
+        click.echo(f"  how far:    nasray status {run_dir}{options}", err=True)
+        click.echo(f"  to follow:  nasray status {run_dir}{options} --follow", err=True)
+        click.echo(f"  to stop:    nasray stop {run_dir}{options}", err=True)
         click.echo("  to go on after a stop or a loss: the same submit again", err=True)
-        if not follow:
-            return
-        try:
-            ended = jobs.follow(job_id, lambda text: click.echo(text, nl=False))
-        except KeyboardInterrupt:
-            raise click.ClickException(f"job {job_id} goes on; only looking stopped") from None
-    if ended.status != "SUCCEEDED":
-        raise UserError(
-            f"job {job_id} has {ended.status.lower()} ({_last_line(ended.message)}); what it had "
-            "done is kept, and the same submit goes on from there"
-        )
+        if follow:
+            _follow(jobs, job_id)
 
 
 @click.command()
 @run_argument
 @cluster_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
-def status(run_dir: str, cluster: str | None, address: str | None, as_json: bool) -> None:
+@click.option("--follow", is_flag=True, help="Show what its job prints, until that ends.")
+def status(
+    run_dir: str, cluster: str | None, address: str | None, as_json: bool, follow: bool
+) -> None:
     """Say how far the run at URI is and, of a cluster, which jobs work on it."""
     from nasray import storage
     from nasray.status import stages
@@ -120,6 +115,10 @@ def status(run_dir: str, cluster: str | None, address: str | None, as_json: bool
         click.echo(f"job {job['id']}: {job['status'].lower()}{said}")
     if on_cluster and not found["jobs"]:
         click.echo("no job of this cluster has worked on it")
+    if follow:
+        with _jobs(cluster, address) as jobs:
+            for job_id in jobs.alive(folder):
+                _follow(jobs, job_id)
 
 
 @click.command()
@@ -137,6 +136,19 @@ def stop(run_dir: str, cluster: str | None, address: str | None) -> None:
             click.echo(f"job {job_id} has ended; the same submit goes on with {folder}")
     if not alive:
         raise UserError(f"no job works on {folder}; where `nasray run` was typed, Ctrl-C stops it")
+
+
+def _follow(jobs: Any, job_id: str) -> None:
+    """Show what a job prints until it ends; anything but success is an error."""
+    try:
+        ended = jobs.follow(job_id, lambda text: click.echo(text, nl=False))
+    except KeyboardInterrupt:
+        raise click.ClickException(f"job {job_id} goes on; only looking stopped") from None
+    if ended.status != "SUCCEEDED":
+        raise UserError(
+            f"job {job_id} has {ended.status.lower()} ({_last_line(ended.message)}); what it had "
+            "done is kept, and the same submit goes on from there"
+        )
 
 
 def _sent(job: str) -> str:

@@ -186,7 +186,8 @@ def test_a_run_on_object_storage_is_submitted_stopped_killed_and_goes_on(
     output = wait_for(told_of_failure, "the job is known to have failed")
     assert ": stopped" in output and f"search      begun   {before} evaluations" in output
 
-    code, output = nasray("submit", "job.toml", uri)
+    nasray("submit", "job.toml", uri, "--no-follow")
+    code, output = nasray("status", uri, "--follow")
     assert code == 0 and "Report:" in output, output
     code, output = nasray("status", uri, "--json")
     statuses = [job["status"] for job in json.loads(output)["jobs"]]
