@@ -127,6 +127,7 @@ def submitted(cluster: LocalCluster, job_file: str, run_dir: Path) -> Iterator[S
         yield Submitted(process, log, run_dir)
 
 
+@pytest.mark.slow
 def test_evaluator_nodes_come_with_the_work_and_go_and_may_die_meanwhile(
     environment: None, finished_run: FinishedRun, tmp_path: Path
 ):
