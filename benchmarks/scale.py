@@ -126,7 +126,8 @@ def main():
     given = {name: getattr(options, name) for name, *_ in ASSUMPTIONS}
     a = SimpleNamespace(**{k: known[k] if v is None else v for k, v in given.items()})
     show(rows + conclude(a, nets), options.json)
-    print_tables(a, nets, options.card)
+    own = any(getattr(options, key) is not None for key in CARD_KEYS)
+    print_tables(a, nets, f"cards of {a.bandwidth:g} GB/s" if own else f"{options.card} cards")
 
 
 # ---- Counted and measured here.
@@ -424,7 +425,7 @@ def print_tables(a, nets, card):
         total = sum(used * spent for used, spent, _ in stages.values())
         rows.append((size, "in all", "", f"{hours:.1f}", f"{total:,.0f}", f"{dollars:,.0f}"))
     heads = "cluster | stage | GPUs in use | hours | GPU-hours | dollars"
-    print_table(f"The job on {card} cards; in all: with the driver's node", heads, rows)
+    print_table(f"The job on {card}; in all: with the driver's node", heads, rows)
 
     rows, alone = [], None
     macs, params, batch = np.mean(nets.schedule), nets.supernet_params, JOB.supernet.batch_size

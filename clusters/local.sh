@@ -1,7 +1,9 @@
 #!/bin/sh
 # Start the head of clusters/local.yaml on this machine. More options go to `ray start`:
-#   sh clusters/local.sh --dashboard-port 8300
-# CONFIG and PORT in the environment replace the cluster file and its port 6379.
+#   sh clusters/local.sh --dashboard-port 8300 --dashboard-agent-listen-port 8301
+# and then submit with --cluster clusters/local.yaml --address http://127.0.0.1:8300.
+# CONFIG and PORT in the environment replace the cluster file and its port 6379, which a copy of
+# the file must name, too (gcs_address). A second Ray on this machine needs other ports throughout.
 set -eu
 config=${CONFIG:-$(dirname "$0")/local.yaml}
 head_node_id=$(sed -n 's/^ *head_node_id: *\([0-9a-f]*\).*/\1/p' "$config")

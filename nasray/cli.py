@@ -72,8 +72,10 @@ def run(job: str, run_dir: str, data_path: str | None, address: str | None) -> N
     the same command goes on where it stopped.
     """
     from nasray import stages
+    from nasray.export import require_packages
     from nasray.report import build_report
 
+    require_packages("the model that a run ends with")
     with _opened(run_dir, job, data_path) as opened:
         stages.prepare_data(opened)
         stages.check(opened)

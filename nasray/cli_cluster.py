@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from nasray.cli_ray import keep_token_private
 from nasray.errors import UserError
 
 run_argument = click.argument("run_dir", metavar="URI")
@@ -143,7 +144,8 @@ def _follow(jobs: Any, job_id: str) -> None:
     try:
         ended = jobs.follow(job_id, lambda text: click.echo(text, nl=False))
     except KeyboardInterrupt:
-        raise click.ClickException(f"job {job_id} goes on; only looking stopped") from None
+        click.echo(f"\njob {job_id} goes on; only looking stopped", err=True)
+        return
     if ended.status != "SUCCEEDED":
         raise UserError(
             f"job {job_id} has {ended.status.lower()} ({_last_line(ended.message)}); what it had "
@@ -195,6 +197,7 @@ def _jobs(cluster: str | None, address: str | None) -> Iterator[Any]:
     address = _address(address, cluster)
     if not cluster and not address:
         raise UserError("which cluster? --cluster FILE, or --address http://127.0.0.1:8265")
+    keep_token_private()
     if _has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     from nasray.jobs import Jobs
@@ -212,7 +215,8 @@ def _jobs(cluster: str | None, address: str | None) -> Iterator[Any]:
 
 def _address(address: str | None, cluster: str | None) -> str | None:
     """The one given, or that of the environment, unless a cluster file is given instead."""
-    return address or (None if cluster else os.environ.get("RAY_API_SERVER_ADDRESS"))
+    address = address or (None if cluster else os.environ.get("RAY_API_SERVER_ADDRESS"))
+    return f"http://{address}" if address and "://" not in address else address
 
 
 def _last_line(text: str | None) -> str:

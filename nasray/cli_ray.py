@@ -5,7 +5,8 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import click
@@ -84,6 +85,7 @@ def ray_cluster(address: str | None, compute: Any) -> Iterator[None]:
     else:
         num_cpus = max(os.cpu_count() or 1, _needed_cpus(compute))
         ray.init(address="local", num_cpus=num_cpus, **options)
+        keep_token_private()
         if compute.device == "gpu" and not ray.cluster_resources().get("GPU"):
             ray.shutdown()
             raise UserError('compute.device = "gpu", but this machine has none; say "auto"')
@@ -93,6 +95,14 @@ def ray_cluster(address: str | None, compute: Any) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def keep_token_private() -> None:
+    """Take the token that Ray makes for this account from everybody else: Ray's umask does not."""
+    token = Path("~/.ray/auth_token").expanduser()
+    with suppress(OSError):  # there is none, or it is not ours to change
+        if token.stat().st_mode & 0o077:
+            token.chmod(0o600)
 
 
 def _check_reachable(address: str) -> None:

@@ -5,6 +5,7 @@ are inside. No Ray here; the packages of the [export] extra are imported when ne
 """
 
 import copy
+import importlib.util
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -61,7 +62,7 @@ def export_onnx(
     """
     assert check_images.dtype == np.uint8 and check_images.shape[1:] == (3, resolution, resolution)
     assert len(check_images) >= 2, "one image cannot show that batches work"
-    _require_packages(path)
+    require_packages(path)
     # A copy, so that the caller's model keeps its mode, device and type.
     network = Normalised(copy.deepcopy(model).float().cpu()).eval()
     expected = _in_batches(_run_torch(network), check_images)
@@ -110,13 +111,11 @@ def check_logits(expected: np.ndarray, found: np.ndarray) -> dict[str, float]:
     return {"max_abs_diff": difference, "top1_agreement": float(same.mean())}
 
 
-def _require_packages(path: str) -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"{path} needs {error.name}: pip install 'nasray[export]'") from None
+def require_packages(what: str) -> None:
+    """Refuse `what` if a package that writing ONNX needs is not installed."""
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"{what} needs {name}: pip install '.[export]' in nasray's folder")
 
 
 def _to_onnx(network: nn.Module, resolution: int, metadata: dict[str, str]) -> bytes:

@@ -94,7 +94,8 @@ class Jobs:
         ) as error:
             # The connection; the job itself may be well.
             raise UserError(
-                f"{self.address}: lost sight of job {job_id} ({error}); see `nasray status`"
+                f"{self.address}: lost sight of job {job_id} ({error}); see `nasray status`; "
+                "if its cluster is lost, too, the same submit to another one goes on with the run"
             ) from None
 
     def stop(self, job_id: str) -> None:
@@ -141,7 +142,8 @@ def _one_line(address: str) -> Iterator[None]:
     except AuthenticationError as error:
         raise UserError(
             f"{address}: {str(error).strip().splitlines()[0]}; the token of the cluster must be in "
-            "~/.ray/auth_token, RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN (docs/security.md)"
+            "~/.ray/auth_token, RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN, and RAY_AUTH_MODE, if it is "
+            "set, must be token (docs/security.md)"
         ) from None
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{address}: {error}") from None

@@ -88,7 +88,9 @@ class Setup:
         if self.runtime == "onnxruntime" and self.device != "cpu":
             raise UserError("runtime = 'onnxruntime' measures on device = 'cpu' only")
         if self.runtime == "onnxruntime" and not find_spec("onnxruntime"):
-            raise UserError("runtime = 'onnxruntime' needs: pip install 'nasray[export]'")
+            raise UserError(
+                "runtime = 'onnxruntime' needs: pip install '.[export]' in nasray's folder"
+            )
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("device = 'cuda', but torch finds no GPU on this machine")
 

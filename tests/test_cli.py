@@ -1,6 +1,7 @@
 """The verbs that need no cluster; those that do are in test_run.py."""
 
 import json
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -111,6 +112,16 @@ def test_a_name_that_does_not_exist_is_found_before_a_run_begins(
     result = invoke("run", "job.toml", "out")
     assert result.exit_code == 1
     assert complaint in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_could_not_export_its_model_does_not_begin(invoke, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    (tmp_path / "job.toml").write_text('[data]\nsource = "synthetic"\n')
+    result = invoke("run", "job.toml", "out")
+    assert result.exit_code == 1
+    assert "a run ends with needs onnxscript: pip install '.[export]'" in result.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -174,5 +174,5 @@ def test_a_wrong_number_of_classes_is_refused(tmp_path):
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_package_names_the_extra(package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=rf"needs {package}: pip install 'nasray\[export\]'"):
+    with pytest.raises(UserError, match=rf"needs {package}: pip install '\.\[export\]'"):
         export(ShuffleNet(), str(tmp_path / "net.onnx"))

@@ -29,6 +29,7 @@ from ray._private.runtime_env import packaging
 
 from nasray import storage
 from nasray.cli import main
+from nasray.cli_ray import keep_token_private
 from nasray.errors import UserError
 from nasray.jobs import excludes
 from nasray.reach import reached
@@ -233,6 +234,7 @@ def test_what_a_cluster_cannot_see_is_refused_before_anything_is_sent(
     "options, complaint",
     [
         (["--address", "http://127.0.0.1:1"], "http://127.0.0.1:1: Failed to connect to Ray"),
+        (["--address", "127.0.0.1:1"], "http://127.0.0.1:1: Failed to connect to Ray"),
         (["--cluster", "no.yaml"], "--cluster no.yaml: No such file or directory"),
         (["--cluster", "job.toml"], "--cluster job.toml: not a file of Ray's cluster launcher"),
         ([], "which cluster? --cluster FILE, or --address"),
@@ -244,6 +246,19 @@ def test_a_cluster_that_is_not_there_is_one_line(
     monkeypatch.chdir(checkout)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     assert_refused(["stop", "/runs/x", *options], complaint)
+
+
+def test_a_token_that_others_could_read_is_taken_from_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    keep_token_private()  # there is none
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("0" * 64)
+    token.chmod(0o644)
+    keep_token_private()
+    assert token.stat().st_mode & 0o777 == 0o600
 
 
 def assert_refused(command: list[str], complaint: str) -> None:
