@@ -46,6 +46,7 @@ class LatencyTable:
         self.genes = space.genes
         self.parts = space.parts
         self.tables = _compile(space, price, path)  # per part: float64 (choices of its genes...)
+        self._flatten()
 
     @classmethod
     def load(cls, path: str, space: Space) -> "LatencyTable":
@@ -56,15 +57,15 @@ class LatencyTable:
 
     def __call__(self, population: Population) -> np.ndarray:
         """Price `population` (n, genes): float64 (n,), ms."""
-        # Column by column: a matrix product would wake BLAS threads, which then spin on the
-        # cores that a predictor computes on.
-        choices = population.T.astype(np.intp)
+        # No matrix product: it would wake BLAS threads, which then spin on the cores that a
+        # predictor computes on.
+        choices = population.T.astype(np.int32)
+        places = np.repeat(self.offsets[:, None], len(population), axis=1)
+        for columns, strides in zip(self.columns, self.strides, strict=True):
+            places += choices[columns] * strides[:, None]
         total = np.zeros(len(population))
-        for columns, table in zip(self.parts, self.tables, strict=True):
-            place = np.zeros(len(population), dtype=np.intp)
-            for column, size in zip(columns, table.shape, strict=True):
-                place = place * size + choices[column]
-            total += table.ravel()[place]
+        for latency in self.entries[places]:  # in this order, however many architectures
+            total += latency
         return total
 
     def bounds(self) -> tuple[float, float]:
@@ -74,6 +75,19 @@ class LatencyTable:
             drawn = tuple(slice(self.genes[column].first, None) for column in columns)
             terms.append((columns, table[drawn]))
         return smallest_sum(terms), -smallest_sum([(columns, -table) for columns, table in terms])
+
+    def _flatten(self) -> None:
+        """One array of all tables' entries, and how choices lead to a place in it."""
+        self.entries = np.concatenate([table.ravel() for table in self.tables])
+        sizes = [table.size for table in self.tables]
+        self.offsets = np.cumsum([0, *sizes[:-1]], dtype=np.int32)  # of each part's entries
+        # The first column of every part, the second, ...: (most genes of a part, parts).
+        most = max(len(columns) for columns in self.parts)
+        self.columns = np.zeros((most, len(self.parts)), dtype=np.intp)
+        self.strides = np.zeros((most, len(self.parts)), dtype=np.int32)  # 0: no such column
+        for part, (columns, table) in enumerate(zip(self.parts, self.tables, strict=True)):
+            self.columns[: len(columns), part] = columns
+            self.strides[: len(columns), part] = np.array(table.strides) // table.itemsize
 
 
 def block_key(block: Any) -> str:

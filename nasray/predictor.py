@@ -5,9 +5,12 @@ Fitted to evaluations of one space, or read from the files that Once-for-All pub
 of one core each: the first layer is a sum of rows of a table, since its input is one-hot.
 """
 
+import functools
 import io
+import time
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pickle import UnpicklingError
 from struct import error as StructError
@@ -64,6 +67,7 @@ class AccuracyPredictor:
 
     def __init__(self, space: Space, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
         self.space, self.activity = space, Activity(space)
+        self.threads = _threads()
         self.layers = [(weight.float(), bias.float()) for weight, bias in layers]
         sizes = [len(gene.choices) for gene in space.genes]
         self.starts = np.cumsum([0, *sizes])  # first input column of each gene
@@ -71,12 +75,9 @@ class AccuracyPredictor:
 
     def __call__(self, population: Population) -> np.ndarray:
         """Predict the top-1 of each row of `population` (n, genes): float32 (n,)."""
-        found = np.empty(len(population), dtype=np.float32)
-        with torch.inference_mode():
-            for start in range(0, len(population), CHUNK):
-                rows = np.ascontiguousarray(population[start : start + CHUNK])
-                found[start : start + CHUNK] = self._predict(torch.from_numpy(rows)).numpy()
-        return found
+        chunks = [population[start : start + CHUNK] for start in range(0, len(population), CHUNK)]
+        found = [np.empty(0, dtype=np.float32), *self.threads.map(self._predict, chunks)]
+        return np.concatenate(found)
 
     def exact(self, population: Population) -> np.ndarray:
         """Predict in double precision, rounded to float32: the published programs' digits."""
@@ -144,7 +145,9 @@ class AccuracyPredictor:
             layers = content.get("layers")
         return cls(space, _checked(layers, sum(len(gene.choices) for gene in space.genes), path))
 
-    def _predict(self, population: Tensor) -> Tensor:
+    @torch.inference_mode()
+    def _predict(self, chunk: Population) -> np.ndarray:
+        population = torch.from_numpy(np.ascontiguousarray(chunk))
         places = (population.float() @ self.strides).int() + self.offsets
         hidden = F.embedding_bag(places, self.table, mode="sum").relu_()
         for weight, bias in self.layers[1:-1]:
@@ -152,7 +155,7 @@ class AccuracyPredictor:
                 hidden = torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, "relu", [], "")
             else:
                 hidden = F.linear(hidden, weight, bias).relu_()
-        return torch.mv(hidden, self.layers[-1][0][0]) + self.layers[-1][1]
+        return (torch.mv(hidden, self.layers[-1][0][0]) + self.layers[-1][1]).numpy()
 
     def _compile_first_layer(self, sizes: list[int]) -> None:
         """Sum the first layer's weights over groups of genes, whose choices index the sums."""
@@ -179,6 +182,20 @@ class AccuracyPredictor:
             if gene not in group.members:
                 features[:, self.starts[gene] : self.starts[gene + 1]] = 0
         return (torch.from_numpy(features).double() @ self.layers[0][0].double().T).float()
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    """As many threads as torch computes with here, each of which computes alone.
+
+    Chunks side by side: a small product that is split among cores waits for the slowest.
+    """
+    number = torch.get_num_threads()
+    threads = ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,))
+    for _ in threads.map(time.sleep, [0.01] * number):  # all have started
+        pass
+    torch.set_num_threads(number)  # threads that start from now on take what was set last
+    return threads
 
 
 def kendall_tau(first: np.ndarray, second: np.ndarray) -> float:

@@ -1,7 +1,9 @@
 """The search that serves all limits at once: no network, no cluster."""
 
+import threading
+import time
 from dataclasses import dataclass
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +176,49 @@ def test_same_seed_same_answers_another_seed_another_history():
     assert (broods[0] != broods[2]).any()
 
 
+def test_how_long_a_prediction_takes_changes_nothing():
+    price, fitness = prices(SPACE), worths(SPACE)
+    answers = []
+    for seconds in ([0.0], [0.02, 0.0], [0.0, 0.02, 0.01]):
+        waits = cycle(seconds)
+
+        def slow(population, waits=waits):
+            time.sleep(next(waits))
+            return fitness(population)
+
+        search = Front(SPACE, price, [20, 40], 0, size=200, budget=20_000)
+        for _ in range(30):
+            search.advance(slow)
+        answers.append(search.answers())
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_the_next_brood_is_bred_while_one_is_predicted():
+    price, fitness = prices(SPACE), worths(SPACE)
+    search = Front(SPACE, price, [20, 40], 0, size=200, budget=20_000)
+    both = threading.Barrier(2)
+
+    def together(population):
+        both.wait(timeout=30)
+        return fitness(population)
+
+    search.advance(together)  # ends only if two broods are predicted at once
+    assert search.told == 200
+
+
+def test_children_are_bred_anew_until_they_are_within_their_limit(monkeypatch):
+    price, fitness = prices(SPACE), worths(SPACE)
+
+    def over(tries):
+        monkeypatch.setattr(front_module, "MAX_TRIES", tries)
+        search = Front(SPACE, price, [20, 40], 0, size=400, budget=20_000)
+        run(search, price, fitness, 20)
+        children = search.breed()
+        return (price(children) > search.ceilings[search.broods[-1][1]]).mean()
+
+    assert over(1) > 0.5 and over(3) < 0.4 and over(30) < 0.1
+
+
 def test_an_answer_does_not_change_after_it_was_given():
     price, fitness = prices(SPACE), worths(SPACE)
     search = Front(SPACE, price, [20, 40], 0, size=200, budget=20_000)
@@ -207,7 +252,7 @@ def test_chains_take_worse_children_at_first_and_hardly_any_at_last(monkeypatch)
         monkeypatch.setattr(front_module, "COLD", cold)
         search = Front(SPACE, price, [20, 40], 0, size=200, budget=20_000)
         shares = []
-        for _ in range(100):
+        while search.told < search.budget:
             before = search.slots.fitness
             search.advance(fitness)
             shares.append(float((search.slots.fitness < before).mean()))

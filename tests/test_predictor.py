@@ -1,6 +1,7 @@
 """The accuracy predictor: published numbers, the quick way against the plain one, fitting."""
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,16 @@ def test_more_architectures_than_fit_into_one_chunk_keep_their_order(monkeypatch
     at_once = predictor(population)
     monkeypatch.setattr("nasray.predictor.CHUNK", 7)
     np.testing.assert_allclose(predictor(population), at_once, atol=1e-6)
+
+
+def test_predicting_leaves_torchs_number_of_threads_alone():
+    before = torch.get_num_threads()
+    random_predictor(Tiny())(population_of(Tiny()))
+    started_later = []
+    thread = threading.Thread(target=lambda: started_later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert [torch.get_num_threads(), *started_later] == [before, before]
 
 
 @every_space

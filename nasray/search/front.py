@@ -3,6 +3,7 @@
 Every limit is a rung with slots, and every slot is a chain of simulated annealing
 (Kirkpatrick et al. 1983): its child replaces it if better, or a little worse with a
 probability that falls as the search goes on. A child that costs more than its slot's limit
+is bred anew, since a price takes a twentieth of the time of a prediction; if that fails it
 competes for a slot of the next looser rung. Some children also take genes from a mate of
 the same or the next rung, so good architectures travel between limits.
 
@@ -16,7 +17,9 @@ measure of fitness suits.
 Knows no network: breed() a population, evaluate it, absorb() it; repeat.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,10 +30,12 @@ from nasray.spaces.space import Population, Space
 
 CHILDREN_PER_SLOT = 16  # in a generation
 FEWEST_SLOTS = 4  # of a rung
-HEAT, COLD = 0.3, 0.03  # temperature at first and at last, in median changes by a mutation
+HEAT, COLD = 0.3, 0.06  # temperature at first and at last, in median changes by a mutation
 CROSSOVER = 0.3  # of the children have a mate; all are mutated
 LARGEST_SHARE = 0.2  # of a child's genes that come from the mate
 MOST_MUTATIONS = 6  # genes of a child; their number is geometric
+MAX_TRIES = 3  # to breed a child within its limit
+AHEAD = 2  # generations under way in advance(): as one is predicted, the next is bred
 POLISH = 0.1  # of the budget goes to neighbours of the best
 STRANGER, NEIGHBOUR = -1, -2  # instead of a slot
 MEMORY = 0.9  # of the median change, from one generation to the next
@@ -88,11 +93,14 @@ class Front:
             np.full(number, np.inf),
             np.full(number, -np.inf),
         )
+        self.open = self._open()
         self.broods: list[tuple[Population, np.ndarray]] = []  # bred, with each child's slot
         self.neighbours: list[tuple[Answer | None, Population]] = [
             (None, self.slots.population[:0])
         ] * len(self.rungs)  # of the best then, those not yet bred
         self.turn = self.told = 0
+        self.under_way: deque[tuple[Population, Future]] = deque()  # of advance(), in order
+        self.helpers = ThreadPoolExecutor(AHEAD)
         self.change = 0.0  # median change of fitness from a parent to its child, smoothed
 
     @property
@@ -102,9 +110,18 @@ class Front:
         return self.change * HEAT * (COLD / HEAT) ** done
 
     def advance(self, fitness: Callable[[Population], np.ndarray]) -> None:
-        """Search one generation further with a `fitness` that is a function, as predictors are."""
-        population = self.breed()
-        self.absorb(population, self.price(population), fitness(population))
+        """Search one generation further with a `fitness` that is a function, as predictors are.
+
+        `fitness` is called from threads, and must not change anything.
+        """
+        while len(self.under_way) < AHEAD:
+            population = self.breed()
+            computed = self.helpers.submit(
+                lambda brood: (self.price(brood), fitness(brood)), population
+            )
+            self.under_way.append((population, computed))
+        population, computed = self.under_way.popleft()
+        self.absorb(population, *computed.result())
 
     def breed(self) -> Population:
         """The next generation, in canonical form: `size` or a few less, maybe known ones."""
@@ -129,7 +146,6 @@ class Front:
         A fitness of -inf says that an architecture is out of the question.
         """
         own = self._slots_of(population)
-        self.broods = []
         self.told += len(population)
         fits = (costs <= self.rungs[-1]) & np.isfinite(fitness)
         population, costs, fitness = population[fits], costs[fits], fitness[fits]
@@ -147,6 +163,7 @@ class Front:
         self.slots = self.slots.updated(
             slots[order], population[order], costs[order], fitness[order]
         )
+        self.open = self._open()
 
     def answers(self) -> list[Answer]:
         """The best for each limit, in the order asked; those without any are left out."""
@@ -168,6 +185,15 @@ class Front:
         return self.slots.population[order[np.sort(first)]]
 
     def _children(self, slots: np.ndarray) -> Population:
+        """A child of each member of `slots`, within its limit if a few tries reach it."""
+        children = self._offspring(slots)
+        missing = np.arange(len(slots))
+        for _ in range(MAX_TRIES - 1):
+            missing = missing[self.price(children[missing]) > self.ceilings[slots[missing]]]
+            children[missing] = self._offspring(slots[missing])
+        return children
+
+    def _offspring(self, slots: np.ndarray) -> Population:
         """Mate and mutate the members of `slots`."""
         if not len(slots):
             return np.empty((0, len(self.num_choices)), dtype=np.int8)
@@ -189,9 +215,7 @@ class Front:
 
     def _mutate(self, children: Population, slots: np.ndarray) -> None:
         """Change one or more genes of each child that have an effect in its parent, in place."""
-        active = self.activity(self.slots.population) & (self.num_choices - self.first > 1)
-        numbers = active.sum(axis=1)
-        columns = np.argsort(~active, axis=1, kind="stable")  # the active ones first
+        numbers, columns = self.open
         changes = np.minimum(self.rng.geometric(0.5, size=len(slots)), MOST_MUTATIONS)
         rows = np.repeat(np.arange(len(slots)), changes)
         rows = rows[numbers[slots[rows]] > 0]
@@ -201,6 +225,11 @@ class Front:
         first, drawn = self.first[genes], self.num_choices[genes] - self.first[genes]
         shift = 1 + (self.rng.random(len(rows)) * (drawn - 1)).astype(np.int8)
         children[rows, genes] = first + (children[rows, genes] - first + shift) % drawn
+
+    def _open(self) -> tuple[np.ndarray, np.ndarray]:
+        """How many genes of each slot's member a mutation can change, and all, those first."""
+        active = self.activity(self.slots.population) & (self.num_choices - self.first > 1)
+        return active.sum(axis=1), np.argsort(~active, axis=1, kind="stable")
 
     def _next_neighbours(self) -> Population:
         """Neighbours of the best for each limit that were not bred yet, in random order."""
@@ -237,14 +266,15 @@ class Front:
         return near[self.rng.permutation(len(near))]
 
     def _slots_of(self, population: Population) -> np.ndarray:
-        """The slot of each child of the latest broods, or what it is instead."""
-        if len(self.broods) == 1 and population is self.broods[0][0]:
-            return self.broods[0][1]
+        """The slot of each child of the oldest brood, or of all, or what it is instead."""
+        if self.broods and population is self.broods[0][0]:
+            return self.broods.pop(0)[1]
         known = {
             row.tobytes(): slot
             for rows, slots in self.broods
             for row, slot in zip(rows, slots.tolist(), strict=True)
         }
+        self.broods = []
         rows = population.astype(np.int8)
         return np.array([known.get(row.tobytes(), STRANGER) for row in rows], dtype=np.intp)
 
