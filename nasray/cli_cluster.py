@@ -53,8 +53,10 @@ def submit(
     from nasray import run, storage
     from nasray.config import load_job
     from nasray.reach import is_on_this_machine
+    from nasray.sent import sent_path
 
-    job_file = _sent(job)
+    in_place = cluster is not None and is_on_this_machine(cluster)
+    job_file = job if in_place else sent_path(job)
     loaded = load_job(job, data_path)
     run.check_names(loaded, job)
     _check_seen_by_cluster(job, data_path)
@@ -62,13 +64,13 @@ def submit(
     with _jobs(cluster, address) as jobs:
         if alive := jobs.alive(run_dir):
             raise UserError(f"{run_dir}: job {alive[0]} works on it; `nasray stop` ends that")
-        in_place = cluster is not None and is_on_this_machine(cluster)
         job_id = jobs.submit(job_file, run_dir, data_path, in_place=in_place)
         options = _same(cluster, address)
         click.echo(f"Submitted as {job_id}.", err=True)
-        click.echo(f"  how far:    nasray status {run_dir}{options}", err=True)
-        click.echo(f"  to follow:  nasray status {run_dir}{options} --follow", err=True)
-        click.echo(f"  to stop:    nasray stop {run_dir}{options}", err=True)
+        shown = shlex.quote(run_dir)
+        click.echo(f"  how far:    nasray status {shown}{options}", err=True)
+        click.echo(f"  to follow:  nasray status {shown}{options} --follow", err=True)
+        click.echo(f"  to stop:    nasray stop {shown}{options}", err=True)
         click.echo("  to go on after a stop or a loss: the same submit again", err=True)
         if follow:
             _follow(jobs, job_id)
@@ -151,14 +153,6 @@ def _follow(jobs: Any, job_id: str) -> None:
             f"job {job_id} has {ended.status.lower()} ({_last_line(ended.message)}); what it had "
             "done is kept, and the same submit goes on from there"
         )
-
-
-def _sent(job: str) -> str:
-    """The path of the job file in the working directory, which is what is sent."""
-    path = Path(job).resolve()
-    if not path.is_relative_to(Path.cwd()):
-        raise UserError(f"job {job}: not in the working directory, which is what the cluster gets")
-    return str(path.relative_to(Path.cwd()))
 
 
 def _check_seen_by_cluster(job: str, data_path: str | None) -> None:

@@ -5,7 +5,6 @@ A job belongs to a run if the run's path stands in its command, whoever submitte
 
 import asyncio
 import os
-import re
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -18,14 +17,11 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from nasray import storage
 from nasray.errors import UserError
+from nasray.sent import excludes
 
-# What a working tree holds beside the program: git ignores most of it, if there is git at all.
-# Leading slashes: of the tree's own folder, not of any below.
-EXCLUDED = ("/.git", "/.venv", "/runs", "*.parquet", "__pycache__", "*.egg-info")
-MADE_BY_NASRAY = ("job.json", "dataset.json")  # of run directories, and of imported data sets
-DEEPEST = 3  # folders deep, for those
 # A job that is stopped gets so long to give back what it holds, then SIGKILL.
 GRACE_S = 30
+NAME = 40  # letters of a run's name in its jobs' ids
 
 
 class Jobs:
@@ -49,10 +45,12 @@ class Jobs:
             environment["env_vars"]["PYTHONPATH"] = os.getcwd()
         else:
             environment |= {"working_dir": ".", "excludes": excludes(".")}
+        if job_file.startswith("-"):
+            job_file = f"./{job_file}"
         command = ["python", "-m", "nasray", "run", job_file, run_dir]
         if data_path:
             command += ["--data", data_path]
-        name = "".join(c if c.isalnum() else "-" for c in run_dir.rsplit("/", 1)[-1])
+        name = "".join(c if c.isalnum() else "-" for c in run_dir.rsplit("/", 1)[-1][:NAME])
         with _one_line(self.address):
             return self.client.submit_job(
                 entrypoint=shlex.join(command),
@@ -109,20 +107,6 @@ class Jobs:
                 time.sleep(0.2)
 
 
-def excludes(folder: str) -> list[str]:
-    """Patterns, as git has them, for what is not sent to a cluster: run directories and data."""
-    found = list(EXCLUDED)
-    for place, below, names in os.walk(folder):
-        path = os.path.relpath(place, folder)
-        if any(name in MADE_BY_NASRAY for name in names) and path != ".":
-            found.append("/" + re.sub(r"([\\\\*?\[\]!#])", r"\\\1", path))
-            below.clear()
-        if path.count(os.sep) + 1 >= DEEPEST:
-            below.clear()
-        below[:] = [name for name in below if not name.startswith(".")]
-    return found
-
-
 def _paths(command: str | None) -> list[str]:
     """Words of a job's command that may be paths, as storage has them."""
     try:
@@ -146,4 +130,9 @@ def _one_line(address: str) -> Iterator[None]:
             "set, must be token (docs/security.md)"
         ) from None
     except (OSError, RuntimeError, ValueError) as error:
+        if "status code 413" in str(error):
+            raise UserError(
+                f"{address}: the working directory is too large to send; name in .gitignore what "
+                "the job does not need"
+            ) from None
         raise UserError(f"{address}: {error}") from None

@@ -48,8 +48,15 @@ def holders(folder: str) -> list[str]:
     """Who holds `folder`, or held it and died without a word."""
     names = storage.join(folder, "_leases")
     leases = [_content(storage.join(names, name)) for name in storage.list_names(names)]
-    found = [json.loads(lease) for lease in leases if lease]
-    return [f"process {each['pid']} on {each['host']}, or left by it" for each in found]
+    return [f"{_owner(lease)}, or left by it" for lease in leases if lease]
+
+
+def _owner(lease: bytes) -> str:
+    try:
+        content = json.loads(lease)
+        return f"process {content['pid']} on {content['host']}"
+    except (ValueError, TypeError, KeyError):
+        return "a nasray process"
 
 
 def _wait_for_the_dead(folder: str, names: str, own: str) -> None:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,8 +27,20 @@ def stages(folder: str) -> list[Stage]:
     path = storage.join(folder, "job.json")
     if not storage.exists(path):
         raise UserError(f"{folder} is not a run directory: it has no job.json")
-    job = parse_job(storage.read_json(path)["job"], path)
+    job = parse_job(_read(path, "job"), path)
     return [_data(folder, job), _supernet(folder, job), _search(folder, job), *_retrain(folder)]
+
+
+def _read(path: str, *keys: str) -> Any:
+    """What stands at `keys`, one below the other, in a file that nasray wrote."""
+    found = storage.read_json(path)
+    for key in keys:
+        if not isinstance(found, dict) or key not in found:
+            raise UserError(
+                f"{path}: not written by nasray, it lacks {key!r}; restore or remove it"
+            )
+        found = found[key]
+    return found
 
 
 def _data(folder: str, job: Job) -> Stage:
@@ -39,7 +52,7 @@ def _data(folder: str, job: Job) -> Stage:
 def _supernet(folder: str, job: Job) -> Stage:
     epochs = _curves(storage.join(folder, "curves", "supernet.json"))
     text = f"epoch {len(epochs)} of {job.supernet.epochs}"
-    if shown := [epoch["val_top1"] for epoch in epochs if epoch["val_top1"] is not None]:
+    if shown := [epoch["val_top1"] for epoch in epochs if epoch.get("val_top1") is not None]:
         text += f", validation {shown[-1]:.1%}"
     if storage.exists(storage.join(folder, "supernet.pt")):
         return Stage("supernet", "done", text)
@@ -49,9 +62,8 @@ def _supernet(folder: str, job: Job) -> Stage:
 def _search(folder: str, job: Job) -> Stage:
     done = storage.join(folder, "search.json")
     if storage.exists(done):
-        found = storage.read_json(done)
-        text = f"{found['num_evaluations']} evaluations, best {found['winner']['fitness']:.1%}"
-        return Stage("search", "done", text)
+        number, best = _read(done, "num_evaluations"), _read(done, "winner", "fitness")
+        return Stage("search", "done", f"{number} evaluations, best {best:.1%}")
     number = _num_evaluations(storage.join(folder, "history"))
     if not number:
         return Stage("search", "to do")
@@ -68,7 +80,7 @@ def _num_evaluations(folder: str) -> int:
             try:
                 content = storage.read(storage.join(folder, name))
                 in_files += pq.read_metadata(io.BytesIO(content)).num_rows
-            except pa.ArrowInvalid:  # damaged; the run itself mends it
+            except (pa.ArrowInvalid, OSError):  # damaged; the run itself mends it
                 continue
     names = storage.list_names(storage.join(folder, "_evaluations", "search"))
     positions = [int(name[:-5]) for name in names if name[:-5].isdigit()]
@@ -83,8 +95,7 @@ def _retrain(folder: str) -> Iterator[Stage]:
         place = storage.join(folder, "retrain", name)
         result = storage.join(place, "result.json")
         if storage.exists(result):
-            found = storage.read_json(result)
-            text = f"{found['val_top1']:.1%} of the validation images"
+            text = f"{_read(result, 'val_top1'):.1%} of the validation images"
             yield Stage(f"retrain {name}", "done", text)
             continue
         trials = [each for each in storage.list_names(place) if each.startswith("trial-")]
@@ -99,4 +110,7 @@ def _retrain(folder: str) -> Iterator[Stage]:
 
 
 def _curves(path: str) -> list[dict]:
-    return storage.read_json(path) if storage.exists(path) else []
+    epochs = storage.read_json(path) if storage.exists(path) else []
+    if not isinstance(epochs, list) or not all(isinstance(epoch, dict) for epoch in epochs):
+        raise UserError(f"{path}: not written by nasray; restore or remove it")
+    return epochs

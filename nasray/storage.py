@@ -17,6 +17,9 @@ from pyarrow import fs
 from nasray.errors import UserError
 
 OBJECT_STORES = ("s3", "gcs", "abfs")  # which have no folders
+SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "file", "hdfs", "viewfs")  # of Arrow's, and az
+# Arrow would try for a quarter of an hour to find out who asks.
+GOOGLE_PATIENCE = "?retry_limit_seconds=60"
 
 
 def is_uri(path: str) -> bool:
@@ -34,7 +37,25 @@ def absolute(path: str) -> str:
         if not account:
             raise UserError(f"{path}: AZURE_STORAGE_ACCOUNT must name the storage account")
         path = f"abfs://{account}@{path.removeprefix('az://')}"
-    return path.rstrip("/") if is_uri(path) or not path else os.path.abspath(path)
+    return _checked(path).rstrip("/") if is_uri(path) or not path else os.path.abspath(path)
+
+
+def _checked(uri: str) -> str:
+    """Refuse a URI to which names of files cannot be appended, or that names no folder."""
+    scheme, _, place = uri.partition("://")
+    if scheme not in SCHEMES:
+        raise UserError(f"{uri}: {scheme}:// is no storage; give a folder, or s3://, gs://, az://")
+    for sign in ("?", "#", " "):
+        if sign in place:
+            raise UserError(
+                f"{uri}: {sign!r} in a URI; give one without (options of a storage go into the "
+                "environment, such as AWS_REGION)"
+            )
+    if not place.strip("/"):
+        raise UserError(f"{uri} names no folder; give one such as {scheme}://bucket/run")
+    if "//" in place:
+        raise UserError(f"{uri}: an empty name between slashes; leave out one slash")
+    return uri
 
 
 def join(folder: str, *names: str) -> str:
@@ -43,8 +64,10 @@ def join(folder: str, *names: str) -> str:
 
 def resolve(path: str) -> tuple[fs.FileSystem, str]:
     """Split `path` into the filesystem that holds it and its path there."""
+    found = absolute(path)
+    options = GOOGLE_PATIENCE if found.startswith(("gs://", "gcs://")) else ""
     try:
-        return fs.FileSystem.from_uri(absolute(path))
+        return fs.FileSystem.from_uri(found + options)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise UserError(f"{path}: {error}; give a folder, or s3://, gs://, az://") from None
 

@@ -19,7 +19,7 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 from torch import Tensor
@@ -109,16 +109,24 @@ def check_batches(job: Job, data_path: str, batch_size: int, num_workers: int) -
 
 
 def raise_user_error(error: BaseException | None) -> None:
-    """Raise the user's mistake that is the root of a failure in a worker, if it is one."""
+    """Raise the root of a failure in a worker in one line, if the user or a storage is to blame."""
     causes = [error] if error else []
     for found in causes:  # which grows as causes of causes are found
-        inner = (getattr(found, "cause", None), found.__cause__)
+        inner = (
+            getattr(found, "cause", None),
+            getattr(found, "controller_failure", None),
+            found.__cause__,
+        )
         inner += tuple(getattr(found, "worker_failures", {}).values())
         inner = (each for each in inner if isinstance(each, BaseException))
         causes += [each for each in inner if all(each is not known for known in causes)]
         # Ray wraps an error in one that is of the same class, but says much more.
         if isinstance(found, UserError) and not isinstance(found, RayTaskError):
             raise found from None
+        if isinstance(found, OSError) and not isinstance(found, RayError):
+            raise UserError(
+                f"{found}; what is done is kept, and the same command goes on"
+            ) from None
 
 
 def worker_device(cpus: int) -> str:

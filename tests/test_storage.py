@@ -1,6 +1,7 @@
 """Files are written whole, or not at all."""
 
 import os
+import re
 
 import pytest
 
@@ -59,6 +60,24 @@ def test_uris_name_their_filesystem(tmp_path):
 def test_a_uri_of_no_known_kind_is_one_line():
     with pytest.raises(UserError, match="ftp://host/x: .*give a folder, or s3://"):
         storage.resolve("ftp://host/x")
+
+
+@pytest.mark.parametrize(
+    ("uri", "complaint"),
+    [
+        # Names of files would be appended to these, and all be one object.
+        ("s3://bucket/run?region=us-east-1", "'?' in a URI"),
+        ("s3://bucket/run#1", "'#' in a URI"),
+        ("s3://bucket/my run", "' ' in a URI"),
+        ("s3://", "s3:// names no folder; give one such as s3://bucket/run"),
+        ("gs:///", "gs:/// names no folder"),
+        ("s3://bucket//run", "an empty name between slashes"),
+    ],
+)
+def test_a_uri_that_names_no_folder_of_its_own_is_refused(uri, complaint):
+    for use in (storage.absolute, storage.resolve, storage.list_names):
+        with pytest.raises(UserError, match=re.escape(complaint)):
+            use(uri)
 
 
 def test_list_below_tells_files_from_folders(tmp_path):

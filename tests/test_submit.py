@@ -31,8 +31,8 @@ from nasray import storage
 from nasray.cli import main
 from nasray.cli_ray import keep_token_private
 from nasray.errors import UserError
-from nasray.jobs import excludes
 from nasray.reach import reached
+from nasray.sent import excludes
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent  # where `ray` and `nasray` are, as in an active environment
@@ -211,6 +211,11 @@ def is_driver(process: psutil.Process, uri: str) -> bool:
         ("job.toml", "/runs/x", ["--data", "here"], "--data 'here' is relative; a cluster"),
         ("../job.toml", "/runs/x", [], "not in the working directory, which is what the cluster"),
         ("relative.toml", "/runs/x", [], "relative.toml: data.path = 'images' is relative"),
+        ("runs/job.toml", "/runs/x", [], "job runs/job.toml: not among what is sent to a cluster"),
+        ("done/job.toml", "/runs/x", [], "job done/job.toml: not among what is sent to a cluster"),
+        ("job.toml", "s3://", [], "s3:// names no folder; give one such as s3://bucket/run"),
+        ("job.toml", "s3://runs/a b", [], "s3://runs/a b: ' ' in a URI; give one without"),
+        ("job.toml", "bogus://runs/x", [], "bogus:// is no storage; give a folder, or s3://"),
         ("no.toml", "/runs/x", [], "job no.toml: No such file"),
     ],
 )
@@ -226,6 +231,10 @@ def test_what_a_cluster_cannot_see_is_refused_before_anything_is_sent(
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     text = Path("job.toml").read_text()
     Path("../job.toml").write_text(text)
+    for folder in ("runs", "done"):
+        Path(folder).mkdir(exist_ok=True)
+        Path(folder, "job.toml").write_text(text)
+    Path("done/job.json").write_text("{}")
     Path("relative.toml").write_text(re.sub('path = ".*"', 'path = "images"', text))
     assert_refused(["submit", job, run_dir, "--address", "http://127.0.0.1:1", *options], complaint)
 
@@ -272,6 +281,8 @@ def test_run_directories_and_data_sets_are_not_sent(tmp_path: Path):
     kept = ["exp[1]/run/job.json", "exp[1]/run/train/x", "sets/mine/dataset.json", ".git/x"]
     for name in sent + kept:
         storage.write(str(tmp_path / name), b"{}")
+    os.mkfifo(tmp_path / "nasray" / "pipe")  # Ray would open it, and wait
+    kept.append("nasray/pipe")
     excluded = packaging._get_excludes(tmp_path, excludes(str(tmp_path)))
     assert [name for name in sent + kept if excluded(tmp_path / name)] == kept
 

@@ -139,3 +139,13 @@ def spied_worker(task: dict[str, Any]) -> None:
 def weights_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Copy what is learned: batch statistics are each worker's own."""
     return {name: weight.detach().clone() for name, weight in network.named_parameters()}
+
+
+def test_a_storage_that_is_away_ends_training_in_one_line():
+    error = ray.train.ControllerError(OSError("When uploading part for key 'x': no connection"))
+    with pytest.raises(UserError, match=r"part for key 'x': no connection; what is done is kept"):
+        trainer.raise_user_error(error)
+    trainer.raise_user_error(
+        ray.train.ControllerError(ZeroDivisionError("ours"))
+    )  # keeps its traceback
+    trainer.raise_user_error(ray.exceptions.GetTimeoutError("of Ray, and an OSError by birth"))
