@@ -28,6 +28,8 @@ from nasray.search.active import Activity
 from nasray.search.within import Answer, Price, Within
 from nasray.spaces.space import Population, Space
 
+SIZES = (300, 2000)  # of a generation; the larger ones cost less for each candidate
+GENERATIONS = 140  # at least, where the budget is not enough for large ones
 CHILDREN_PER_SLOT = 16  # in a generation
 FEWEST_SLOTS = 4  # of a rung
 HEAT, COLD = 0.3, 0.06  # temperature at first and at last, in median changes by a mutation
@@ -62,7 +64,7 @@ class Front:
     """Searches `space` under `limits` on the cost that `price` returns, all at once.
 
     `budget` is the number of candidates after which the search shall have cooled down. It
-    may go on after that.
+    may go on after that. `size` is that of a generation, chosen by the budget if not given.
     """
 
     def __init__(
@@ -73,11 +75,13 @@ class Front:
         seed: int,
         *,
         budget: int,
-        size: int = 2000,
+        size: int | None = None,
     ) -> None:
         self.space, self.price, self.asked = space, price, tuple(limits)
         self.within = Within(space, price)
         self.within.check(limits)
+        if size is None:
+            size = min(max(SIZES[0], budget // GENERATIONS), SIZES[1])
         self.rungs = np.unique(np.array(limits, dtype=np.float64))  # ascending
         self.slots_per_rung = max(FEWEST_SLOTS, size // CHILDREN_PER_SLOT // len(self.rungs))
         self.ceilings = np.repeat(self.rungs, self.slots_per_rung)
