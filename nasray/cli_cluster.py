@@ -104,22 +104,24 @@ def status(
             click.echo(f"{folder} cannot be seen from here, or nothing is there yet")
         elif found["holder"]:
             click.echo(f"in use by {found['holder']}")
-    if on_cluster:
-        with _jobs(cluster, address) as jobs:
-            found["jobs"] = [
-                {"id": job.submission_id, "status": str(job.status.value), "message": job.message}
-                for job in jobs.of_run(folder)
-            ]
-    if as_json:
-        click.echo(json.dumps(found))
+    if not on_cluster and (as_json or not follow):
+        if as_json:
+            click.echo(json.dumps(found))
         return
-    for job in found["jobs"]:
-        said = f" ({_last_line(job['message'])})" if job["status"] == "FAILED" else ""
-        click.echo(f"job {job['id']}: {job['status'].lower()}{said}")
-    if on_cluster and not found["jobs"]:
-        click.echo("no job of this cluster has worked on it")
-    if follow:
-        with _jobs(cluster, address) as jobs:
+    with _jobs(cluster, address) as jobs:
+        found["jobs"] = [
+            {"id": job.submission_id, "status": str(job.status.value), "message": job.message}
+            for job in jobs.of_run(folder)
+        ]
+        if as_json:
+            click.echo(json.dumps(found))
+            return
+        for job in found["jobs"]:
+            said = f" ({_last_line(job['message'])})" if job["status"] == "FAILED" else ""
+            click.echo(f"job {job['id']}: {job['status'].lower()}{said}")
+        if not found["jobs"]:
+            click.echo("no job of this cluster has worked on it")
+        if follow:
             for job_id in jobs.alive(folder):
                 _follow(jobs, job_id)
 

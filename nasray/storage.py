@@ -37,7 +37,9 @@ def absolute(path: str) -> str:
         if not account:
             raise UserError(f"{path}: AZURE_STORAGE_ACCOUNT must name the storage account")
         path = f"abfs://{account}@{path.removeprefix('az://')}"
-    return _checked(path).rstrip("/") if is_uri(path) or not path else os.path.abspath(path)
+    if is_uri(path):
+        return _checked(path).rstrip("/")
+    return os.path.abspath(path) if path else path
 
 
 def _checked(uri: str) -> str:

@@ -49,6 +49,7 @@ def test_relative_paths_become_absolute_and_uris_stay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert storage.absolute("runs/x") == str(tmp_path / "runs" / "x")
     assert storage.absolute("s3://bucket/run/") == "s3://bucket/run"
+    assert storage.absolute("") == ""
 
 
 def test_uris_name_their_filesystem(tmp_path):

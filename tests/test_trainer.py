@@ -145,7 +145,6 @@ def test_a_storage_that_is_away_ends_training_in_one_line():
     error = ray.train.ControllerError(OSError("When uploading part for key 'x': no connection"))
     with pytest.raises(UserError, match=r"part for key 'x': no connection; what is done is kept"):
         trainer.raise_user_error(error)
-    trainer.raise_user_error(
-        ray.train.ControllerError(ZeroDivisionError("ours"))
-    )  # keeps its traceback
+    # These keep their tracebacks.
+    trainer.raise_user_error(ray.train.ControllerError(ZeroDivisionError("ours")))
     trainer.raise_user_error(ray.exceptions.GetTimeoutError("of Ray, and an OSError by birth"))
