@@ -31,7 +31,8 @@ def evaluate(
 ) -> np.ndarray:
     """Recalibrate `subnet` on `calibration`; return which `images` it has right: bool (n,).
 
-    Those of the first slices only if it loses the `race`. Images are uint8 (n, 3, any, any),
+    If it loses the `race`, those of the first slices only, in the race's order. Images are
+    uint8 (n, 3, any, any),
     scaled to `side` if one is given. `subnet` should be an extracted one: it is left without
     its BN layers, folded into the convolutions. Instead of images to recalibrate on,
     "inherited" keeps the statistics of the supernet, and "batch" takes each batch's own.
@@ -45,13 +46,15 @@ def evaluate(
             norm.train()
     else:
         fold_bn(subnet)
+    if race is None:
+        return judge(subnet, images, labels, **options)
     correct = np.empty(0, dtype=bool)
-    for end in slice_ends(len(images)) if race else [len(images)]:
-        part = slice(len(correct), end)
+    for end in slice_ends(len(images)):
+        part = race.form.order[len(correct) : end]
         correct = np.append(correct, judge(subnet, images[part], labels[part], **options))
-        if race and race.is_lost(correct):
-            break
-    return correct
+        if race.is_lost(correct):
+            return correct
+    return correct[np.argsort(race.form.order)]
 
 
 @torch.inference_mode()

@@ -23,8 +23,8 @@ from nasray.evaluate import evaluate
 from nasray.images import Images, JobImages
 from nasray.placement import evaluator_options
 from nasray.pool import Pool
-from nasray.racing import Race, pack, slice_top1, unpack
-from nasray.search.candidate import Candidate, Evaluation
+from nasray.racing import Form, Race, pack, slice_top1, unpack
+from nasray.search.candidate import Candidate, Evaluation, Rivals
 from nasray.spaces import make_space
 from nasray.spaces.space import Architecture
 from nasray.trainer import worker_device
@@ -55,7 +55,8 @@ class Request:
     """One evaluation. `calibration`: None, as the job says; else as in a calibration study."""
 
     arch: Architecture
-    bar: bytes = b""  # which hold-out images the one to beat has right, packed; empty: no race
+    target: int | None = None  # hold-out images that the one to beat has right; None: no race
+    form: ray.ObjectRef | None = None  # of the race
     on_validation: bool = False  # images to judge on, instead of those held out
     calibration: int | Literal["inherited", "batch"] | None = None
 
@@ -77,6 +78,7 @@ class Evaluator:
         self.images = JobImages(job, task.data_path)
         space = make_space(job.space, len(self.images.dataset.classes))
         self.opened: dict[Any, Any] = {}  # images by what they are for
+        self.form: tuple[ray.ObjectRef | None, Form | None] = None, None  # of the latest race
         self._calibration(None)
         self.supernet = load_supernet(task.supernet, space, self.device, digest=task.digest)
         context = ray.get_runtime_context()
@@ -90,10 +92,7 @@ class Evaluator:
         """Recalibrate BN for an architecture and measure its top-1."""
         images = self._judged_on(request.on_validation)
         calibration = self._calibration(request.calibration)
-        race = None
-        if request.bar:
-            bar = unpack(request.bar, len(images[0]))
-            race = Race(bar, self.task.job.search.racing_confidence)
+        race = self._race(request)
         batch_size = self.task.job.search.batch_size
         started = time.monotonic()
         try:
@@ -148,6 +147,13 @@ class Evaluator:
                 f"with {arguments[-1]}: {error}; lower it, or give evaluators more memory"
             ) from None
 
+    def _race(self, request: Request) -> Race | None:
+        if request.target is None:
+            return None
+        if request.form != self.form[0]:
+            self.form = request.form, ray.get(request.form)
+        return Race(self.form[1], request.target, self.task.job.search.racing_confidence)
+
     def _judged_on(self, on_validation: bool) -> Images:
         name = "validation" if on_validation else "holdout"
         if name not in self.opened:
@@ -182,11 +188,19 @@ class EvaluatorPool(Pool):
             max_failures=compute.max_failures,
         )
         self.racing = task.job.search.racing
+        self.judged: tuple[Candidate, ...] = ()  # that the form is of
+        self.form: ray.ObjectRef | None = None
 
-    def submit(self, key: int, arch: Architecture, bar: Candidate | None = None) -> None:
-        """Ask for the hold-out top-1 of `arch`; in a race against `bar`, if the job has races."""
-        packed = bar.correct if bar and self.racing else b""
-        super().submit(key, Request(arch=arch, bar=packed))
+    def submit(self, key: int, arch: Architecture, rivals: Rivals | None = None) -> None:
+        """Ask for the hold-out top-1 of `arch`; in a race with `rivals`, if the job has races."""
+        if rivals is None or not self.racing:
+            super().submit(key, Request(arch=arch))
+            return
+        if rivals.judged is not self.judged:
+            records = [unpack(rival.correct, rival.images) for rival in rivals.judged]
+            self.judged, self.form = rivals.judged, ray.put(Form.of(np.array(records)))
+        target = round(rivals.bar.fitness * rivals.bar.images)
+        super().submit(key, Request(arch=arch, target=target, form=self.form))
 
     def evaluate(
         self,

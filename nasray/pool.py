@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import ray
@@ -27,8 +27,9 @@ logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0  # at stragglers and at what is idle
 IDLE_S = 60.0  # then an evaluator without work is ended
-# Past so many medians, and so many times the longest of late, a second evaluator tries, too;
-# the first answer counts.
+# Past so many medians, and so many times what 19 of 20 take (races and studies mix short
+# evaluations and long ones), a second evaluator tries, too, if it is free; the first answer
+# counts.
 STRAGGLER, BEYOND = 4.0, 1.5
 FEWEST_FOR_MEDIAN = 5
 # Past so many times the longest of late, and at least so long, an evaluation hangs: its
@@ -250,8 +251,8 @@ class Pool:
         if self.waiting:
             return
         if len(self.durations) >= FEWEST_FOR_MEDIAN:
-            # Races and studies mix short evaluations and long ones.
-            usual = max(STRAGGLER * median(self.durations), BEYOND * max(self.durations))
+            long = quantiles(self.durations, n=20, method="inclusive")[-1]
+            usual = max(STRAGGLER * median(self.durations), BEYOND * long)
             for work in list(self.running):
                 if self.idle and now - work.seats[-1].since > usual + LOOK_EVERY_S:
                     logger.warning("an evaluation is slow; another evaluator tries it, too")

@@ -1,8 +1,10 @@
-"""Racing: judge a candidate on growing slices of the images, drop it once it cannot win.
+"""Racing: judge a candidate on the most telling images first, drop it once it cannot win.
 
-After Maron and Moore (1994) and Moore and Lee (1994), paired: candidate and bar, the one
-that it would have to displace, are compared on the same images. Two networks of one
-supernet mostly err on the same ones, so their difference is known long before either top-1.
+After Maron and Moore (1994). All networks of one supernet have most images right, or most of
+them wrong; the others decide who is better. So images are judged in the order of their
+variance p (1 - p) over the networks judged in full before, and the rest is predicted with
+Rasch's model (1960): logit(p) of an image, plus the network's ability. How far such
+predictions are off is measured on those same networks, each predicted from the others.
 """
 
 from dataclasses import dataclass
@@ -10,18 +12,16 @@ from statistics import NormalDist
 
 import numpy as np
 
-FEWEST = 64  # images of the first slice
-FIRST, GROWTH = 16, 2
+FEWEST = 32  # images of a slice
+SLICES = 16  # at most; a race looks after each
+PRIOR = 20.0  # 1 / variance of a network's ability around that of those before it
+HALF = 0.5  # networks added that have an image right, and as many that have it wrong
 
 
 def slice_ends(number: int) -> tuple[int, ...]:
     """After how many of `number` images a race looks; the last is all of them."""
-    ends = []
-    end = max(FEWEST, number // FIRST)
-    while end < number:
-        ends.append(end)
-        end = round(end * GROWTH)
-    return (*ends, number)
+    slices = max(1, min(SLICES, number // FEWEST))
+    return tuple(round(number * index / slices) for index in range(1, slices + 1))
 
 
 def slice_top1(correct: np.ndarray, number: int) -> tuple[float, ...]:
@@ -31,37 +31,74 @@ def slice_top1(correct: np.ndarray, number: int) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class Race:
-    """Against `bar`: which of all images the candidate to beat has right, bool (n,)."""
+class Form:
+    """What networks judged in full say of the images before another one is judged."""
 
-    bar: np.ndarray
-    confidence: float  # that a candidate which is dropped would not have reached the bar
+    order: np.ndarray  # of the n images: intp (n,), the most telling first
+    chance: np.ndarray  # of a network to have each right, in that order: float64 (n,)
+    spread: np.ndarray  # after each slice but the last: squared errors of predictions / variance
+
+    @classmethod
+    def of(cls, records: np.ndarray) -> "Form":
+        """`records`: which images each of two networks or more has right, bool (networks, n)."""
+        number, right = len(records), records.sum(axis=0)
+        errors = []
+        for own in records:  # as if the others had been judged before it, and no other
+            order, chance = _most_telling(right - own, number - 1)
+            mean, variance = _predict(chance, own[order])
+            errors.append((own.sum() - mean[:-1]) ** 2 / variance[:-1])
+        # The model's own variance at least: a few networks may be alike by chance.
+        spread = np.maximum(1.0, np.mean(errors, axis=0))
+        return cls(*_most_telling(right, number), spread)
+
+
+@dataclass(frozen=True)
+class Race:
+    """For the place of one that has `target` images right."""
+
+    form: Form
+    target: int
+    confidence: float  # that a candidate which is dropped would not have reached the target
 
     def is_lost(self, correct: np.ndarray) -> bool:
-        """Whether a candidate with these first images `correct` is all but sure to stay below.
+        """Whether a candidate is all but sure to lose, by its first images in the form's order.
 
-        The mean difference over all n images, given that over the first m, is taken as
-        normal: its standard deviation is s sqrt((n - m) / (n m)), s that of one difference,
-        estimated with one image more won and one more lost.
+        Looking after every slice needs no correction: if the chance to win is below one in a
+        hundred whenever a candidate is dropped, one in a hundred is dropped wrongly.
         """
-        seen, total = len(correct), len(self.bar)
-        if seen == total:
+        if len(correct) == len(self.form.order):
             return False
-        won = int((correct & ~self.bar[:seen]).sum())
-        lost = int((~correct & self.bar[:seen]).sum())
-        mean = (won - lost) / seen
-        variance = (won + lost + 2) / (seen + 2) - ((won - lost) / (seen + 2)) ** 2
-        deviation = (variance * (total - seen) / (total * seen)) ** 0.5
-        # Every look may be wrong; together they are allowed what one would be.
-        allowed = (1 - self.confidence) / max(1, len(slice_ends(total)) - 1)
-        return NormalDist().cdf(mean / deviation) < allowed
+        mean, variance = _predict(self.form.chance, correct)
+        deviation = (self.form.spread[len(mean) - 1] * variance[-1]) ** 0.5
+        chance = NormalDist(mean[-1], deviation).cdf(self.target - 0.5)
+        return chance > self.confidence
 
     def fitness(self, correct: np.ndarray) -> float:
-        """Top-1 on all images; of a dropped candidate, estimated from what it is behind."""
-        if len(correct) == len(self.bar):
+        """Top-1 on all images; of a dropped candidate, as predicted from those judged."""
+        if len(correct) == len(self.form.order):
             return float(correct.mean())
-        behind = correct.mean() - self.bar[: len(correct)].mean()
-        return float(max(0.0, self.bar.mean() + behind))
+        return float(_predict(self.form.chance, correct)[0][-1] / len(self.form.order))
+
+
+def _most_telling(right: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """The order of images that `right` of `number` networks have, and the chances in it."""
+    order = np.argsort(np.abs(2 * right - number), kind="stable")
+    return order, (right[order] + HALF) / (number + 2 * HALF)
+
+
+def _predict(chance: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of the number of all right ones, as known after each slice judged.
+
+    `correct`, bool, may end after any slice. The ability is one Newton step from that of the
+    networks before.
+    """
+    ends = np.array([end for end in slice_ends(len(chance)) if end <= len(correct)]) - 1
+    variance, expected = np.cumsum(chance * (1 - chance)), np.cumsum(chance)
+    right, left = np.cumsum(correct)[ends], variance[-1] - variance[ends]
+    precision = variance[ends] + PRIOR
+    ability = (right - expected[ends]) / precision
+    mean = right + expected[-1] - expected[ends] + ability * left
+    return mean, left + left**2 / precision
 
 
 def pack(correct: np.ndarray) -> bytes:

@@ -60,7 +60,7 @@ class Sleeper:
     def ready(self) -> str:
         return ray.get_runtime_context().get_node_id()
 
-    def evaluate(self, attempt: int, arch, bar) -> Evaluation:
+    def evaluate(self, attempt: int, arch, rivals) -> Evaluation:
         (self.folder / f"{name_of(arch)}-{time.time_ns()}-{uuid.uuid4().hex[:6]}").touch()
         time.sleep(0.1)
         return Evaluation(fitness=fitness(arch), attempt=attempt)

@@ -18,7 +18,7 @@ from nasray.evaluate import evaluate
 from nasray.evaluator import EvaluationTask, Evaluator, EvaluatorPool, Request
 from nasray.images import JobImages
 from nasray.racing import pack, unpack
-from nasray.search.candidate import Candidate, Evaluation
+from nasray.search.candidate import Candidate, Evaluation, Rivals
 from nasray.spaces.space import Architecture, as_architectures, random_population
 from nasray.spaces.tiny import Tiny
 
@@ -170,15 +170,16 @@ def test_memory_that_runs_out_halves_the_batch_once(evaluator, monkeypatch):
 
 
 def test_a_race_that_is_lost_judges_fewer_images_and_stays_below_the_bar(make_task, make_job):
-    """Of 80 hold-out images: no untrained subnet comes near one that is always right."""
-    bar = Candidate(arch=ARCHS[1], fitness=1.0, costs={}, correct=pack(np.ones(80, dtype=bool)))
+    """Of 80 hold-out images: no untrained subnet comes near those that are always right."""
+    right = pack(np.ones(80, dtype=bool))
+    best = Candidate(arch=ARCHS[1], fitness=1.0, costs={}, images=80, correct=right)
     found = {}
     for racing in (True, False):
         job = make_job(data={"holdout_per_class": 20}, search={"racing": racing})
         with EvaluatorPool(make_task(job)) as pool:
-            pool.submit(7, ARCHS[0], bar)
+            pool.submit(7, ARCHS[0], Rivals(best, (best,) * 8))
             key, found[racing] = pool.next()
             assert key == 7
-    assert found[False].images == 80 and found[True].images == 64
-    assert found[True].correct == pack(unpack(found[False].correct, 80)[:64])
-    assert found[True].fitness < 0.7
+    assert found[False].images == 80 and found[True].images == 40
+    assert found[True].correct == pack(unpack(found[False].correct, 80)[:40])
+    assert found[True].fitness < 0.9

@@ -197,6 +197,43 @@ def test_neither_order_nor_number_of_evaluators_matters(tmp_path, unlimited, alg
     assert found[0] == found[1] == found[2]
 
 
+class Racing(AnyOrder):
+    """Judges on 100 images those who come near their bar, and on 40 all others."""
+
+    def __init__(self, number, seed):
+        super().__init__(lambda arch: self.race(arch), number, seed)
+        self.rivals = {}
+
+    def submit(self, position, arch, rivals=None):
+        self.rivals[arch] = rivals
+        super().submit(position, arch)
+
+    def race(self, arch):
+        fitness, rivals = closeness(arch), self.rivals[arch]
+        lost = rivals is not None and fitness < rivals.bar.fitness - 0.02
+        return Evaluation(fitness=fitness, images=40 if lost else 100)
+
+
+@pytest.mark.parametrize("algorithm", ["genetic", "steady"])
+def test_races_learn_from_what_was_judged_in_full_whoever_evaluates(tmp_path, unlimited, algorithm):
+    pools = [Racing(1, 0), Racing(8, 1)]
+    found = [
+        search(tmp_path / str(index), unlimited, pool=pool, algorithm=algorithm)
+        for index, pool in enumerate(pools)
+    ]
+    assert found[0] == found[1] and pools[0].rivals == pools[1].rivals
+    assert {candidate.images for candidate in found[0]} == {40, 100}
+    position = {candidate.arch: index for index, candidate in enumerate(found[0])}
+    for index, candidate in enumerate(found[0]):
+        rivals = pools[0].rivals[candidate.arch]
+        assert (rivals is None) == (index < 20 + (algorithm == "steady") * 15)
+        if rivals:
+            assert all(judged.images == 100 for judged in rivals.judged)
+            assert len(rivals.judged) >= 20 and rivals.bar.images == 100
+            newest = max(position[arch] for arch in archs_of([*rivals.judged, rivals.bar]))
+            assert newest < index
+
+
 @pytest.mark.parametrize("algorithm", ["genetic", "steady"])
 def test_a_search_stopped_with_holes_in_its_history_resumes(tmp_path, unlimited, algorithm):
     """Later candidates are on record and earlier ones are not; some cannot be evaluated."""

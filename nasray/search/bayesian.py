@@ -48,7 +48,7 @@ class BayesianSearch:
         self.under_way: list[Architecture] = []
         self.length, self.noise = LENGTHS[1] * len(space.genes), NOISES[0]
         self.codes = [_code(gene) for gene in space.genes]
-        self.bar = None  # every evaluation counts, a bad one, too
+        self.rivals = None  # every evaluation counts, a bad one, too
 
     def breed(self) -> Architecture | None:
         arch = None

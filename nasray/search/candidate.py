@@ -10,6 +10,7 @@ from nasray.config import Limit
 from nasray.spaces.space import Architecture
 
 FAILED = -np.inf  # fitness of what could not be evaluated
+FEWEST_JUDGED, MOST_JUDGED = 8, 100  # that races learn from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +20,10 @@ class Evaluation:
     fitness: float  # a fraction; FAILED if there is an error
     seconds: float = field(default=0.0, compare=False)
     images: int = 0  # that it was judged on: all, or fewer if a race dropped it
-    slices: tuple[float, ...] = ()  # top-1 on each slice of them (racing.py)
-    correct: bytes = field(default=b"", repr=False)  # which it has right, one bit each
+    # Top-1 on each slice of them, and which it has right, one bit each: in the order of the
+    # hold-out images, or if a race dropped it, in the race's (racing.py).
+    slices: tuple[float, ...] = ()
+    correct: bytes = field(default=b"", repr=False)
     batch_size: int = 0  # of recalibration, whose statistics depend on it a little
     error: str = ""  # why there is no fitness
     evaluator: str = field(default="", compare=False)
@@ -45,6 +48,24 @@ class Candidate(Evaluation):
         """What `evaluation` found of the architecture that `known` names with its costs."""
         found = {each.name: getattr(evaluation, each.name) for each in fields(Evaluation)}
         return cls(**found, **known)
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """What newcomers race against (racing.py)."""
+
+    bar: Candidate  # whose place they must take to be of use
+    judged: tuple[Candidate, ...]  # in full, and told of: the latest
+
+    @classmethod
+    def of(cls, bar: Candidate | None, judged: tuple[Candidate, ...]) -> "Rivals | None":
+        """None, so no race, before there is a bar and enough to learn from."""
+        return cls(bar, judged) if bar and len(judged) >= FEWEST_JUDGED else None
+
+
+def latest_judged(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Those of `candidates` that races learn from."""
+    return tuple(judged_fully(candidates)[-MOST_JUDGED:])
 
 
 def judged_fully(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from nasray.errors import EvaluationError, UserError
-from nasray.search.candidate import Candidate, Evaluation
+from nasray.search.candidate import Candidate, Evaluation, Rivals
 from nasray.search.history import History
 from nasray.search.limits import Limits
 from nasray.spaces.space import Architecture
@@ -27,8 +27,8 @@ class Algorithm(Protocol):
         """The generation that belongs to what ask() returned last, from 0."""
 
     @property
-    def bar(self) -> Candidate | None:
-        """What a newcomer must beat to be of use, if anything; races are run against it."""
+    def rivals(self) -> Rivals | None:
+        """What ask()'s latest must beat to be of use, if anything."""
 
     def ask(self) -> list[Architecture]:
         """All that can be bred from what it has been told, of one generation; maybe nothing."""
@@ -43,7 +43,7 @@ class Algorithm(Protocol):
 class Pool(Protocol):
     """What evaluates: takes as much as is submitted, and returns it in any order."""
 
-    def submit(self, position: int, arch: Architecture, bar: Candidate | None) -> None: ...
+    def submit(self, position: int, arch: Architecture, rivals: Rivals | None) -> None: ...
 
     def next(self) -> tuple[int, Evaluation]:
         """Wait for the next evaluation to end, and return it with its position."""
@@ -56,7 +56,7 @@ class Direct:
         self.evaluate = evaluate
         self.waiting: deque[tuple[int, Architecture]] = deque()
 
-    def submit(self, position: int, arch: Architecture, bar: Candidate | None = None) -> None:
+    def submit(self, position: int, arch: Architecture, rivals: Rivals | None = None) -> None:
         self.waiting.append((position, arch))
 
     def next(self) -> tuple[int, Evaluation]:
@@ -136,7 +136,7 @@ class _Search:
                 if known is not None:
                     self.found[position] = known
                 else:
-                    self.pool.submit(position, arch, self.algorithm.bar)
+                    self.pool.submit(position, arch, self.algorithm.rivals)
                     self.running += 1
 
     def _known(self, position: int, arch: Architecture) -> Evaluation | None:

@@ -29,8 +29,8 @@ class RegularizedEvolution:
         self.counts = np.array([len(gene.choices) for gene in space.genes]) - self.first
 
     @property
-    def bar(self) -> Candidate | None:
-        return None  # everything newborn is a member, good or bad
+    def rivals(self) -> None:
+        """None: everything newborn is a member, good or bad."""
 
     def breed(self) -> Architecture | None:
         self.num_bred += 1

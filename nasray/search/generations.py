@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from nasray.search.candidate import Candidate
+from nasray.search.candidate import Candidate, Rivals
 from nasray.spaces.space import Architecture
 
 
@@ -26,8 +26,8 @@ class Generations:
         self.born: list[Candidate] = []
 
     @property
-    def bar(self) -> Candidate | None:
-        return getattr(self.breeder, "bar", None)
+    def rivals(self) -> Rivals | None:
+        return getattr(self.breeder, "rivals", None)
 
     def ask(self) -> list[Architecture]:
         if self.awaited or not self.left:

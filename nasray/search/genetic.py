@@ -7,7 +7,7 @@ ends where no feasible architecture is left.
 import numpy as np
 
 from nasray.config import SearchConfig
-from nasray.search.candidate import Candidate, best_first
+from nasray.search.candidate import Candidate, Rivals, best_first, latest_judged
 from nasray.search.limits import Limits
 from nasray.spaces.space import (
     Architecture,
@@ -36,13 +36,15 @@ class GeneticSearch:
         self.space, self.config, self.limits = space, config, limits
         self.rng = np.random.default_rng(seed)
         self.parents: list[Candidate] = []
+        self.judged: tuple[Candidate, ...] = ()
         self.seen: set[Architecture] = set()
 
     @property
-    def bar(self) -> Candidate | None:
-        """The last of the best that are parents whatever luck says."""
+    def rivals(self) -> Rivals | None:
+        """The bar is the last of the best, who are parents whatever luck says."""
         number = self.config.num_parents
-        return self.parents[number - 1] if len(self.parents) >= number else None
+        bar = self.parents[number - 1] if len(self.parents) >= number else None
+        return Rivals.of(bar, self.judged)
 
     def ask(self) -> list[Architecture]:
         """The new members of the next generation; none once the space is exhausted."""
@@ -53,6 +55,7 @@ class GeneticSearch:
 
     def tell(self, generation: list[Candidate]) -> None:
         alive = [candidate for candidate in generation if not candidate.failed]
+        self.judged = latest_judged([*self.judged, *alive])
         ranked = best_first(self.parents + alive)
         best, others = ranked[: self.config.num_parents], ranked[self.config.num_parents :]
         lucky = self.rng.random(len(others)) < self.config.random_parent_prob

@@ -8,7 +8,7 @@ same on one evaluator as on `lag`. More evaluators than that would have nothing 
 from collections import deque
 from typing import Protocol
 
-from nasray.search.candidate import Candidate
+from nasray.search.candidate import Candidate, Rivals
 from nasray.spaces.space import Architecture
 
 
@@ -16,7 +16,7 @@ class Breeder(Protocol):
     """Breeds one candidate at a time."""
 
     @property
-    def bar(self) -> Candidate | None: ...
+    def rivals(self) -> Rivals | None: ...
 
     def breed(self) -> Architecture | None:
         """A new architecture; None once the space is exhausted."""
@@ -34,17 +34,17 @@ class Lagged:
     def __init__(self, breeder: Breeder, *, number: int, size: int, lag: int) -> None:
         self.breeder, self.number, self.size, self.lag = breeder, number, size, lag
         self.bred = 0
-        self.ready: deque[tuple[int, Architecture, Candidate | None]] = deque()
+        self.ready: deque[tuple[int, Architecture, Rivals | None]] = deque()
         self.generation = 0
-        self.bar: Candidate | None = None
+        self.rivals: Rivals | None = None
         for _ in range(lag):
             self._breed()
 
     def ask(self) -> list[Architecture]:
-        """The next one, with its generation and the bar as they were when it was bred."""
+        """The next one, with its generation and its rivals as they were when it was bred."""
         if not self.ready:
             return []
-        position, arch, self.bar = self.ready.popleft()
+        position, arch, self.rivals = self.ready.popleft()
         self.generation = position // self.size
         return [arch]
 
@@ -62,5 +62,5 @@ class Lagged:
         if arch is None:
             self.number = self.bred
             return
-        self.ready.append((self.bred, arch, self.breeder.bar))
+        self.ready.append((self.bred, arch, self.breeder.rivals))
         self.bred += 1

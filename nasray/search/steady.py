@@ -5,7 +5,7 @@ from collections import deque
 import numpy as np
 
 from nasray.config import SearchConfig
-from nasray.search.candidate import Candidate, best_first
+from nasray.search.candidate import Candidate, Rivals, best_first, latest_judged
 from nasray.search.limits import Limits
 from nasray.spaces.space import (
     Architecture,
@@ -59,11 +59,14 @@ class SteadyGenetic:
         self.offspring = Offspring(limits, self.rng)
         self.num_bred = 0
         self.parents: list[Candidate] = []
+        self.judged: tuple[Candidate, ...] = ()
+        self.fresh: list[Candidate] = []  # as many as a generation, then they are among the judged
 
     @property
-    def bar(self) -> Candidate | None:
-        """The last of the parents, whose place a child must take."""
-        return self.parents[-1] if len(self.parents) == self.config.num_parents else None
+    def rivals(self) -> Rivals | None:
+        """The bar is the last of the parents."""
+        bar = self.parents[-1] if len(self.parents) == self.config.num_parents else None
+        return Rivals.of(bar, self.judged)
 
     def breed(self) -> Architecture | None:
         self.num_bred += 1
@@ -75,8 +78,13 @@ class SteadyGenetic:
         return self.offspring.newcomer()
 
     def learn(self, candidate: Candidate) -> None:
-        if not candidate.failed:
-            self.parents = best_first([*self.parents, candidate])[: self.config.num_parents]
+        if candidate.failed:
+            return
+        self.parents = best_first([*self.parents, candidate])[: self.config.num_parents]
+        self.fresh.append(candidate)
+        if len(self.fresh) == self.config.population_size:
+            self.judged = latest_judged([*self.judged, *self.fresh])
+            self.fresh = []
 
     def _litter(self, parents: Population) -> Population:
         mothers, fathers = draw_pairs(len(parents), LITTER, self.rng)
