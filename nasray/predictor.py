@@ -191,11 +191,17 @@ def _threads() -> ThreadPoolExecutor:
     Chunks side by side: a small product that is split among cores waits for the slowest.
     """
     number = torch.get_num_threads()
-    threads = ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,))
+    threads = ThreadPoolExecutor(number, initializer=_compute_alone)
     for _ in threads.map(time.sleep, [0.01] * number):  # all have started
         pass
     torch.set_num_threads(number)  # threads that start from now on take what was set last
     return threads
+
+
+def _compute_alone() -> None:
+    """Keep what this thread computes to itself."""
+    torch.get_num_threads()  # a thread's first call takes over the number that was set last
+    torch.set_num_threads(1)
 
 
 def kendall_tau(first: np.ndarray, second: np.ndarray) -> float:

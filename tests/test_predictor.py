@@ -10,7 +10,7 @@ import torch
 
 from nasray.errors import UserError
 from nasray.latency import LatencyTable
-from nasray.predictor import FORMAT, AccuracyPredictor, kendall_tau
+from nasray.predictor import FORMAT, AccuracyPredictor, _threads, kendall_tau
 from nasray.search.active import Activity
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
 from nasray.spaces.ofa_proxyless import OfaProxyless
@@ -100,6 +100,16 @@ def test_more_architectures_than_fit_into_one_chunk_keep_their_order(monkeypatch
     at_once = predictor(population)
     monkeypatch.setattr("nasray.predictor.CHUNK", 7)
     np.testing.assert_allclose(predictor(population), at_once, atol=1e-6)
+
+
+def test_each_of_the_predicting_threads_computes_alone():
+    together = threading.Barrier(torch.get_num_threads())
+
+    def count(_):
+        together.wait(timeout=30)
+        return torch.get_num_threads()
+
+    assert set(_threads().map(count, range(together.parties))) == {1}
 
 
 def test_predicting_leaves_torchs_number_of_threads_alone():
