@@ -238,8 +238,14 @@ def fit_predictor(run_dir: str, sample: int, data_path: str | None, address: str
             with ray_cluster(address, opened.job.compute):
                 fit.sample(opened, sample)
         found = fit.fit_predictor(opened)
-        shown = ("predictor", "num_evaluations", "rmse", "kendall_tau")
+        shown = ("predictor", "num_evaluations", "num_held_out", "rmse", "kendall_tau")
         click.echo(json.dumps({key: found[key] for key in shown}))
+        if found["kendall_tau"] <= 0:
+            click.echo(
+                "it orders architectures that it was not fitted to no better than chance: sample "
+                "more, or train the supernet for longer",
+                err=True,
+            )
 
 
 @main.command()

@@ -16,7 +16,9 @@ from nasray.errors import UserError
 @space_argument
 @click.option("--predictor", required=True, help="A fitted one, or one that OFA published.")
 @click.option("--latency-table", help="Of a device; makes latency_ms the cost.")
-@click.option("--cost", help="Another cost the limits are on, e.g. macs or params.")
+@click.option(
+    "--cost", help="What the limits are on: latency_ms with a table, else macs, or e.g. params."
+)
 @click.option(
     "--limit", "limits", type=float, multiple=True, required=True, help="Give as many as you like."
 )
@@ -72,7 +74,8 @@ def front(
     try:
         ladder = Ladder(Limits(space, [Limit(cost=cost, max=limit) for limit in limits], table))
     except UserError as error:
-        raise UserError(str(error).replace("search.limits: ", "--limit, --cost: ")) from None
+        hint = "" if latency_table else "; for limits in ms give --latency-table"
+        raise UserError(str(error).replace("search.limits: ", "--limit: ") + hint) from None
     searched: Front | Staged
     if budget and strategy != "front":
         raise UserError(f"--budget: {strategy} has a fixed number of generations; leave it out")

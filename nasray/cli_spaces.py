@@ -21,7 +21,9 @@ def space_options(verb: Any) -> Any:
             help="An option of SPACE as [space] in a job has it, e.g. width=1.0.",
         ),
         click.option(
-            "--resolution", type=click.IntRange(32), default=224, show_default=True, help="Pixels."
+            "--resolution",
+            type=click.IntRange(32),
+            help="Pixels: 224 unless told, 256 for ofa_resnet50d.",
         ),
         click.option("--num-classes", type=click.IntRange(1), default=1000, show_default=True),
     ):
@@ -202,8 +204,13 @@ def show(
     for text in archs:
         click.echo("\n".join(module_strings.format(space, parse_arch(space, text))))
     if strings is not None:
-        with click.open_file(strings) as file:
-            arch = module_strings.parse(file.read().splitlines(), space, side)
+        try:
+            with click.open_file(strings) as file:
+                arch = module_strings.parse(file.read().splitlines(), space, side)
+        except UnicodeDecodeError:
+            raise UserError(f"--parse {strings}: is not text") from None
+        except UserError as error:
+            raise UserError(f"--parse {strings}: {error}") from None
         click.echo(json.dumps(space.to_json(arch)))
 
 
@@ -224,7 +231,12 @@ def parse_arch(space: Any, text: str) -> tuple[int, ...]:
 
 
 def make_space(
-    name: str, *, num_classes: int, resolution: int, settings: tuple[str, ...], **options: Any
+    name: str,
+    *,
+    num_classes: int,
+    resolution: int | None,
+    settings: tuple[str, ...],
+    **options: Any,
 ) -> Any:
     from nasray.spaces import space_by_name
 
@@ -236,8 +248,9 @@ def make_space(
             options[key] = json.loads(value)
         except ValueError:
             options[key] = value
-    options = {"num_classes": num_classes, "resolution": resolution} | options
-    return space_by_name(name, **options)
+    if resolution is not None:
+        options = {"resolution": resolution} | options
+    return space_by_name(name, **{"num_classes": num_classes} | options)
 
 
 def _looked_up(

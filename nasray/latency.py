@@ -222,7 +222,10 @@ def _own_prices(path: str, space: Space) -> tuple[Price, dict[str, str]]:
 
 def _ofa_prices(folder: str, space: Space) -> tuple[Price, dict[str, str]]:
     """Read those of a folder's tables that `space` needs: one per resolution."""
-    names = storage.list_names(folder) if storage.exists(folder) else []
+    try:
+        names = storage.list_names(folder)
+    except NotADirectoryError:
+        names = []
     files = {int(match[1]): name for name in names if (match := OFA_FILE.fullmatch(name))}
     if not files:
         raise UserError(

@@ -47,8 +47,9 @@ class Form:
             order, chance = _most_telling(right - own, number - 1)
             mean, variance = _predict(chance, own[order])
             errors.append((own.sum() - mean[:-1]) ** 2 / variance[:-1])
-        # The model's own variance at least: a few networks may be alike by chance.
-        spread = np.maximum(1.0, np.mean(errors, axis=0))
+        # The model's own variance at least: a few networks may be alike by chance. And more
+        # than was measured, the fewer they are (the variance of Student's t).
+        spread = np.maximum(1.0, np.mean(errors, axis=0)) * (number / max(1, number - 3))
         return cls(*_most_telling(right, number), spread)
 
 
@@ -58,7 +59,7 @@ class Race:
 
     form: Form
     target: int
-    confidence: float  # that a candidate which is dropped would not have reached the target
+    confidence: float  # share of those dropped that would not have reached the target
 
     def is_lost(self, correct: np.ndarray) -> bool:
         """Whether a candidate is all but sure to lose, by its first images in the form's order.
@@ -98,7 +99,7 @@ def _predict(chance: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.nd
     precision = variance[ends] + PRIOR
     ability = (right - expected[ends]) / precision
     mean = right + expected[-1] - expected[ends] + ability * left
-    return mean, left + left**2 / precision
+    return mean.clip(right, right + len(chance) - 1 - ends), left + left**2 / precision
 
 
 def pack(correct: np.ndarray) -> bytes:

@@ -16,7 +16,7 @@ from typing import Any
 
 import nasray
 from nasray import cost, storage
-from nasray.config import Job, parse_job
+from nasray.config import Job, SearchConfig, parse_job
 from nasray.datasets import Dataset, open_dataset
 from nasray.errors import UserError
 from nasray.latency import LatencyTable
@@ -39,6 +39,10 @@ FREE_KEYS = {
     ("compute", "worker_labels"),
     ("compute", "evaluator_labels"),
 }
+
+
+# Of [search], what may change until the search has begun: not how a sample was evaluated.
+SEARCH_KEYS = set(SearchConfig.model_fields) - {"calibration_images", "batch_size", "latency_table"}
 
 
 @dataclass(frozen=True)
@@ -173,9 +177,9 @@ def _begun(folder: str) -> bool:
 def _check_same(recorded: Job, job: Job, folder: str, *, searched: bool) -> None:
     """Refuse to continue a run with another job; name the first difference.
 
-    Whether a predictor proposes may be decided until the search has begun.
+    What is searched for may change until the search has begun.
     """
-    free = FREE_KEYS if searched else FREE_KEYS | {("search", "verify")}
+    free = FREE_KEYS if searched else FREE_KEYS | {("search", key) for key in SEARCH_KEYS}
     old, new = recorded.model_dump(), job.model_dump()
     for section, value in new.items():
         pairs = (

@@ -44,8 +44,11 @@ def check_trained_widths(space: Space, config: SupernetConfig) -> None:
         if lowest > gene.first:
             raise UserError(
                 f"supernet: {gene.kind}s below {gene.choices[lowest]} are never trained, but "
-                f"search draws from {gene.choices[gene.first]} on; lower smallest_scale, let the "
-                "channel warm-up end before `epochs`, or search fewer scales"
+                f"search draws from {gene.choices[gene.first]} on; lower supernet.smallest_scale "
+                f"= {config.smallest_scale}, let channel_warmup_start = "
+                f"{config.channel_warmup_start} + channel_warmup_epochs = "
+                f"{config.channel_warmup_epochs} end before epochs = {config.epochs}, or search "
+                "fewer scales"
             )
 
 

@@ -157,6 +157,21 @@ def test_module_strings_come_back_as_the_architecture(invoke, tmp_path):
     assert json.loads(profile.output)["arch"] == arch
 
 
+def test_what_cannot_be_parsed_is_named_with_its_file(invoke, tmp_path):
+    binary, text = tmp_path / "binary", tmp_path / "text"
+    binary.write_bytes(b"\x80\x02")
+    text.write_text("hello\n")
+    result = invoke("show", "ofa_mobilenetv3", "--parse", binary)
+    assert result.stderr == f"Error: --parse {binary}: is not text\n"
+    result = invoke("show", "ofa_mobilenetv3", "--parse", text)
+    assert result.stderr.startswith(f"Error: --parse {text}: ")
+
+
+def test_every_space_is_shown_at_its_own_resolution(invoke):
+    assert invoke("show", "ofa_resnet50d", "largest").output.endswith("resolution 256\n")
+    assert invoke("show", "ofa_resnet50d", "largest", "--resolution", 224).exit_code == 1
+
+
 def test_spaces_lists_sizes_and_published_names(invoke):
     result = invoke("spaces")
     assert "shufflenet: 40 genes, 1.27e+30 architectures; named: oneshot-s+, oneshot" in (

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from nasray.datasets.transforms import normalize
+from nasray.errors import EvaluationError
 from nasray.evaluate import evaluate, recalibrate_bn, top1
 
 
@@ -95,6 +96,15 @@ def test_top1_counts_exactly_the_given_images(batch_size):
     images[::2] = 255
     labels = np.array([1, 0] * 5 + [0])  # the last one is wrong
     assert top1(Brightness(), images, labels, batch_size=batch_size) == pytest.approx(10 / 11)
+
+
+def test_outputs_that_are_no_numbers_are_no_answer():
+    class Broken(nn.Module):
+        def forward(self, images):
+            return images.mean((2, 3)) * torch.tensor([1.0, float("nan"), 1.0])
+
+    with pytest.raises(EvaluationError, match="outputs are not finite"):
+        top1(Broken(), np.zeros((5, 3, 4, 4), np.uint8), np.zeros(5), batch_size=2)
 
 
 def test_a_last_batch_of_one_image_does_not_spoil_the_statistics():

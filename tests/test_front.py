@@ -3,7 +3,7 @@
 import threading
 import time
 from dataclasses import dataclass
-from itertools import combinations, cycle, product
+from itertools import cycle, product
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,6 @@ from nasray.search.candidate import Candidate
 from nasray.search.front import Front
 from nasray.search.ladder import front_search
 from nasray.search.limits import Limits
-from nasray.search.memory import Memory
 from nasray.search.within import Within
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
 from nasray.spaces.space import Gene, as_population
@@ -205,44 +204,6 @@ def test_the_next_brood_is_bred_while_one_is_predicted():
 
     search.advance(together)  # ends only if two broods are predicted at once
     assert search.told == 200
-
-
-def test_what_was_predicted_is_not_predicted_again():
-    """But within broods under way at once; what is remembered is what was predicted."""
-    price, fitness = prices(SMALL), worths(SMALL)
-    search = Front(SMALL, price, [20, 30], 0, size=200, budget=20_000)
-    asked, told, absorb = [], [], search.absorb
-
-    def counted(population):
-        asked.extend(map(bytes, population))
-        return fitness(population)
-
-    def noted(population, costs, values):
-        told.append(len(population))
-        np.testing.assert_array_equal(values, fitness(population))
-        absorb(population, costs, values)
-
-    search.absorb = noted
-    for _ in range(100):
-        search.advance(counted)
-    assert len(asked) < 0.5 * sum(told)
-    assert len(asked) < 1.2 * len(set(asked))
-
-
-def test_what_differs_in_one_gene_or_two_is_not_taken_for_known():
-    memory = Memory(len(SPACE.genes))
-    rows = [np.zeros(len(SPACE.genes), dtype=np.int8)]
-    for one, other in combinations(range(len(SPACE.genes)), 2):
-        for choices in product((1, 2, 3), (0, 1, 2, 3)):
-            rows.append(rows[0].copy())
-            rows[-1][[one, other]] = choices
-    population = np.unique(np.stack(rows), axis=0)
-    memory.keep(memory.recall(population[::2])[0], np.arange(len(population[::2]), dtype=float))
-    assert np.isnan(memory.recall(population[1::2])[1]).all()
-    recalled = memory.recall(population[::2])[1]
-    known = ~np.isnan(recalled)
-    assert known.mean() > 0.99  # two may want the same place
-    np.testing.assert_array_equal(recalled[known], np.flatnonzero(known))
 
 
 def test_children_are_bred_anew_until_they_are_within_their_limit(monkeypatch):

@@ -95,6 +95,8 @@ def test_published_tables_have_the_known_bounds_and_shares():
 @needs_ofa
 def test_what_a_published_folder_lacks_is_named(tmp_path):
     note10 = str(OFA / "note10")
+    with pytest.raises(UserError, match="neither a .parquet or .csv file nor a folder of NNN"):
+        LatencyTable.load(f"{note10}/224_lookup_table.yaml", OfaMobileNetV3())
     with pytest.raises(UserError, match=r"no table for the resolutions \[96, 225\]"):
         LatencyTable.load(note10, OfaMobileNetV3(resolution=225, resolutions=(96, 160, 225)))
     with pytest.raises(UserError, match="of the space ofa_mobilenetv3, not tiny"):

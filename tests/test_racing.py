@@ -120,6 +120,14 @@ def test_the_estimate_of_a_dropped_candidate_is_close_and_below_the_bar():
     assert abs(np.mean(errors)) < 0.01 and np.std(errors) < 0.02
 
 
+def test_no_estimate_is_below_what_is_certain():
+    easy = np.repeat([0.5, 0.08], [300, NUMBER - 300])
+    records = np.random.default_rng(0).random((30, NUMBER)) < easy
+    race = Race(Form.of(records), 400, 0.99)
+    lost = np.zeros(slice_ends(NUMBER)[0], dtype=bool)
+    assert race.is_lost(lost) and race.fitness(lost) == 0.0
+
+
 class Sign(nn.Module):
     """Class 1 if the first pixel is bright."""
 

@@ -24,7 +24,7 @@ from conftest import (
 
 from nasray import storage
 from nasray.cli import main
-from nasray.config import DataConfig
+from nasray.config import DataConfig, load_job
 from nasray.datasets import import_dataset
 from nasray.errors import UserError
 from nasray.run import opened
@@ -157,6 +157,21 @@ def test_a_run_directory_of_another_job_is_refused(
     assert result.exit_code == 1
     assert f"{finished_run.folder} was recorded with {named}" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_supernet_is_searched_again_for_other_limits(finished_run: FinishedRun, tmp_path: Path):
+    job = load_job(finished_run.job_file)
+    other = job.search.model_copy(update={"limits": (), "num_parents": 3})
+    shutil.copytree(finished_run.folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "history")
+    with opened(f"{tmp_path}/run", job.model_copy(update={"search": other})) as run:
+        assert run.job.search == other
+    unlike = other.model_copy(update={"calibration_images": 7})
+    with (
+        pytest.raises(UserError, match="search.calibration_images"),
+        opened(f"{tmp_path}/run", job.model_copy(update={"search": unlike})),
+    ):
+        pass
 
 
 def test_evaluate_and_export_are_told_where_data_lie_now(

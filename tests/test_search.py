@@ -262,6 +262,33 @@ def test_a_search_stopped_with_holes_in_its_history_resumes(tmp_path, unlimited,
     assert len(calls) == len(set(calls)) == len(undisturbed)
 
 
+@pytest.mark.parametrize("number", [1, 4, 12])
+def test_when_a_search_is_hopeless_depends_on_no_evaluator_and_no_crash(
+    tmp_path, unlimited, number
+):
+    """The first five fail, and it ends; five later ones do not matter, wherever it is killed."""
+    order = archs_of(search(tmp_path / "order", unlimited, population_size=12))
+
+    def failing(few, calls=None, stop=0):
+        def once(arch):
+            if calls is not None and len(calls) == stop:
+                raise KeyboardInterrupt
+            calls is not None and calls.append(arch)
+            return Evaluation(fitness=FAILED, error="boom") if arch in few else evaluate(arch)
+
+        return AnyOrder(once, number, 3)
+
+    with pytest.raises(EvaluationError, match="none of the first 5 .*boom"):
+        search(tmp_path / "a", unlimited, pool=failing(order[:5]), population_size=12)
+    few = order[3:8]
+    undisturbed = search(tmp_path / "b", unlimited, pool=failing(few), population_size=12)
+    for stop in (3, 1000):
+        with suppress(KeyboardInterrupt):
+            pool = failing(few, [], stop)
+            found = search(tmp_path / "c", unlimited, pool=pool, population_size=12)
+    assert found == undisturbed and sum(candidate.failed for candidate in found) == 5
+
+
 def test_failures_in_a_row_end_a_search_and_what_succeeded_is_kept(tmp_path, unlimited):
     calls = []
 
@@ -346,14 +373,20 @@ def test_a_history_of_another_job_is_refused(tmp_path, unlimited):
         search(tmp_path, unlimited, seed=1)
 
 
-@pytest.mark.parametrize("damage", [b"", b"PAR1 and then nothing", "another table", "half"])
+@pytest.mark.parametrize(
+    "damage", [b"", b"PAR1 and then nothing", "another table", "half", "a bit"]
+)
 def test_a_damaged_file_is_made_again_from_the_single_evaluations(
     tmp_path, unlimited, damage, caplog
 ):
     undisturbed = search(tmp_path, unlimited)
     path = tmp_path / "search-0002.parquet"
     whole = path.read_bytes()
-    if damage == "another table":
+    if damage == "a bit":
+        numbers = [np.float64(c.fitness).tobytes() for c in undisturbed if c.generation == 2]
+        place = next(whole.index(number) for number in numbers if number in whole)
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    elif damage == "another table":
         pq.write_table(pa.table({"fitness": [0.5]}), path)
     else:
         path.write_bytes(whole[: len(whole) // 2] if damage == "half" else damage)
@@ -388,6 +421,21 @@ def test_a_damaged_single_evaluation_is_done_again(tmp_path, unlimited, caplog):
     assert search(tmp_path, unlimited, evaluate=counting) == undisturbed
     assert calls == [undisturbed[-1].arch]
     assert f"{last.name} is of no use" in caplog.text
+
+
+@pytest.mark.parametrize("change", [{"fitness": float("nan")}, {"images": 9, "correct": ""}])
+def test_a_single_evaluation_that_none_gives_is_done_again(tmp_path, unlimited, change):
+    undisturbed = search(tmp_path, unlimited)
+    (tmp_path / "search-0005.parquet").unlink()
+    last = sorted((tmp_path / "_evaluations" / "search").iterdir())[-1]
+    last.write_text(json.dumps(json.loads(last.read_text()) | change))
+    assert search(tmp_path, unlimited) == undisturbed
+
+
+def test_files_of_other_names_are_no_history(tmp_path, unlimited):
+    undisturbed = search(tmp_path, unlimited)
+    (tmp_path / "search-0001 (copy).parquet").write_bytes(b"")
+    assert History(str(tmp_path)).candidates == undisturbed
 
 
 def test_history_is_one_parquet_data_set(tmp_path, unlimited):

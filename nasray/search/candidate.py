@@ -10,7 +10,7 @@ from nasray.config import Limit
 from nasray.spaces.space import Architecture
 
 FAILED = -np.inf  # fitness of what could not be evaluated
-FEWEST_JUDGED, MOST_JUDGED = 8, 100  # that races learn from
+FEWEST_JUDGED, MOST_JUDGED = 20, 100  # that races learn from
 
 
 @dataclass(frozen=True, kw_only=True)

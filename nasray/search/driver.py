@@ -100,8 +100,8 @@ class _Search:
         self.found: dict[int, Evaluation] = {}  # known, but not yet told
         self.open: list[Candidate] = []  # told, of generations not yet on record
         self.told = self.running = self.num_failed = 0
-        self.any_succeeded = bool(self.recorded)
-        self.failing: list[int] = []  # positions of the latest evaluations, which all failed
+        self.any_succeeded = False
+        self.failing: list[int] = []  # positions of the latest told, which all failed
         self.best = 0.0
 
     def run(self) -> list[Candidate]:
@@ -119,7 +119,6 @@ class _Search:
             self.running -= 1
             self.history.record(position, self.asked[position], evaluation)
             self.found[position] = evaluation
-            self._check_hope(position, evaluation)
         self._record_complete(until=len(self.generation_of))
         return self.history.candidates
 
@@ -159,6 +158,7 @@ class _Search:
         number = self.generation_of[self.told]
         candidate = Candidate.of(evaluation, arch=arch, costs=costs, generation=number)
         self._count(candidate)
+        self._check_hope(candidate)
         self.open.append(candidate)
         self.algorithm.tell(candidate)
         return True
@@ -183,6 +183,8 @@ class _Search:
             self._count(candidate)
 
     def _count(self, candidate: Candidate) -> None:
+        self.failing = [*self.failing, self.told] if candidate.failed else []
+        self.any_succeeded |= not candidate.failed
         self.told += 1
         self.num_failed += candidate.failed
         self.best = max(self.best, candidate.fitness)
@@ -193,16 +195,12 @@ class _Search:
             f"generation {number + 1}, {self.told} evaluated{failed}, best {self.best:.1%}",
         )
 
-    def _check_hope(self, position: int, evaluation: Evaluation) -> None:
+    def _check_hope(self, latest: Candidate) -> None:
         """End a search in which everything fails, before hours are lost; forget the failures."""
-        if not evaluation.failed:
-            self.any_succeeded, self.failing = True, []
-            return
-        self.failing.append(position)
         if len(self.failing) == (HOPELESS if self.any_succeeded else HOPELESS_AT_FIRST):
             self.history.forget(self.failing)
             which = "latest" if self.any_succeeded else "first"
             raise EvaluationError(
                 f"none of the {which} {len(self.failing)} architectures could be evaluated; the "
-                f"last: {evaluation.error}"
+                f"last: {latest.error}"
             )

@@ -25,7 +25,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from nasray.search.active import Activity
-from nasray.search.memory import Memory
 from nasray.search.within import Answer, Price, Within
 from nasray.spaces.space import Population, Space
 
@@ -41,7 +40,7 @@ MAX_TRIES = 3  # to breed a child within its limit
 AHEAD = 2  # generations under way in advance(): as one is predicted, the next is bred
 POLISH = 0.1  # of the budget goes to neighbours of the best
 STRANGER, NEIGHBOUR = -1, -2  # instead of a slot
-KEPT = 0.9  # of the median change, from one generation to the next
+MEMORY = 0.9  # of the median change, from one generation to the next
 
 
 @dataclass(frozen=True)
@@ -104,9 +103,7 @@ class Front:
             (None, self.slots.population[:0])
         ] * len(self.rungs)  # of the best then, those not yet bred
         self.turn = self.told = 0
-        # Of advance(), in order: with the keys and what is known of the fitness.
-        self.under_way: deque[tuple[Population, np.ndarray, np.ndarray, Future]] = deque()
-        self.memory = Memory(len(space.genes))
+        self.under_way: deque[tuple[Population, Future]] = deque()  # of advance(), in order
         self.helpers = ThreadPoolExecutor(AHEAD)
         self.change = 0.0  # median change of fitness from a parent to its child, smoothed
 
@@ -119,23 +116,16 @@ class Front:
     def advance(self, fitness: Callable[[Population], np.ndarray]) -> None:
         """Search one generation further with a `fitness` that is a function, as predictors are.
 
-        The same one at every call. It is called from threads, with what is not known of it
-        yet, and must not change anything.
+        `fitness` is called from threads, and must not change anything.
         """
         while len(self.under_way) < AHEAD:
             population = self.breed()
-            keys, known = self.memory.recall(population)
             computed = self.helpers.submit(
-                lambda brood, new: (self.price(brood), fitness(brood[new])),
-                population,
-                np.isnan(known),
+                lambda brood: (self.price(brood), fitness(brood)), population
             )
-            self.under_way.append((population, keys, known, computed))
-        population, keys, values, computed = self.under_way.popleft()
-        costs, found = computed.result()
-        values[np.isnan(values)] = found
-        self.memory.keep(keys, values)
-        self.absorb(population, costs, values)
+            self.under_way.append((population, computed))
+        population, computed = self.under_way.popleft()
+        self.absorb(population, *computed.result())
 
     def breed(self) -> Population:
         """The next generation, in canonical form: `size` or a few less, maybe known ones."""
@@ -306,7 +296,7 @@ class Front:
         at_home = (slots == own) & np.isfinite(parents)
         if at_home.any():
             change = float(np.median(np.abs(fitness[at_home] - parents[at_home])))
-            self.change = KEPT * self.change + (1 - KEPT) * change if self.change else change
+            self.change = MEMORY * self.change + (1 - MEMORY) * change if self.change else change
         slack = self.temperature * self.rng.standard_exponential(len(slots))
         return np.flatnonzero(fitness > np.where(at_home, parents - slack, parents))
 

@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
@@ -112,7 +113,8 @@ class History:
         """Record the next generation, complete; `describe` gives an architecture's own keys."""
         first = sum(map(len, self.generations))
         content = io.BytesIO()
-        pq.write_table(self._table(generation, first, describe), content)
+        table = self._table(generation, first, describe)
+        pq.write_table(table, content, write_page_checksum=True)
         # A damaged file is made again, unless its evaluations are known to nobody.
         number = len(self) if self.single else self.num_files
         self.num_files = max(self.num_files, number + 1)
@@ -137,7 +139,9 @@ class History:
         numbers = [
             int(name[len(self.source) + 1 : -8])
             for name in names
-            if name.startswith(f"{self.source}-") and name.endswith(".parquet")
+            if name.startswith(f"{self.source}-")
+            and name.endswith(".parquet")
+            and name[len(self.source) + 1 : -8].isdigit()
         ]
         self.num_files = max(numbers, default=-1) + 1
         for number in sorted(numbers):
@@ -175,7 +179,7 @@ def _read_file(path: str) -> dict[int, Candidate]:
     """The candidates of one file by position; none if it is damaged."""
     content = storage.read(path)  # a storage that is away is no damage
     try:
-        table = pq.read_table(io.BytesIO(content))
+        table = pq.read_table(io.BytesIO(content), page_checksum_verification=True)
         costs = json.loads(table.schema.metadata[b"costs"])
         return {
             row["position"]: Candidate(
@@ -187,7 +191,7 @@ def _read_file(path: str) -> dict[int, Candidate]:
             )
             for row in table.to_pylist()
         }
-    except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError):
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
         return {}
 
 
@@ -201,6 +205,8 @@ def _from_json(entry: dict[str, Any]) -> Evaluation:
     values = {field.name: entry[field.name] for field in fields(Evaluation)}
     fitness = FAILED if entry["fitness"] is None else float(entry["fitness"])
     correct = base64.b64decode(entry["correct"])
+    if math.isnan(fitness) or len(correct) != -(-values["images"] // 8):
+        raise ValueError("not what an evaluation gives")
     return Evaluation(
         **values | {"fitness": fitness, "correct": correct, "slices": tuple(entry["slices"])}
     )
