@@ -395,7 +395,11 @@ def conclude(a, nets):
     ready = ready_seconds(a, a.gpus_per_node, a.calibration, HOLDOUT)
     after = forward_seconds(a, nets.winner, HOLDOUT)
     rows = [
-        Row("simulated: busy, 1,000 evaluators (pool.py: 0.993)", simulate(many, 5, 1000)[1], ""),
+        Row(
+            "simulated: busy, 1,000 evaluators (pool.py, sigma 0.3: 0.993)",
+            simulate(many, 5, 1000)[1],
+            "",
+        ),
         Row("4 V100, supernet (published: 100)", train_supernet(v100, nets, 4)[1], "h"),
         Row("4 V100, retraining (published: 90)", retrain(v100, nets, 4)[1], "h"),
         Row("V100, evaluation (published: at most 73)", evaluation_seconds(v100, nets), "s"),
