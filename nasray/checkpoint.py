@@ -26,7 +26,10 @@ def save_supernet(path: str, supernet: Supernet, **extra: Any) -> None:
 def load_supernet(
     path: str, space: Space | None = None, device: str = "cpu", *, digest: str = ""
 ) -> Supernet:
-    """Load a supernet in eval mode; refuse one of another space, or another digest, if given."""
+    """Load a supernet in eval mode; refuse one of another space, or another digest, if given.
+
+    And one with weights that are no numbers: all its subnets would answer alike.
+    """
     content = load(path, device, digest=digest)
     found = _space_of(content, path)
     if space is not None and found != space:
@@ -36,6 +39,11 @@ def load_supernet(
         )
     supernet = found.supernet().to(device)
     _load_state(supernet, content, path)
+    if not all(value.isfinite().all() for value in supernet.state_dict().values()):
+        raise UserError(
+            f"{path} holds weights that are not finite numbers; train again, with a lower "
+            "supernet.learning_rate"
+        )
     return supernet.eval()
 
 

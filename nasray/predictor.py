@@ -75,10 +75,10 @@ class AccuracyPredictor:
 
     def __call__(self, population: Population) -> np.ndarray:
         """Predict the top-1 of each row of `population` (n, genes): float32 (n,)."""
-        threads = torch.get_num_threads()
-        rounds = -(-len(population) // (CHUNK * threads))  # of equal chunks, one for each thread
-        chunks = np.array_split(population, max(1, rounds * threads))
-        return np.concatenate(list(self.threads.map(self._predict, chunks)))
+        # Whatever the number of threads, for the last bits may depend on a chunk's size.
+        chunks = [population[start : start + CHUNK] for start in range(0, len(population), CHUNK)]
+        found = [np.empty(0, dtype=np.float32), *self.threads.map(self._predict, chunks)]
+        return np.concatenate(found)
 
     def exact(self, population: Population) -> np.ndarray:
         """Predict in double precision, rounded to float32: the published programs' digits."""

@@ -46,6 +46,14 @@ def test_a_supernet_of_another_space_is_refused(tmp_path):
         checkpoint.load_supernet(path, Tiny(num_classes=5, resolution=32))
 
 
+def test_a_supernet_whose_training_diverged_is_refused(tmp_path):
+    path, supernet = str(tmp_path / "supernet.pt"), SPACE.supernet()
+    next(supernet.parameters()).data[0] = float("nan")
+    checkpoint.save_supernet(path, supernet)
+    with pytest.raises(UserError, match=r"supernet.pt holds weights that are not finite"):
+        checkpoint.load_supernet(path, SPACE)
+
+
 def test_a_supernet_is_no_subnet(tmp_path):
     path, _ = saved(tmp_path)
     with pytest.raises(UserError, match="not one subnet"):
