@@ -74,7 +74,7 @@ def front(
     try:
         ladder = Ladder(Limits(space, [Limit(cost=cost, max=limit) for limit in limits], table))
     except UserError as error:
-        hint = "" if latency_table else "; for limits in ms give --latency-table"
+        hint = "; for limits in ms give --latency-table" if cost == "macs" else ""
         raise UserError(str(error).replace("search.limits: ", "--limit: ") + hint) from None
     searched: Front | Staged
     if budget and strategy != "front":

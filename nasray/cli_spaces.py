@@ -23,7 +23,7 @@ def space_options(verb: Any) -> Any:
         click.option(
             "--resolution",
             type=click.IntRange(32),
-            help="Pixels: 224 unless told, 256 for ofa_resnet50d.",
+            help="Pixels: unless told, those of SPACE, mostly 224.",
         ),
         click.option("--num-classes", type=click.IntRange(1), default=1000, show_default=True),
     ):
@@ -248,9 +248,10 @@ def make_space(
             options[key] = json.loads(value)
         except ValueError:
             options[key] = value
+    options = {"num_classes": num_classes} | options
     if resolution is not None:
         options = {"resolution": resolution} | options
-    return space_by_name(name, **{"num_classes": num_classes} | options)
+    return space_by_name(name, **options)
 
 
 def _looked_up(

@@ -32,10 +32,10 @@ def evaluate(
     """Recalibrate `subnet` on `calibration`; return which `images` it has right: bool (n,).
 
     If it loses the `race`, those of the first slices only, in the race's order. Images are
-    uint8 (n, 3, any, any),
-    scaled to `side` if one is given. `subnet` should be an extracted one: it is left without
-    its BN layers, folded into the convolutions. Instead of images to recalibrate on,
-    "inherited" keeps the statistics of the supernet, and "batch" takes each batch's own.
+    uint8 (n, 3, any, any), scaled to `side` if one is given. `subnet` should be an extracted
+    one: it is left without its BN layers, folded into the convolutions. Instead of images to
+    recalibrate on, "inherited" keeps the statistics of the supernet, and "batch" takes each
+    batch's own.
     """
     options = {"batch_size": batch_size, "device": device, "side": side}
     subnet.eval()
