@@ -396,7 +396,7 @@ def conclude(a, nets):
     after = forward_seconds(a, nets.winner, HOLDOUT)
     rows = [
         Row(
-            "simulated: busy, 1,000 evaluators (pool.py, sigma 0.3: 0.993)",
+            "simulated: busy, 1,000 evaluators (pool.py, sigma 0.3: 0.994)",
             simulate(many, 5, 1000)[1],
             "",
         ),
