@@ -29,7 +29,7 @@ class Verbs(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise click.ClickException(
-                "stopped; the same command goes on from what is recorded"
+                "stopped; the same command goes on from what it has recorded, if anything"
             ) from None
         except (UserError, EvaluationError) as error:
             raise click.ClickException(" ".join(str(error).split())) from None

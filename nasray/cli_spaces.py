@@ -7,6 +7,8 @@ import click
 
 from nasray.errors import UserError
 
+NOISY = 0.1  # median scatter of a network's measurements above which other work disturbed them
+
 space_argument = click.argument("space_name", metavar="SPACE")
 
 
@@ -126,7 +128,7 @@ def measure_latency(
 
     Long; what is measured is kept, and the same command again measures what is missing.
     """
-    from nasray.latency_measure import Setup, measure, wanted_blocks
+    from nasray.latency_measure import Setup, doubt, measure, wanted_blocks
     from nasray.progress import progress
 
     space = make_space(
@@ -147,6 +149,8 @@ def measure_latency(
         with progress("latency", len(wanted_blocks(space, sides))) as show:
             measure(space, table, setup=Setup(**setup), resolutions=sides, show=show)
     click.echo(table)
+    if warning := doubt(table):
+        click.echo(warning, err=True)
 
 
 @click.group()
@@ -173,9 +177,12 @@ def check(space_name: str, table: str, num_archs: int, seed: int, **space_settin
         click.echo(json.dumps(line))
     click.echo(
         f"{len(found.rows)} architectures: rank correlation {found.rank_correlation:.3f}, median "
-        f"error {found.median_relative_error:.1%}, median bias {found.median_bias:+.1%}",
+        f"error {found.median_relative_error:.1%}, median bias {found.median_bias:+.1%}; "
+        f"measurements of one network differ by {found.median_scatter:.1%}",
         err=True,
     )
+    if found.median_scatter > NOISY:
+        click.echo("something else runs on this machine: check again when that has ended", err=True)
 
 
 @click.command()
@@ -206,12 +213,14 @@ def show(
     if strings is not None:
         try:
             with click.open_file(strings) as file:
-                arch = module_strings.parse(file.read().splitlines(), space, side)
+                networks = module_strings.split(file.read().splitlines())
+            archs = [module_strings.parse(lines, space, side) for lines in networks]
         except UnicodeDecodeError:
             raise UserError(f"--parse {strings}: is not text") from None
         except UserError as error:
             raise UserError(f"--parse {strings}: {error}") from None
-        click.echo(json.dumps(space.to_json(arch)))
+        for arch in archs:
+            click.echo(json.dumps(space.to_json(arch)))
 
 
 def parse_arch(space: Any, text: str) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from nasray import storage
 from nasray.errors import UserError
+from nasray.predictor import STEPS
 from nasray.progress import progress
 from nasray.run import Run
 from nasray.search.candidate import Candidate
@@ -33,7 +34,8 @@ def fit_predictor(run: Run) -> dict[str, Any]:
             f"{run.folder} has {len(candidates)} evaluations to fit a predictor to, and needs "
             f"{FEWEST} at least; say --sample {FEWEST} or more"
         )
-    predictor, quality = fitted(run.space, candidates, run.job.seed)
+    with progress("predictor", STEPS) as show:
+        predictor, quality = fitted(run.space, candidates, run.job.seed, show)
     path = run.path("predictor", "predictor.pt")
     predictor.save(path)
     found = {"predictor": path, "num_evaluations": len(candidates), **quality}

@@ -102,6 +102,7 @@ class Agreement:
     rows: tuple[tuple[Architecture, float, float], ...]  # arch, predicted ms, measured ms
     median_relative_error: float  # of |predicted - measured| / measured
     median_bias: float  # of (predicted - measured) / measured
+    median_scatter: float  # of (slowest - fastest) / median of a network's measurements
     rank_correlation: float  # Spearman's
 
 
@@ -139,15 +140,34 @@ def measure(
     show(len(wanted), "")
 
 
+def doubt(path: str) -> str:
+    """What is to be said of a measured table with blocks that stay unsure; else nothing."""
+    lines = read_lines(path)
+    errors = [_error([float(value) for value in line["samples_ms"].split()]) for line in lines]
+    unsure = [error for error in errors if error > TOLERANCE]
+    if not unsure:
+        return ""
+    return (
+        f"{path}: {len(unsure)} of {len(lines)} blocks are known to {np.median(unsure):.1%} only "
+        f"(aim: {TOLERANCE:.0%}): something else ran meanwhile; remove the file and measure again "
+        "when that has ended"
+    )
+
+
 def wanted_blocks(space: Space, resolutions: Sequence[int] | None = None) -> Wanted:
     """What measure() has to measure, each block once, however often networks have it."""
     wanted: Wanted = {}
-    for block, (position, arch) in blocks_of(space).items():
+    blocks = blocks_of(space)
+    sides = sorted({space.side(arch) for _, arch in blocks.values()})
+    for block, (position, arch) in blocks.items():
         if resolutions is None or space.side(arch) in resolutions:
             columns = space.parts[position]
             wanted.setdefault(block_key(block), {column: arch[column] for column in columns})
-    if not wanted:
-        raise UserError(f"{space.name} has no blocks at the resolutions {list(resolutions or ())}")
+    for side in resolutions or ():
+        if side not in sides:
+            raise UserError(
+                f"{space.name} has no resolution {side}: they are {', '.join(map(str, sides))}"
+            )
     return wanted
 
 
@@ -181,11 +201,12 @@ def check(space: Space, table: LatencyTable, *, num_archs: int = 50, seed: int =
         for index in rng.permutation(num_archs):
             arch = tuple(archs[index].tolist())
             samples[index].append(time_network(space, arch, setup, seed=seed))
-    return compare(archs, table(archs), np.median(samples, axis=1))
+    return compare(archs, table(archs), np.array(samples))
 
 
-def compare(archs: np.ndarray, predicted: np.ndarray, measured: np.ndarray) -> Agreement:
-    """How well `predicted` agrees with `measured`, both (n,), ms."""
+def compare(archs: np.ndarray, predicted: np.ndarray, samples: np.ndarray) -> Agreement:
+    """How well `predicted` (n,) agrees with what was measured, `samples` (n, times), ms."""
+    measured = np.median(samples, axis=1)
     relative = (predicted - measured) / measured
     rows = zip(as_architectures(archs), predicted.tolist(), measured.tolist(), strict=True)
     ranks = [values.argsort().argsort() for values in (predicted, measured)]
@@ -195,6 +216,7 @@ def compare(archs: np.ndarray, predicted: np.ndarray, measured: np.ndarray) -> A
         tuple(rows),
         median_relative_error=float(np.median(np.abs(relative))),
         median_bias=float(np.median(relative)),
+        median_scatter=float(np.median(np.ptp(samples, axis=1) / measured)),
         rank_correlation=float(correlation),
     )
 
@@ -242,7 +264,10 @@ def _setup_of(table: LatencyTable) -> Setup:
             batch_size=int(values["batch_size"]),
         )
     except KeyError as error:
-        raise UserError(f"{table.path} does not say {error}: it was not measured here") from None
+        raise UserError(
+            f"{table.path} does not say {error}, as tables of `nasray measure-latency` do; check "
+            "one of those"
+        ) from None
 
 
 class _Table:
@@ -284,9 +309,8 @@ class _Table:
         samples = self.samples.get(key, [])
         if len(samples) < MIN_SAMPLES:
             return len(samples) / (MIN_SAMPLES + 1)
-        error = 1.25 * _spread(samples) / len(samples) ** 0.5  # of the median of normal samples
-        sure = error <= TOLERANCE * np.median(samples) or len(samples) >= MAX_SAMPLES
-        return 1.0 if sure else MIN_SAMPLES / (MIN_SAMPLES + 1)
+        done = _error(samples) <= TOLERANCE or len(samples) >= MAX_SAMPLES
+        return 1.0 if done else MIN_SAMPLES / (MIN_SAMPLES + 1)
 
     def save(self) -> None:
         lines = [
@@ -378,6 +402,11 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _error(samples: Sequence[float]) -> float:
+    """The standard error of the median of normal samples, as a share of it."""
+    return float(1.25 * _spread(samples) / len(samples) ** 0.5 / np.median(samples))
 
 
 def _spread(samples: Sequence[float]) -> float:

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from nasray import storage
 from nasray.errors import UserError
 from nasray.predictor_files import published_layers
+from nasray.progress import Show
 from nasray.search.active import Activity
 from nasray.spaces import describe
 from nasray.spaces.space import Population, Space
@@ -33,6 +34,7 @@ FORMAT = "nasray accuracy predictor 1"
 CHUNK = 512  # architectures at once: their hidden units stay in cache, and on the heap
 MAX_ROWS = 256  # of one table of the first layer
 HELD_OUT = 0.2  # of the evaluations, to judge the fit by
+STEPS = 2000
 BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 512, 1e-3, 1e-4  # once-for-all issue 30
 
 # What torch.load raises for files that it did not write.
@@ -104,9 +106,13 @@ class AccuracyPredictor:
         top1: Sequence[float] | np.ndarray,
         *,
         seed: int,
-        steps: int = 2000,
+        steps: int = STEPS,
+        show: Show = lambda done, text: None,
     ) -> tuple["AccuracyPredictor", dict[str, Any]]:
-        """Fit to evaluations; return the predictor and how well it predicts those held out."""
+        """Fit to evaluations; return the predictor and how well it predicts those held out.
+
+        `show` hears how many steps are done.
+        """
         targets = np.asarray(top1, dtype=np.float32)
         if len(targets) != len(population) or len(targets) < 5:
             raise UserError(
@@ -117,7 +123,9 @@ class AccuracyPredictor:
         held, used = np.split(order, [max(1, round(HELD_OUT * len(order)))])
         untrained = cls(space, _fresh_layers(space, float(targets[used].mean()), seed))
         inputs = torch.from_numpy(untrained.features(population[used]))
-        layers = _train(untrained.layers, inputs, torch.from_numpy(targets[used]), seed, steps)
+        layers = _train(
+            untrained.layers, inputs, torch.from_numpy(targets[used]), seed, steps, show
+        )
         predictor = cls(space, layers)
         measured, predicted = targets[held], predictor(population[held])
         return predictor, {
@@ -254,7 +262,12 @@ def _fresh_layers(space: Space, mean: float, seed: int) -> list[tuple[Tensor, Te
 
 
 def _train(
-    layers: Sequence[tuple[Tensor, Tensor]], inputs: Tensor, targets: Tensor, seed: int, steps: int
+    layers: Sequence[tuple[Tensor, Tensor]],
+    inputs: Tensor,
+    targets: Tensor,
+    seed: int,
+    steps: int,
+    show: Show,
 ) -> list[tuple[Tensor, Tensor]]:
     """Minimise the squared error by Adam, its rate falling to 0 along a cosine."""
     threads = torch.get_num_threads()
@@ -271,12 +284,13 @@ def _train(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
     size = min(BATCH_SIZE, len(targets))
-    for _ in range(steps):
+    for step in range(steps):
         batch = torch.randperm(len(targets), generator=generator)[:size]
         optimizer.zero_grad()
         F.mse_loss(network(inputs[batch])[:, 0], targets[batch]).backward()
         optimizer.step()
         schedule.step()
+        show(step + 1, "")
     torch.set_num_threads(threads)
     linears = [module for module in network if isinstance(module, nn.Linear)]
     return [(linear.weight.detach(), linear.bias.detach()) for linear in linears]

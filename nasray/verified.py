@@ -12,6 +12,7 @@ import numpy as np
 
 from nasray.config import SearchConfig
 from nasray.predictor import AccuracyPredictor
+from nasray.progress import Show
 from nasray.search.candidate import Candidate
 from nasray.search.front import Front
 from nasray.search.ladder import Ladder
@@ -107,7 +108,10 @@ def unique(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def fitted(
-    space: Space, candidates: Sequence[Candidate], seed: int
+    space: Space,
+    candidates: Sequence[Candidate],
+    seed: int,
+    show: Show = lambda done, text: None,
 ) -> tuple[AccuracyPredictor, dict]:
     """A predictor of `candidates`, and how well it predicts those it was not fitted to."""
     return AccuracyPredictor.fit(
@@ -115,4 +119,5 @@ def fitted(
         as_population([candidate.arch for candidate in candidates]),
         [candidate.fitness for candidate in candidates],
         seed=seed,
+        show=show,
     )

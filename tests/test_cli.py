@@ -153,6 +153,9 @@ def test_module_strings_come_back_as_the_architecture(invoke, tmp_path):
     assert strings.read_text().endswith("resolution 160\n")
     arch = json.loads(invoke("show", "ofa_mobilenetv3", "--parse", strings).output)
     assert arch["r"] == 160 and arch["d"] == [2] * 5
+    strings.write_text(invoke("show", "ofa_mobilenetv3", "smallest", "largest").output)
+    both = invoke("show", "ofa_mobilenetv3", "--parse", strings).output.splitlines()
+    assert [json.loads(line)["r"] for line in both] == [160, 224]
     profile = invoke("profile", "ofa_mobilenetv3", json.dumps(arch), "--json")
     assert json.loads(profile.output)["arch"] == arch
 

@@ -16,6 +16,7 @@ from nasray.latency_measure import (
     check,
     compare,
     describe,
+    doubt,
     measure,
     networks_with,
     time_blocks,
@@ -247,6 +248,23 @@ def test_an_interrupted_measurement_goes_on_where_it_was(tmp_path):
     assert all(after[key].startswith(samples) for key, samples in first.items())
 
 
+def test_blocks_that_stay_unsure_are_counted(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+
+    def disturbed(space, arch, setup, *, seed=0):
+        keys = [block_key(block) for block in space.decode(arch) if block is not None]
+        return [(key, float(rng.lognormal(sigma=1))) for key in keys]
+
+    path = str(tmp_path / "t.csv")
+    monkeypatch.setattr("nasray.latency_measure.time_blocks", disturbed)
+    measure(TINY, path)
+    number = len(wanted_blocks(TINY))
+    assert doubt(path).startswith(f"{path}: {number} of {number} blocks are known to ")
+    alike = [line | {"samples_ms": "1.0 1.01 1.0 0.99 1.0"} for line in read_lines(path)]
+    write_lines(path, alike)
+    assert doubt(path) == ""
+
+
 def test_a_table_is_not_continued_in_another_way(tmp_path):
     path = make_table(tmp_path / "t.csv", TINY, describe(TINY, Setup(batch_size=2)))
     with pytest.raises(UserError, match="batch_size = 2, this is 1"):
@@ -272,7 +290,7 @@ def test_a_setup_that_cannot_be_is_refused(values, message):
 def test_a_pass_meets_every_block():
     wanted = wanted_blocks(SMALL, (32, 48))
     assert len(wanted) < len(wanted_blocks(SMALL))
-    with pytest.raises(UserError, match=r"no blocks at the resolutions \[33\]"):
+    with pytest.raises(UserError, match="no resolution 33: they are 32, 48, 64"):
         wanted_blocks(SMALL, [33])
     archs = list(networks_with(SMALL, wanted, np.random.default_rng(0)))
     met = {block_key(block) for arch in archs for block in SMALL.decode(arch) if block is not None}
@@ -311,20 +329,22 @@ def test_a_check_compares_sums_with_whole_networks(tmp_path):
     edit(path, lambda lines: [line | {"processor": "abacus"} for line in lines])
     with pytest.raises(UserError, match="abacus"):
         check(space, LatencyTable.load(path, space), num_archs=3)
-    with pytest.raises(UserError, match="was not measured"):
+    with pytest.raises(UserError, match="does not say 'runtime', as tables of `nasray"):
         check(TINY, LatencyTable.load(make_table(tmp_path / "o.csv", TINY), TINY), num_archs=3)
 
 
 def test_agreement_is_error_bias_and_rank_correlation():
     archs = np.zeros((4, 2), dtype=np.int8)
     measured = np.array([1.0, 2.0, 4.0, 8.0])
-    same = compare(archs, measured * 1.1, measured)
+    samples = measured[:, None] * [1.2, 0.9, 1.0]
+    same = compare(archs, measured * 1.1, samples)
     assert same.median_relative_error == pytest.approx(0.1)
     assert same.median_bias == pytest.approx(0.1)
+    assert same.median_scatter == pytest.approx(0.3)
     assert same.rank_correlation == 1
-    swapped = compare(archs, np.array([2.0, 1.0, 4.0, 8.0]), measured)
+    swapped = compare(archs, np.array([2.0, 1.0, 4.0, 8.0]), samples)
     assert swapped.rank_correlation == pytest.approx(0.8)  # 1 - 6 * 2 / (4 * 15)
-    assert compare(archs, -measured, measured).rank_correlation == -1
+    assert compare(archs, -measured, samples).rank_correlation == -1
 
 
 def test_a_node_of_a_cluster_measures_too(ray_cluster: None, tmp_path):

@@ -148,7 +148,11 @@ def test_fitting_finds_what_the_genes_are_worth():
     population = np.unique(population_of(space, 400), axis=0)
     worth = np.random.default_rng(1).random(population.shape[1])
     top1 = 0.5 + 0.02 * (population @ worth)
-    predictor, quality = AccuracyPredictor.fit(space, population, top1, seed=0, steps=300)
+    steps = []
+    predictor, quality = AccuracyPredictor.fit(
+        space, population, top1, seed=0, steps=300, show=lambda done, text: steps.append(done)
+    )
+    assert steps == list(range(1, 301))
     assert quality["kendall_tau"] > 0.9
     assert quality["rmse"] < 0.2 * top1.std()
     assert quality["num_held_out"] == len(quality["measured"]) == len(quality["predicted"])

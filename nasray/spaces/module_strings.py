@@ -28,6 +28,16 @@ def format(space: OfaSpace, arch: Architecture) -> list[str]:
     return [*lines(space, arch), f"resolution {space.side(arch)}"]
 
 
+def split(lines: Sequence[str]) -> list[list[str]]:
+    """The lines of each of several networks: `resolution R` ends one, if another follows."""
+    networks: list[list[str]] = [[]]
+    for line in filter(str.strip, lines):
+        if networks[-1] and _RESOLUTION.fullmatch(networks[-1][-1].strip()):
+            networks.append([])
+        networks[-1].append(line)
+    return networks
+
+
 def parse(lines: Sequence[str], space: OfaSpace, resolution: int | None = None) -> Architecture:
     """Read an architecture of `space`; `resolution` where no line gives it.
 
