@@ -135,7 +135,7 @@ def from_json(space: OfaSpace, values: Mapping[str, Any]) -> Architecture:
                 f"{space.name}: {key!r} must be a list of {len(columns)} values, got {values[key]}"
             )
         for column, value in zip(columns, given, strict=True):
-            arch[column] = _choice(space, space.genes[column], value)
+            arch[column] = _choice(space, key, space.genes[column], value)
     off = inactive(tuple(choice or 0 for choice in arch), space.conditions)
     for column, choice in enumerate(arch):
         if choice is None and column not in off:
@@ -179,11 +179,12 @@ def stored(rows: Sequence[Block | None]) -> tuple[tuple[Block, ...], ...]:
     )
 
 
-def _choice(space: Space, gene: Gene, value: Any) -> int | None:
+def _choice(space: Space, key: str, gene: Gene, value: Any) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or value not in gene.choices:
         raise UserError(
-            f"{space.name}: gene {gene.name} = {value!r} must be one of {list(gene.choices)}"
+            f"{space.name}: {key!r}: gene {gene.name} = {value!r} must be one of "
+            f"{list(gene.choices)}"
         )
     return gene.choices.index(value)
