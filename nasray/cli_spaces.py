@@ -37,12 +37,14 @@ def space_options(verb: Any) -> Any:
 def spaces() -> None:
     """List the design spaces, their sizes and their published architectures."""
     from nasray.spaces import SPACES
+    from nasray.spaces.ofa import num_networks
     from nasray.spaces.space import num_architectures
 
     for name, make in SPACES.items():
         space = make()
         named = ", ".join(space.named)
-        size = num_architectures(space.genes)
+        is_ofa = name.startswith("ofa_")
+        size = num_networks(space) if is_ofa else num_architectures(space.genes)
         click.echo(f"{name}: {len(space.genes)} genes, {size:.3g} architectures; named: {named}")
 
 
@@ -208,6 +210,10 @@ def show(
     space = make_space(space_name, **space_settings)
     if not space.name.startswith("ofa_"):
         raise UserError(f"{space.name} has no module strings; see `nasray profile {space.name}`")
+    if not archs and strings is None:
+        raise UserError("give an ARCH, or --parse FILE")
+    if side is not None and strings is None:
+        raise UserError(f"--at {side} goes with --parse; an ARCH has its own resolution")
     for text in archs:
         click.echo("\n".join(module_strings.format(space, parse_arch(space, text))))
     if strings is not None:

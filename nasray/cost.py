@@ -16,7 +16,7 @@ and prices a whole population by gathers.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -143,19 +143,32 @@ class CostTable:
     """All costs of a space, compiled: prices a population by one gather per block."""
 
     def __init__(self, space: Space) -> None:
+        self.space = space
         self.genes = space.genes
         self.parts = space.parts
-        self.tables = _compile(space)  # per part: float64 (choices of its genes..., counts)
+
+    @cached_property
+    def tables(self) -> list[np.ndarray]:
+        """Per part: float64 (choices of its genes..., counts). Takes seconds in large spaces."""
+        return _compile(self.space)
 
     def __call__(self, population: Population) -> dict[str, np.ndarray]:
         """Price `population` (n, genes): {cost: float64 (n,)}."""
+        counts = self._count(population)
+        return {cost: counts @ _weights(cost) for cost in COSTS}
+
+    def one(self, cost: str, population: Population) -> np.ndarray:
+        """One cost of `population` (n, genes): float64 (n,), the same to the last bit."""
+        return self._count(population) @ _weights(cost)
+
+    def _count(self, population: Population) -> np.ndarray:
         counts = np.zeros((len(population), len(COUNTS)))
         for columns, table in zip(self.parts, self.tables, strict=True):
             counts += table[tuple(population[:, column] for column in columns)]
-        return {cost: counts @ _weights(cost) for cost in COSTS}
+        return counts
 
     def bounds(self, cost: str) -> tuple[float, float]:
-        """The smallest and largest value of `cost` that search can reach, exactly."""
+        """The smallest and largest value of `cost` that search can reach, to the last digits."""
         terms = []
         for columns, table in zip(self.parts, self.tables, strict=True):
             drawn = table[tuple(slice(self.genes[column].first, None) for column in columns)]

@@ -8,10 +8,12 @@ with Ray.
 
 import csv
 import dataclasses
+import hashlib
 import io
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -68,8 +70,12 @@ class LatencyTable:
             total += latency
         return total
 
+    def digest(self) -> str:
+        """Tells tables with other prices for this space apart."""
+        return hashlib.sha256(self.entries.tobytes()).hexdigest()
+
     def bounds(self) -> tuple[float, float]:
-        """The smallest and largest latency that search can reach, exactly, ms."""
+        """The smallest and largest latency that search can reach, ms, to the last digits."""
         terms = []
         for columns, table in zip(self.parts, self.tables, strict=True):
             drawn = tuple(slice(self.genes[column].first, None) for column in columns)
@@ -116,7 +122,14 @@ def read_lines(path: str) -> list[Line]:
                 f"{path}: line {number} lacks {missing or 'a value'}; a latency table has the "
                 f"columns {list(NEEDED_COLUMNS)} at least"
             )
-        _milliseconds(line["ms"], f"{path}: {line['block']}")
+        where = f"{path}: line {number}: {line['block']}"
+        for value in (line["ms"], *line.get("samples_ms", "").split()):
+            _milliseconds(value, where)
+    twice = [
+        block for block, number in Counter(line["block"] for line in lines).items() if number > 1
+    ]
+    if twice:
+        raise UserError(f"{path} has {twice[0]} more than once; keep one line for each block")
     return lines
 
 

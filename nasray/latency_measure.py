@@ -19,7 +19,7 @@ import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -51,6 +51,7 @@ from nasray.spaces.space import (
     as_architectures,
     random_population,
 )
+from nasray.threads import computing_with
 
 WARMUP_RUNS, RUNS = 2, 15  # of a network, each time it is drawn
 # Of the runs of one network: what is slower shared its processor with something else. On a
@@ -142,7 +143,7 @@ def measure(
 
 def doubt(path: str) -> str:
     """What is to be said of a measured table with blocks that stay unsure; else nothing."""
-    lines = read_lines(path)
+    lines = read_lines(path) if storage.exists(path) else []  # not on another machine's disk
     errors = [_error([float(value) for value in line["samples_ms"].split()]) for line in lines]
     unsure = [error for error in errors if error > TOLERANCE]
     if not unsure:
@@ -280,11 +281,12 @@ class _Table:
         self.samples: dict[str, list[float]] = {}
         self.measured_at: dict[str, str] = {}
         lines = read_lines(path) if storage.exists(path) else []
-        for name, value in provenance_of(lines, path).items():
-            if provenance.get(name) != value:
+        before = provenance_of(lines, path) if lines else provenance
+        for name in before | provenance:
+            if before.get(name) != provenance.get(name):
                 raise UserError(
-                    f"{path} was measured with {name} = {value}, this is {provenance.get(name)}; "
-                    "give another file"
+                    f"{path} was measured with {name} = {before.get(name)}, this is "
+                    f"{provenance.get(name)}; give another file"
                 )
         for line in lines:
             values = (line.get("samples_ms") or line["ms"]).split()
@@ -369,7 +371,7 @@ def _time(steps: Sequence[Step], first: Block, setup: Setup) -> list[float]:
     shape = (setup.batch_size, first.in_channels, first.side, first.side)
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(setup.device)
     run = _run_cuda if setup.device == "cuda" else _run_cpu
-    with torch.inference_mode(), _threads(setup.threads):
+    with torch.inference_mode(), computing_with(setup.threads):
         features = images if setup.runtime == "torch" else images.numpy()
         times = [run(steps, features) for _ in range(WARMUP_RUNS + RUNS)]
     return np.quantile(times[WARMUP_RUNS:], RUN_QUANTILE, axis=0).tolist()
@@ -392,16 +394,6 @@ def _run_cuda(steps: Sequence[Step], features: Any) -> list[float]:
         event.record()
     torch.cuda.synchronize()
     return [before.elapsed_time(after) for before, after in pairwise(events)]
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _error(samples: Sequence[float]) -> float:

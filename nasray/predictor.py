@@ -5,12 +5,9 @@ Fitted to evaluations of one space, or read from the files that Once-for-All pub
 of one core each: the first layer is a sum of rows of a table, since its input is one-hot.
 """
 
-import functools
 import io
-import time
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pickle import UnpicklingError
 from struct import error as StructError
@@ -28,6 +25,7 @@ from nasray.progress import Show
 from nasray.search.active import Activity
 from nasray.spaces import describe
 from nasray.spaces.space import Population, Space
+from nasray.threads import computing_with, lone_threads
 
 HIDDEN = (400, 400, 400)
 FORMAT = "nasray accuracy predictor 1"
@@ -69,7 +67,7 @@ class AccuracyPredictor:
 
     def __init__(self, space: Space, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
         self.space, self.activity = space, Activity(space)
-        self.threads = _threads()
+        self.threads = lone_threads()
         self.layers = [(weight.float(), bias.float()) for weight, bias in layers]
         sizes = [len(gene.choices) for gene in space.genes]
         self.starts = np.cumsum([0, *sizes])  # first input column of each gene
@@ -108,34 +106,14 @@ class AccuracyPredictor:
         seed: int,
         steps: int = STEPS,
         show: Show = lambda done, text: None,
-    ) -> tuple["AccuracyPredictor", dict[str, Any]]:
-        """Fit to evaluations; return the predictor and how well it predicts those held out.
-
-        `show` hears how many steps are done.
-        """
+    ) -> "AccuracyPredictor":
+        """Fit to evaluations; `show` hears how many steps are done."""
         targets = np.asarray(top1, dtype=np.float32)
-        if len(targets) != len(population) or len(targets) < 5:
-            raise UserError(
-                f"a predictor is fitted to 5 architectures or more with one top-1 each, got "
-                f"{len(population)} and {len(targets)}"
-            )
-        order = np.random.default_rng(seed).permutation(len(targets))
-        held, used = np.split(order, [max(1, round(HELD_OUT * len(order)))])
-        untrained = cls(space, _fresh_layers(space, float(targets[used].mean()), seed))
-        inputs = torch.from_numpy(untrained.features(population[used]))
-        layers = _train(
-            untrained.layers, inputs, torch.from_numpy(targets[used]), seed, steps, show
-        )
-        predictor = cls(space, layers)
-        measured, predicted = targets[held], predictor(population[held])
-        return predictor, {
-            "num_fitted": len(used),
-            "num_held_out": len(held),
-            "rmse": float(np.sqrt(np.mean((predicted - measured) ** 2))),
-            "kendall_tau": kendall_tau(measured, predicted),
-            "measured": measured.tolist(),
-            "predicted": predicted.tolist(),
-        }
+        untrained = cls(space, _fresh_layers(space, float(targets.mean()), seed))
+        inputs = torch.from_numpy(untrained.features(population))
+        with computing_with(1):  # the order of float sums must not depend on the machine's cores
+            layers = _train(untrained.layers, inputs, torch.from_numpy(targets), seed, steps, show)
+        return cls(space, layers)
 
     def save(self, path: str) -> None:
         buffer = io.BytesIO()
@@ -193,24 +171,36 @@ class AccuracyPredictor:
         return (torch.from_numpy(features).double() @ self.layers[0][0].double().T).float()
 
 
-@functools.cache
-def _threads() -> ThreadPoolExecutor:
-    """As many threads as torch computes with here, each of which computes alone.
-
-    Chunks side by side: a small product that is split among cores waits for the slowest.
-    """
-    number = torch.get_num_threads()
-    threads = ThreadPoolExecutor(number, initializer=_compute_alone)
-    for _ in threads.map(time.sleep, [0.01] * number):  # all have started
-        pass
-    torch.set_num_threads(number)  # threads that start from now on take what was set last
-    return threads
-
-
-def _compute_alone() -> None:
-    """Keep what this thread computes to itself."""
-    torch.get_num_threads()  # a thread's first call takes over the number that was set last
-    torch.set_num_threads(1)
+def quality_of_fit(
+    space: Space,
+    population: Population,
+    top1: Sequence[float] | np.ndarray,
+    *,
+    seed: int,
+    steps: int = STEPS,
+    show: Show = lambda done, text: None,
+) -> dict[str, Any]:
+    """How well a predictor that is fitted to four fifths of the evaluations predicts the rest."""
+    targets = np.asarray(top1, dtype=np.float32)
+    if len(targets) != len(population) or len(targets) < 5:
+        raise UserError(
+            f"a predictor is judged by 5 architectures or more with one top-1 each, got "
+            f"{len(population)} and {len(targets)}"
+        )
+    order = np.random.default_rng(seed).permutation(len(targets))
+    held, used = np.split(order, [max(1, round(HELD_OUT * len(order)))])
+    predictor = AccuracyPredictor.fit(
+        space, population[used], targets[used], seed=seed, steps=steps, show=show
+    )
+    measured, predicted = targets[held], predictor(population[held])
+    return {
+        "num_fitted": len(used),
+        "num_held_out": len(held),
+        "rmse": float(np.sqrt(np.mean((predicted - measured) ** 2))),
+        "kendall_tau": kendall_tau(measured, predicted),
+        "measured": measured.tolist(),
+        "predicted": predicted.tolist(),
+    }
 
 
 def kendall_tau(first: np.ndarray, second: np.ndarray) -> float:
@@ -223,18 +213,16 @@ def kendall_tau(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _group(sizes: list[int], activity: Activity) -> list[Group]:
-    """Put each gene, with the genes that switch it, into the first group with room for it."""
+    """Put each gene, with the genes that switch it, where it shares most of them and has room."""
     scopes: list[set[int]] = []
     members: list[list[int]] = []
     for gene in range(len(sizes)):
         scope = {gene, *activity.switches.get(gene, ())}
-        room = [
-            len(old | scope) * 1000 - len(old & scope)
+        fits = [
+            index
+            for index, old in enumerate(scopes)
             if np.prod([sizes[column] for column in old | scope]) <= MAX_ROWS
-            else None
-            for old in scopes
         ]
-        fits = [index for index, grown in enumerate(room) if grown is not None]
         if fits:
             index = max(fits, key=lambda index: (len(scopes[index] & scope), -index))
             scopes[index] |= scope
@@ -270,8 +258,6 @@ def _train(
     show: Show,
 ) -> list[tuple[Tensor, Tensor]]:
     """Minimise the squared error by Adam, its rate falling to 0 along a cosine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the order of float sums must not depend on the machine's cores
     network = nn.Sequential()
     for weight, bias in layers:
         linear = nn.Linear(weight.shape[1], weight.shape[0])
@@ -291,7 +277,6 @@ def _train(
         optimizer.step()
         schedule.step()
         show(step + 1, "")
-    torch.set_num_threads(threads)
     linears = [module for module in network if isinstance(module, nn.Linear)]
     return [(linear.weight.detach(), linear.bias.detach()) for linear in linears]
 

@@ -41,6 +41,7 @@ def predictor_section(fit: Entry | None) -> str:
     note = (
         f"Fitted to {fit['num_fitted']} evaluations, judged by {fit['num_held_out']} others: root "
         f"mean square error {100 * fit['rmse']:.2f} points, Kendall's tau {fit['kendall_tau']:.2f}."
+        " The one that is kept is fitted to all of them."
     )
     plot = embed(figures.calibration_figure(fit["measured"], fit["predicted"]), "predictor-plot")
     return section("Accuracy predictor", plot, note)

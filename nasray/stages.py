@@ -97,7 +97,7 @@ def search(run: Run) -> list[Candidate]:
             config.lag,
             run.job.compute.num_evaluators,
         )
-    begun = _begin(run)
+    begun = begin(run)
     if config.verify:
         algorithm = _verified(run, begun)
     else:
@@ -161,12 +161,13 @@ def answers(job: Job, candidates: Sequence[Candidate]) -> list[tuple[Limit | Non
     return [(rung, answer) for rung, answer in found if answer is not None]
 
 
-def _begin(run: Run) -> dict[str, Any]:
+def begin(run: Run) -> dict[str, Any]:
     """What a search began with and must go on with, whatever has been trained or fitted since."""
     path = run.job.search.predictor
     begun = {
         "supernet": checkpoint.digest(run.supernet_path),
         "predictor": checkpoint.digest(path) if path else "",
+        "latency_table": run.latency.digest() if run.latency else "",
         "num_known": len(run.sample.candidates),
     }
     recorded = run.path("history", "_begun.json")
@@ -175,6 +176,11 @@ def _begin(run: Run) -> dict[str, Any]:
     before = storage.read_json(recorded)
     if before["predictor"] != begun["predictor"]:
         raise UserError(f"search.predictor = {path}: not the file that this search began with")
+    if before["latency_table"] != begun["latency_table"]:
+        raise UserError(
+            f"search.latency_table = {run.job.search.latency_table}: not the table that this "
+            f"search began with; restore it, or remove {run.path('history')} to search anew"
+        )
     if before["supernet"] != begun["supernet"]:
         raise UserError(
             f"{run.supernet_path} is not the file that this search began with; restore it, or "

@@ -12,7 +12,6 @@ import numpy as np
 
 from nasray.config import SearchConfig
 from nasray.predictor import AccuracyPredictor
-from nasray.progress import Show
 from nasray.search.candidate import Candidate
 from nasray.search.front import Front
 from nasray.search.ladder import Ladder
@@ -72,7 +71,8 @@ class VerifiedSearch:
         candidates = unique(self.known + self.told)
         if len(candidates) < FEWEST or (self.given is not None and not self.told):
             return self.given
-        return fitted(self.space, candidates, self.seed + self.generation)[0]
+        population, top1 = as_data(candidates)
+        return AccuracyPredictor.fit(self.space, population, top1, seed=self.seed + self.generation)
 
     def _proposed(
         self, predictor: AccuracyPredictor, number: int, seen: set[Architecture]
@@ -107,17 +107,7 @@ def unique(candidates: Sequence[Candidate]) -> list[Candidate]:
     return list({c.arch: c for c in candidates if not c.failed}.values())
 
 
-def fitted(
-    space: Space,
-    candidates: Sequence[Candidate],
-    seed: int,
-    show: Show = lambda done, text: None,
-) -> tuple[AccuracyPredictor, dict]:
-    """A predictor of `candidates`, and how well it predicts those it was not fitted to."""
-    return AccuracyPredictor.fit(
-        space,
-        as_population([candidate.arch for candidate in candidates]),
-        [candidate.fitness for candidate in candidates],
-        seed=seed,
-        show=show,
-    )
+def as_data(candidates: Sequence[Candidate]) -> tuple[Population, list[float]]:
+    """What a predictor is fitted to."""
+    population = as_population([candidate.arch for candidate in candidates])
+    return population, [candidate.fitness for candidate in candidates]

@@ -180,6 +180,14 @@ def test_spaces_lists_sizes_and_published_names(invoke):
     assert "shufflenet: 40 genes, 1.27e+30 architectures; named: oneshot-s+, oneshot" in (
         result.output
     )
+    # The networks of spec 1.6, each once.
+    assert "ofa_mobilenetv3: 46 genes, 1.09e+20 architectures" in result.output
+
+
+def test_show_refuses_what_would_be_without_effect(invoke):
+    assert invoke("show", "ofa_mobilenetv3").stderr == "Error: give an ARCH, or --parse FILE\n"
+    result = invoke("show", "ofa_mobilenetv3", "smallest", "--at", "192")
+    assert result.stderr.startswith("Error: --at 192 goes with --parse")
 
 
 def test_every_verb_explains_itself(invoke):

@@ -277,6 +277,12 @@ def test_the_table_prices_what_the_walk_counts(table, seed):
             assert costs[cost][row] == pytest.approx(value, rel=1e-12), cost
 
 
+def test_one_cost_is_that_of_all(table):
+    population = random_population(table.genes, 200, np.random.default_rng(0))
+    for cost, values in table(population).items():
+        np.testing.assert_array_equal(table.one(cost, population), values)
+
+
 def test_a_population_of_100000_is_priced_whole(table):
     population = random_population(ShuffleNet().genes, 100_000, np.random.default_rng(0))
     costs = table(population)

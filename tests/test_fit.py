@@ -12,11 +12,12 @@ from nasray import storage
 from nasray.config import load_job
 from nasray.errors import UserError
 from nasray.fit import fit_predictor, is_sampled, sample
+from nasray.latency import block_key, blocks_of, write_lines
 from nasray.predictor import AccuracyPredictor
 from nasray.report import build_report
 from nasray.run import opened
 from nasray.search.history import History
-from nasray.stages import answers, check
+from nasray.stages import answers, begin, check
 
 
 @pytest.fixture
@@ -106,6 +107,27 @@ def test_a_verified_search_answers_every_limit(finished_run: FinishedRun, traine
     again = start_nasray("search", job_file, trained)  # without --verify: another search
     _, stderr = again.communicate(timeout=60)
     assert "recorded with search.verify = True, the job says False" in stderr
+
+
+def test_a_search_goes_on_only_with_what_it_began_with(trained: Path):
+    table = str(trained.parent / "table.csv")
+    with opened(str(trained)) as run:
+        keys = sorted({block_key(block) for block in blocks_of(run.space)})
+        provenance = {"space": run.space.name, "device": "toaster"}
+        lines = [{"block": key, "ms": "1.5", **provenance} for key in keys]
+        write_lines(table, lines)
+        search = run.job.search.model_copy(update={"latency_table": table})
+        run = replace(run, job=run.job.model_copy(update={"search": search}))
+        begun = begin(run)
+        assert begin(replace(run)) == begun
+        write_lines(table, [lines[0] | {"ms": "3"}, *lines[1:]])
+        with pytest.raises(UserError, match=f"^search.latency_table = {table}: not the table"):
+            begin(replace(run))
+        write_lines(table, lines)
+        with open(run.supernet_path, "ab") as file:
+            file.write(b"more")
+        with pytest.raises(UserError, match=f"^{run.supernet_path} is not the file"):
+            begin(replace(run))
 
 
 def test_answers_are_the_best_for_each_limit_or_the_best_of_all(finished_run: FinishedRun):

@@ -20,7 +20,7 @@ from nasray.search.ladder import front_search
 from nasray.search.limits import Limits
 from nasray.search.within import Within
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
-from nasray.spaces.space import Gene, as_population
+from nasray.spaces.space import Gene, as_architectures, as_population, random_population
 from nasray.spaces.tiny import Tiny
 
 OFA = Path(__file__).parents[2] / "shared" / "data" / "ofa"
@@ -302,9 +302,42 @@ def test_any_part_of_a_generation_may_be_told_in_any_order():
     price, fitness = prices(SPACE), worths(SPACE)
     search = Front(SPACE, price, [20, 40], 0, size=200, budget=20_000)
     run(search, price, fitness, 3)
-    population = search.breed()[::-1][:50].copy()
-    search.absorb(population, price(population), fitness(population))
+    brood = search.breed()
+    slot_of = {
+        child.tobytes(): slot for child, slot in zip(brood, search.broods[-1][1], strict=True)
+    }
+    told, before = brood[::-1][:50].copy(), search.slots.population
+    search.absorb(told, price(told), fitness(told))
+    taken = np.flatnonzero((search.slots.population != before).any(axis=1))
+    for slot in taken.tolist():  # by its own child, or one that exceeds the limit of its own slot
+        child = search.slots.population[slot]
+        own = slot_of[child.tobytes()]
+        assert slot == own or price(child[None])[0] > search.ceilings[own]
+    assert len(taken) > 5
     assert len(search.breed()) == 200
+
+
+def test_a_generation_is_bred_once_and_serves_all_rungs_alike():
+    space = OfaMobileNetV3(num_classes=10, resolution=64, resolutions=(48, 64), width=0.5)
+    macs = Limits(space, ()).price(random_population(space.genes, 500, np.random.default_rng(0)))
+    rungs = np.quantile(macs["macs"], np.linspace(0.3, 1, 5)).tolist()
+    limits = Limits(space, [Limit(cost="macs", max=rung) for rung in rungs])
+    search = front_search(space, SearchConfig(population_size=10, num_parents=5), limits, 0)
+    core = search.breed.__self__
+    served = np.zeros(len(rungs), dtype=int)  # by what was bred first
+    for generation in range(12):
+        archs = search.ask()
+        brood, slots = core.broods[0]
+        served += np.bincount(slots // core.slots_per_rung, minlength=len(rungs))
+        assert len(core.broods) == 1 or not set(as_architectures(brood)) >= set(archs)
+        costs = limits.costs(archs)
+        search.tell(
+            [
+                Candidate(arch=arch, fitness=sum(arch), costs=cost, generation=generation)
+                for arch, cost in zip(archs, costs, strict=True)
+            ]
+        )
+    assert served.sum() == 120 and served.min() == served.max()
 
 
 def test_as_an_algorithm_its_rungs_are_the_limits_on_the_first_cost():

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import ray
 
-from nasray.errors import UserError
+from nasray.config import Limit
+from nasray.errors import InfeasibleError, UserError
 from nasray.latency import LatencyTable, block_key, blocks_of, read_lines, write_lines
 from nasray.latency_cluster import measure_on_cluster
 from nasray.latency_measure import (
@@ -22,6 +23,7 @@ from nasray.latency_measure import (
     time_blocks,
     wanted_blocks,
 )
+from nasray.search.limits import Limits
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
 from nasray.spaces.shufflenet import ShuffleNet
 from nasray.spaces.space import as_architectures, as_population, random_population
@@ -115,6 +117,19 @@ def test_what_a_published_folder_lacks_is_named(tmp_path):
         LatencyTable.load(str(tmp_path), OfaMobileNetV3(resolutions=(160,)))
 
 
+@needs_ofa
+def test_the_smallest_network_is_within_a_limit_of_its_own_latency():
+    space = OfaMobileNetV3()
+    table = LatencyTable.load(str(OFA / "note10"), space)
+    own = float(table(as_population([space.named["smallest"]]))[0])
+    limits = Limits(space, [Limit(cost="latency_ms", max=own)], table)
+    assert limits.draw(1, np.random.default_rng(0), set()) == [space.named["smallest"]]
+    with pytest.raises(
+        InfeasibleError, match=r"max = 9\.89034651 is below .*, 9\.890346512078672; raise"
+    ):
+        Limits(space, [Limit(cost="latency_ms", max=9.89034651)], table)
+
+
 @pytest.mark.parametrize("ending", ["parquet", "csv"])
 @pytest.mark.parametrize("space", [TINY, SMALL], ids=lambda space: space.name)
 def test_sums_are_those_of_a_walk_over_the_blocks(tmp_path, space, ending):
@@ -174,6 +189,8 @@ def test_tables_of_other_spaces_and_of_two_devices_are_refused(tmp_path):
         ("t.csv", b"space,device,block,ms\ntiny,d,x,nan\n", "above 0"),
         ("t.csv", b"space,device,block,ms\ntiny,d,x,1,2\n", "line 1 lacks"),
         ("t.csv", b"space,device,block,ms\ntiny,d\n", "line 1 lacks"),
+        ("t.csv", b"space,device,block,ms\ntiny,d,x,1\ntiny,d,x,2\n", "has x more than once"),
+        ("t.csv", b"space,device,block,ms,samples_ms\ntiny,d,x,1,1 oops\n", "x takes 'oops' ms"),
         ("t.csv", b"\xff\xfe\x00", "is no latency table"),
         ("t.parquet", b"", "is no latency table"),
         ("t.parquet", b"PAR1 and no more", "is no latency table"),
@@ -269,8 +286,20 @@ def test_a_table_is_not_continued_in_another_way(tmp_path):
     path = make_table(tmp_path / "t.csv", TINY, describe(TINY, Setup(batch_size=2)))
     with pytest.raises(UserError, match="batch_size = 2, this is 1"):
         measure(TINY, path)
+    path = make_table(tmp_path / "o.csv", TINY, {"device": "cpu"})  # by whom, it does not say
+    with pytest.raises(UserError, match="runtime = None, this is torch"):
+        measure(TINY, path)
     with pytest.raises(UserError, match="must end in .parquet or .csv"):
         measure(TINY, str(tmp_path / "t.txt"))
+
+
+def test_a_table_with_other_prices_has_another_digest(tmp_path):
+    path = make_table(tmp_path / "t.csv", TINY)
+    digest = LatencyTable.load(path, TINY).digest()
+    edit(path, lambda lines: lines[::-1])
+    assert LatencyTable.load(path, TINY).digest() == digest
+    edit(path, lambda lines: [lines[0] | {"ms": "77"}, *lines[1:]])
+    assert LatencyTable.load(path, TINY).digest() != digest
 
 
 @pytest.mark.parametrize(

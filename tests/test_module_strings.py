@@ -93,6 +93,12 @@ def test_lines_of_another_network_are_refused(space, edit, complaint):
         parse(edit(lines), space)
 
 
+def test_lines_of_two_architectures_are_those_of_the_smaller():
+    space = OfaResNet50D(7, 64, (32, 48, 64), 0.6)  # whose ratios often round to one width
+    smallest = space.named["smallest"]
+    assert parse(format(space, smallest), space) == smallest
+
+
 def test_a_second_resolution_is_refused():
     space = OfaMobileNetV3()
     with pytest.raises(UserError, match="'resolution 160', not 224"):

@@ -10,7 +10,7 @@ import torch
 
 from nasray.errors import UserError
 from nasray.latency import LatencyTable
-from nasray.predictor import FORMAT, AccuracyPredictor, _threads, kendall_tau
+from nasray.predictor import FORMAT, AccuracyPredictor, kendall_tau, quality_of_fit
 from nasray.search.active import Activity
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
 from nasray.spaces.ofa_proxyless import OfaProxyless
@@ -18,6 +18,7 @@ from nasray.spaces.ofa_resnet50d import OfaResNet50D
 from nasray.spaces.shufflenet import ShuffleNet
 from nasray.spaces.space import random_population
 from nasray.spaces.tiny import Tiny
+from nasray.threads import lone_threads
 
 OFA = Path(__file__).parents[2] / "shared" / "data" / "ofa"
 published = pytest.mark.skipif(not OFA.exists(), reason=f"published predictors are not at {OFA}")
@@ -109,7 +110,7 @@ def test_each_of_the_predicting_threads_computes_alone():
         together.wait(timeout=30)
         return torch.get_num_threads()
 
-    assert set(_threads().map(count, range(together.parties))) == {1}
+    assert set(lone_threads().map(count, range(together.parties))) == {1}
 
 
 def test_predicting_leaves_torchs_number_of_threads_alone():
@@ -149,7 +150,7 @@ def test_fitting_finds_what_the_genes_are_worth():
     worth = np.random.default_rng(1).random(population.shape[1])
     top1 = 0.5 + 0.02 * (population @ worth)
     steps = []
-    predictor, quality = AccuracyPredictor.fit(
+    quality = quality_of_fit(
         space, population, top1, seed=0, steps=300, show=lambda done, text: steps.append(done)
     )
     assert steps == list(range(1, 301))
@@ -158,8 +159,29 @@ def test_fitting_finds_what_the_genes_are_worth():
     assert quality["num_held_out"] == len(quality["measured"]) == len(quality["predicted"])
     assert quality["num_held_out"] == round(0.2 * len(population))
     assert set(np.float32(quality["measured"])) <= set(np.float32(top1))
-    np.testing.assert_allclose(predictor(population), top1, atol=0.03)
     json.dumps(quality)
+    predictor = AccuracyPredictor.fit(space, population, top1, seed=0, steps=300)
+    np.testing.assert_allclose(predictor(population), top1, atol=0.03)
+
+
+def test_a_fit_leaves_nothing_out_and_nothing_changed_when_it_is_interrupted():
+    space = Tiny()
+    population = np.unique(population_of(space, 5), axis=0)
+    odd = np.arange(len(population)) / 100  # each has its own, which nothing else tells
+    predictor = AccuracyPredictor.fit(space, population, odd, seed=0, steps=500)
+    np.testing.assert_allclose(predictor(population), odd, atol=0.002)
+
+    def interrupt(done: int, text: str) -> None:
+        raise KeyboardInterrupt
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            AccuracyPredictor.fit(space, population, odd, seed=0, show=interrupt)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_same_seed_same_fit():
@@ -167,7 +189,7 @@ def test_same_seed_same_fit():
     population = population_of(space, 50)
     top1 = 0.5 + 0.1 * np.random.default_rng(0).random(50)
     fits = [
-        AccuracyPredictor.fit(space, population, top1, seed=seed, steps=5)[1]["predicted"]
+        quality_of_fit(space, population, top1, seed=seed, steps=5)["predicted"]
         for seed in (0, 0, 1)
     ]
     assert fits[0] == fits[1] != fits[2]
@@ -230,7 +252,7 @@ def test_a_damaged_predictor_is_refused(tmp_path, damage):
 
 def test_a_fit_needs_one_top1_for_each_architecture():
     with pytest.raises(UserError, match="got 50 and 49"):
-        AccuracyPredictor.fit(Tiny(), population_of(Tiny(), 50), [0.5] * 49, seed=0)
+        quality_of_fit(Tiny(), population_of(Tiny(), 50), [0.5] * 49, seed=0)
 
 
 def test_kendall_tau_is_that_of_the_textbook():

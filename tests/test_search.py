@@ -69,7 +69,7 @@ def archs_of(candidates):
 
 
 def test_every_search_by_fitness_beats_random_search(tmp_path, unlimited):
-    best = {"genetic": [], "steady": [], "evolution": [], "random": []}
+    best = {"genetic": [], "steady": [], "evolution": [], "front": [], "random": []}
     for algorithm, found in best.items():
         for seed in range(5):
             folder = tmp_path / f"{algorithm}{seed}"

@@ -112,6 +112,21 @@ def test_top_down_goes_on_from_the_looser_answer_and_vanilla_does_not():
         assert (nearest < 8) is kept and (nearest > 12) is not kept, (strategy, nearest)
 
 
+def test_an_answer_that_the_next_limit_allows_is_where_it_begins():
+    """Also on a pool, which evaluates nothing again and so never tells of it."""
+    search = staged([45, 44.9], "top-down", size=40, generations=(10, 2))
+    while search.stage == 0:
+        population = search.breed()
+        loose = price(population) <= 44.9  # so the answer for the first is one for the second
+        search.absorb(population[loose], price(population[loose]), fitness(population[loose]))
+    record = search.found[45.0]
+    assert search.found[44.9].arch == record.arch
+    population = search.breed()
+    unseen = (population != np.array(record.arch)).any(axis=1)
+    search.absorb(population[unseen], price(population[unseen]), fitness(population[unseen]))
+    assert record.arch in set(map(tuple, search.known.population.tolist()))
+
+
 def test_bottom_up_keeps_the_population_of_the_tighter_limit():
     search = staged([20, 40], "bottom-up", size=40, generations=(6, 1))
     while search.limit == 20:

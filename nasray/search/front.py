@@ -248,7 +248,7 @@ class Front:
         return np.concatenate(found)
 
     def _neighbourhood(self, answer: Answer) -> Population:
-        """All architectures within the answer's limit that differ from it in one gene or two."""
+        """All architectures within the answer's limit with one or two active genes changed."""
         center = np.array(answer.arch, dtype=np.int8)
         active = self.activity(center[None])[0]
         changes = [

@@ -33,7 +33,7 @@ class Ladder:
         bottoms = [limit.min for limit in own if limit.min is not None]
         loosest = Limit(cost=self.cost, max=max(self.rungs), min=min(bottoms, default=None))
         others = [limit for limit in given if limit.cost != self.cost]
-        self.bounds = copy.copy(limits)  # whose cost table is compiled already
+        self.bounds = copy.copy(limits)  # with the same cost table
         self.bounds.limits = (loosest, *others)
         self.costs = tuple(dict.fromkeys([self.cost, *(limit.cost for limit in others)]))
 
@@ -45,8 +45,8 @@ class Ladder:
 class LadderSearch:
     """Ask for a generation of a population's offspring, tell its results; repeat.
 
-    Nothing is evaluated twice, and nothing that another limit excludes. Telling a fresh
-    instance the recorded generations resumes a search exactly.
+    Nothing is evaluated twice, and nothing that another limit excludes. Asking a fresh
+    instance and telling it the recorded generations, in turn, resumes a search exactly.
     """
 
     carries_state = True
@@ -68,11 +68,11 @@ class LadderSearch:
         found: list[Architecture] = []
         for _ in range(MAX_ROUNDS):
             for arch in as_architectures(self.ladder.bounds.feasible(self.breed())):
-                if len(found) == self.size:
-                    return found
                 if arch not in self.seen:
                     self.seen.add(arch)
                     found.append(arch)
+                if len(found) == self.size:
+                    return found
         newcomers = self.ladder.bounds.draw(self.size - len(found), self.rng, self.seen)
         return found + newcomers
 

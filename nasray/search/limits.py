@@ -22,6 +22,7 @@ LATENCY = "latency_ms"  # the cost that a latency table adds
 BATCH = 4096  # architectures drawn and priced at once
 MAX_BATCHES = 25  # then random draws give up
 MAX_DESCENT = 200  # rounds of the descent towards the limits
+ROUNDING = 1e-12  # of sums of the same numbers in another order, relatively
 
 
 class Limits:
@@ -47,7 +48,7 @@ class Limits:
         """One cost of `population` (n, genes): float64 (n,)."""
         if cost == LATENCY and self.latency is not None:
             return self.latency(population)
-        return self.table(population)[cost]
+        return self.table.one(cost, population)
 
     def bounds(self, cost: str) -> tuple[float, float]:
         """The smallest and largest value of `cost` in the space."""
@@ -67,7 +68,10 @@ class Limits:
 
     def violation(self, population: Population) -> np.ndarray:
         """By how much each row exceeds its limits, relatively and in sum; 0 is feasible."""
-        costs = self.price(population)
+        costs = {
+            cost: self.price_one(cost, population)
+            for cost in dict.fromkeys(limit.cost for limit in self.limits)
+        }
         excess = np.zeros(len(population))
         for limit in self.limits:
             values = costs[limit.cost]
@@ -135,15 +139,16 @@ class Limits:
 
     def _check_reachable(self, limit: Limit) -> None:
         low, high = self.bounds(limit.cost)
-        if limit.max is not None and limit.max < low:
+        slack = ROUNDING * max(abs(low), abs(high))
+        if limit.max is not None and limit.max < low - slack:
             raise InfeasibleError(
-                f"search.limits: {limit.cost} max = {limit.max:g} is below the smallest subnet of "
-                f"{self.space.name}, {_rounded(low, up=True)}; raise it to at least that"
+                f"search.limits: {limit.cost} max = {limit.max:.10g} is below the smallest subnet "
+                f"of {self.space.name}, {_rounded(low, up=True)}; raise it to at least that"
             )
-        if limit.min is not None and limit.min > high:
+        if limit.min is not None and limit.min > high + slack:
             raise InfeasibleError(
-                f"search.limits: {limit.cost} min = {limit.min:g} is above the largest subnet of "
-                f"{self.space.name}, {_rounded(high, up=False)}; lower it to at most that"
+                f"search.limits: {limit.cost} min = {limit.min:.10g} is above the largest subnet "
+                f"of {self.space.name}, {_rounded(high, up=False)}; lower it to at most that"
             )
 
     def _shown(self) -> str:
@@ -151,9 +156,9 @@ class Limits:
             " ".join(
                 part
                 for part in (
-                    f"{limit.min:g} <=" if limit.min is not None else "",
+                    f"{limit.min:.10g} <=" if limit.min is not None else "",
                     limit.cost,
-                    f"<= {limit.max:g}" if limit.max is not None else "",
+                    f"<= {limit.max:.10g}" if limit.max is not None else "",
                 )
                 if part
             )

@@ -4,6 +4,8 @@ All three run the genetic search of Once-for-All for one limit after another; th
 in what the next limit starts from. Populations in, populations out: what evaluates them is
 the caller's. Unlike the originals, an answer never changes after it was found, pruning
 also lowers the resolution, no loop waits for luck, and the last brood is read like any other.
+Where evaluations cost, on a pool, none is done again for another limit: a search then begins
+without what an earlier one found, but for the record.
 """
 
 from collections.abc import Callable
@@ -92,7 +94,7 @@ class Staged:
 
     def breed(self) -> Population:
         """The next generation: all within the limit, in canonical form, maybe known ones."""
-        if not len(self.known.fitness):
+        if self.start is not None or not len(self.known.fitness):
             return self._first_generation()
         parents = self.known.best(max(2, round(PARENTS * self.size))).population
         mutants = round(MUTANTS * self.size)
@@ -130,9 +132,12 @@ class Staged:
         if self.strategy == "bottom-up":
             self._record()  # all that is known is within the looser limit, too
             return
-        record = self.found.get(self.order[self.stage - 1])
+        record, known = self.found.get(self.order[self.stage - 1]), self.known
         self.known = _none(len(self.space.genes))
         if self.strategy == "top-down" and record is not None:
+            if record.cost <= self.limit:  # a pool does not evaluate it again
+                self.known = known.best(1)
+                self._record()
             arch = prune(record.arch, self.limit, self.space, self.price, self.rng)
             fits = self.price(np.array([arch], dtype=np.int8))[0] <= self.limit
             self.start = np.array([arch if fits else self.within.smallest], dtype=np.int8)

@@ -42,7 +42,7 @@ class Within:
         tightest = min(limits)
         if not tightest >= self.smallest_cost:  # so that NaN is refused, too
             raise InfeasibleError(
-                f"a limit of {tightest:g} is below the smallest subnet of {self.space.name}, "
+                f"a limit of {tightest:.10g} is below the smallest subnet of {self.space.name}, "
                 f"{float(self.smallest_cost)!r}; raise it to at least that"
             )
 

@@ -14,7 +14,7 @@ from nasray.spaces.ofa_proxyless import OfaProxyless
 from nasray.spaces.ofa_resnet50d import BASE_WIDTHS, EXPANDS, STAGE_BLOCKS, WIDTHS, OfaResNet50D
 from nasray.spaces.space import Architecture
 
-OfaSpace = OfaMobileNetV3 | OfaProxyless | OfaResNet50D
+PrintedSpace = OfaMobileNetV3 | OfaProxyless | OfaResNet50D
 
 _MBCONV = re.compile(r"\((SE)?\(O(\d+), E(\d+)\.0, K(\d)\), (None|Identity)\)")
 _DYNAMIC_CONV = re.compile(r"\(?DyConv\(O(\d+), K3, S(\d)\)(, Identity\))?")
@@ -22,7 +22,7 @@ _BOTTLENECK = re.compile(r"\(3x3_BottleneckConv_in->(\d+)->(\d+)_S\d, (avgpool_c
 _RESOLUTION = re.compile(r"resolution (\d+)")
 
 
-def format(space: OfaSpace, arch: Architecture) -> list[str]:
+def format(space: PrintedSpace, arch: Architecture) -> list[str]:
     """The lines of `arch`, the last one `resolution R`."""
     lines = _resnet_lines if isinstance(space, OfaResNet50D) else _mbconv_lines
     return [*lines(space, arch), f"resolution {space.side(arch)}"]
@@ -38,11 +38,11 @@ def split(lines: Sequence[str]) -> list[list[str]]:
     return networks
 
 
-def parse(lines: Sequence[str], space: OfaSpace, resolution: int | None = None) -> Architecture:
+def parse(lines: Sequence[str], space: PrintedSpace, resolution: int | None = None) -> Architecture:
     """Read an architecture of `space`; `resolution` where no line gives it.
 
     Every line must be the one that format() writes, but for the pooling that some
-    versions print.
+    versions print. Where two choices give one line, it is the smaller one.
     """
     given = [line.strip() for line in lines if line.strip() and "GlobalAvgPool2d" not in line]
     if given and (match := _RESOLUTION.fullmatch(given[-1])):
@@ -129,7 +129,7 @@ def _read_resnet(space: OfaResNet50D, lines: Sequence[str]) -> dict[str, Any]:
 
     def expand(match: re.Match[str]) -> float:
         mid, out = int(match[1]), int(match[2])
-        ratios = {mbconv.div8(round(out * ratio)): ratio for ratio in EXPANDS}
+        ratios = {mbconv.div8(round(out * ratio)): ratio for ratio in reversed(EXPANDS)}
         return _one_of(ratios, mid, f"middle channels of {out}")
 
     return {
@@ -146,7 +146,7 @@ def _read_resnet(space: OfaResNet50D, lines: Sequence[str]) -> dict[str, Any]:
 
 
 def _stages(
-    space: OfaSpace,
+    space: PrintedSpace,
     matches: Sequence[re.Match[str]],
     places: Sequence[int],
     *,
@@ -181,7 +181,7 @@ def _laid_out(
 
 
 def _width_ratios(base: float) -> dict[int, float]:
-    """Width -> its ratio to `base`; the smaller one where two ratios give one width."""
+    """Width -> its ratio to `base`."""
     return {mbconv.div8(base * ratio): ratio for ratio in reversed(WIDTHS)}
 
 
