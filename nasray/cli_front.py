@@ -65,12 +65,13 @@ def front(
     from nasray.search.limits import LATENCY, Limits
     from nasray.search.topdown import Staged
 
-    cost = cost or (LATENCY if latency_table else "macs")
-    if cost == LATENCY and not latency_table:
+    if cost is None:
+        cost = "macs" if latency_table is None else LATENCY
+    if cost == LATENCY and latency_table is None:
         raise UserError(f"--cost {LATENCY} needs --latency-table PATH")
     space = make_space(space_name, **space_settings)
     fitness = AccuracyPredictor.load(predictor, space)
-    table = LatencyTable.load(latency_table, space) if latency_table else None
+    table = None if latency_table is None else LatencyTable.load(latency_table, space)
     try:
         ladder = Ladder(Limits(space, [Limit(cost=cost, max=limit) for limit in limits], table))
     except UserError as error:

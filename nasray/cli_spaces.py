@@ -1,6 +1,7 @@
 """The verbs that need a design space and no run: spaces, profile, show, latency."""
 
 import json
+import signal
 from typing import Any
 
 import click
@@ -130,6 +131,8 @@ def measure_latency(
 
     Long; what is measured is kept, and the same command again measures what is missing.
     """
+    # Whatever ends it, what was measured by then is kept.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     from nasray.latency_measure import Setup, doubt, measure, wanted_blocks
     from nasray.progress import progress
 
@@ -217,16 +220,27 @@ def show(
     for text in archs:
         click.echo("\n".join(module_strings.format(space, parse_arch(space, text))))
     if strings is not None:
-        try:
-            with click.open_file(strings) as file:
-                networks = module_strings.split(file.read().splitlines())
-            archs = [module_strings.parse(lines, space, side) for lines in networks]
-        except UnicodeDecodeError:
-            raise UserError(f"--parse {strings}: is not text") from None
-        except UserError as error:
-            raise UserError(f"--parse {strings}: {error}") from None
-        for arch in archs:
+        for arch in _parsed(space, strings, side):
             click.echo(json.dumps(space.to_json(arch)))
+
+
+def _parsed(space: Any, strings: str, side: int | None) -> list[tuple[int, ...]]:
+    """The architectures of a file of module strings."""
+    from nasray.spaces import module_strings
+
+    try:
+        with click.open_file(strings) as file:
+            networks = module_strings.split(file.read().splitlines())
+    except UnicodeDecodeError:
+        raise UserError(f"--parse {strings}: is not text") from None
+    found = []
+    for number, lines in enumerate(networks, 1):
+        try:
+            found.append(module_strings.parse(lines, space, side))
+        except UserError as error:
+            which = f", network {number}" if len(networks) > 1 else ""
+            raise UserError(f"--parse {strings}{which}: {error}") from None
+    return found
 
 
 def parse_arch(space: Any, text: str) -> tuple[int, ...]:
@@ -277,11 +291,11 @@ def _looked_up(
 
     population = space.canonical(as_population(archs))
     columns = {}
-    if latency_table:
+    if latency_table is not None:
         from nasray.latency import LatencyTable
 
         columns["latency_ms"] = LatencyTable.load(latency_table, space)(population)
-    if predictor:
+    if predictor is not None:
         from nasray.predictor import AccuracyPredictor
 
         columns["predicted_accuracy"] = AccuracyPredictor.load(predictor, space)(population)

@@ -108,11 +108,12 @@ def read_lines(path: str) -> list[Line]:
     content = storage.read(path)
     try:
         if path.endswith(".csv"):
-            lines = list(csv.DictReader(io.StringIO(content.decode()), strict=True))
+            text = io.StringIO(content.decode("utf-8-sig"))
+            lines = list(csv.DictReader(text, strict=True))
         else:
-            table = pq.read_table(pa.BufferReader(content))
+            table = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
             lines = [{key: str(value) for key, value in line.items()} for line in table.to_pylist()]
-    except (csv.Error, UnicodeDecodeError, pa.ArrowException) as error:
+    except (csv.Error, UnicodeDecodeError, pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} is no latency table ({reason}); measure it again") from None
     for number, line in enumerate(lines, 1):
@@ -147,7 +148,7 @@ def write_lines(path: str, lines: Sequence[Line]) -> None:
         for column in {"ms", "spread_ms"} & set(columns):
             values[column] = [float(value) for value in values[column]]
         sink = pa.BufferOutputStream()
-        pq.write_table(pa.table(values), sink, compression="zstd")
+        pq.write_table(pa.table(values), sink, compression="zstd", write_page_checksum=True)
         storage.write(path, sink.getvalue().to_pybytes())
 
 
@@ -267,7 +268,7 @@ def _read_ofa(path: str) -> dict[str, float]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first is 10 times as fast
     try:
         entries = yaml.load(storage.read(path), Loader=loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} is not readable YAML ({reason}); restore it") from None
     if not isinstance(entries, dict) or not all(

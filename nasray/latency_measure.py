@@ -123,7 +123,18 @@ def measure(
     """
     setup = setup or Setup()
     wanted = wanted_blocks(space, resolutions)
-    table = _Table(path, describe(space, setup))
+    lock = f"{path}.in-use"
+    with storage.held(lock):
+        try:
+            _measure(space, _Table(path, describe(space, setup)), wanted, setup, seed, show)
+        finally:
+            storage.remove(lock)
+    show(len(wanted), "")
+
+
+def _measure(
+    space: Space, table: "_Table", wanted: Wanted, setup: Setup, seed: int, show: Show
+) -> None:
     done = sum(map(len, table.samples.values()))
     rng = np.random.default_rng((seed, done))  # not the networks of the first time again
     saved = time.monotonic()
@@ -138,7 +149,6 @@ def measure(
     finally:
         if sum(map(len, table.samples.values())) > done:
             table.save()
-    show(len(wanted), "")
 
 
 def doubt(path: str) -> str:
@@ -264,6 +274,8 @@ def _setup_of(table: LatencyTable) -> Setup:
             threads=int(values["threads"]),
             batch_size=int(values["batch_size"]),
         )
+    except (ValueError, UserError) as error:
+        raise UserError(f"{table.path}: {error}") from None
     except KeyError as error:
         raise UserError(
             f"{table.path} does not say {error}, as tables of `nasray measure-latency` do; check "

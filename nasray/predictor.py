@@ -7,6 +7,8 @@ of one core each: the first layer is a sum of rows of a table, since its input i
 
 import io
 import warnings
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pickle import UnpicklingError
@@ -37,6 +39,8 @@ BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 512, 1e-3, 1e-4  # once-for-all issue 
 
 # What torch.load raises for files that it did not write.
 UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
     RuntimeError,
     EOFError,
     ValueError,
@@ -286,6 +290,9 @@ def _read(path: str) -> Any:
         raise UserError(f"{path} does not exist; fit a predictor first, or correct the path")
     content = io.BytesIO(storage.read(path))
     try:
+        if zipfile.is_zipfile(content) and zipfile.ZipFile(content).testzip():
+            raise ValueError  # torch would not look at the checksums
+        content.seek(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice is to load it unsafely
             return torch.load(content, map_location="cpu", weights_only=True)
@@ -300,15 +307,17 @@ def _checked(layers: Any, num_inputs: int, path: str) -> list[tuple[Tensor, Tens
     """Refuse layers that do not fit to the space or to each other, or are not finite."""
     width = num_inputs
     try:
-        found = [(weight.float(), bias.float()) for weight, bias in layers]
-        for weight, bias in found:
-            whole = weight.isfinite().all() and bias.isfinite().all()
-            if weight.shape != (len(bias), width) or not whole:
+        for weight, bias in layers:
+            if weight.shape != (len(bias), width) or bias.ndim != 1:
                 raise ValueError
+            for values in (weight, bias):
+                if not (values.is_floating_point() and values.isfinite().all()):
+                    raise ValueError
             width = len(bias)
+        found = [(weight.float(), bias.float()) for weight, bias in layers]
         if width != 1 or len(found) < 2:
             raise ValueError
-    except (TypeError, ValueError, AttributeError):
+    except (TypeError, ValueError, AttributeError, RuntimeError):  # the last: odd kinds of tensors
         raise UserError(f"{path} is a damaged predictor; fit or fetch it again") from None
     return found
 

@@ -132,20 +132,22 @@ def read(path: str) -> bytes:
 
 def write(path: str, content: bytes) -> None:
     filesystem, place = resolve(path)
-    if filesystem.type_name not in OBJECT_STORES:
-        filesystem.create_dir(os.path.dirname(place), recursive=True)
     # An object store shows an object only when it is whole; a local disk needs the move.
     local = isinstance(filesystem, fs.LocalFileSystem)
     target = f"{place}.partial-{os.getpid()}" if local else place
     try:
+        if filesystem.type_name not in OBJECT_STORES:
+            filesystem.create_dir(os.path.dirname(place), recursive=True)
         with filesystem.open_output_stream(target) as file:
             file.write(content)
         if local:
             os.replace(target, place)
-    except OSError:
+    except OSError as error:
         if local and os.path.exists(target):
             os.remove(target)
-        raise
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), path) from None
 
 
 def read_json(path: str) -> Any:

@@ -156,6 +156,9 @@ def test_module_strings_come_back_as_the_architecture(invoke, tmp_path):
     strings.write_text(invoke("show", "ofa_mobilenetv3", "smallest", "largest").output)
     both = invoke("show", "ofa_mobilenetv3", "--parse", strings).output.splitlines()
     assert [json.loads(line)["r"] for line in both] == [160, 224]
+    strings.write_text(strings.read_text().replace("resolution 224", "resolution " + "2" * 5000))
+    result = invoke("show", "ofa_mobilenetv3", "--parse", strings)
+    assert result.stderr.startswith(f"Error: --parse {strings}, network 2: ")
     profile = invoke("profile", "ofa_mobilenetv3", json.dumps(arch), "--json")
     assert json.loads(profile.output)["arch"] == arch
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import ray
 
+from nasray import storage
 from nasray.config import Limit
 from nasray.errors import InfeasibleError, UserError
 from nasray.latency import LatencyTable, block_key, blocks_of, read_lines, write_lines
@@ -194,6 +195,7 @@ def test_tables_of_other_spaces_and_of_two_devices_are_refused(tmp_path):
         ("t.csv", b"\xff\xfe\x00", "is no latency table"),
         ("t.parquet", b"", "is no latency table"),
         ("t.parquet", b"PAR1 and no more", "is no latency table"),
+        ("160_lookup_table.yaml", b"a: 2026-13-45", "not readable YAML"),
         ("160_lookup_table.yaml", b"a: [", "not readable YAML"),
         ("160_lookup_table.yaml", b"\xff\x00", "not readable YAML"),
         ("160_lookup_table.yaml", b"a: b", "must map keys to"),
@@ -263,6 +265,35 @@ def test_an_interrupted_measurement_goes_on_where_it_was(tmp_path):
     after = {line["block"]: line["samples_ms"] for line in read_lines(path)}
     assert len(after) == len(wanted_blocks(TINY))
     assert all(after[key].startswith(samples) for key, samples in first.items())
+
+
+def test_a_table_is_measured_by_one_process_at_a_time(tmp_path):
+    path = str(tmp_path / "t.csv")
+    with storage.held(f"{path}.in-use"):
+        with pytest.raises(UserError, match=f"^{path}.in-use is in use by another nasray process"):
+            measure(TINY, path)
+    measure(TINY, path)
+    assert [each.name for each in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_a_table_with_flipped_bits_is_refused_or_the_same(tmp_path):
+    path = Path(make_table(tmp_path / "t.parquet", TINY))
+    whole, population = (
+        path.read_bytes(),
+        random_population(TINY.genes, 20, np.random.default_rng(0)),
+    )
+    right = LatencyTable.load(str(path), TINY)(population)
+    rng, refused = np.random.default_rng(1), 0
+    for place in rng.integers(len(whole), size=100).tolist():
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        try:
+            found = LatencyTable.load(str(path), TINY)(population)
+        except UserError as error:
+            assert str(error).startswith(str(path))
+            refused += 1
+        else:
+            np.testing.assert_array_equal(found, right)
+    assert refused > 20
 
 
 def test_blocks_that_stay_unsure_are_counted(tmp_path, monkeypatch):
@@ -360,6 +391,9 @@ def test_a_check_compares_sums_with_whole_networks(tmp_path):
         check(space, LatencyTable.load(path, space), num_archs=3)
     with pytest.raises(UserError, match="does not say 'runtime', as tables of `nasray"):
         check(TINY, LatencyTable.load(make_table(tmp_path / "o.csv", TINY), TINY), num_archs=3)
+    edit(path, lambda lines: [line | {"threads": "some"} for line in lines])
+    with pytest.raises(UserError, match=f"^{path}: invalid literal for int.*'some'"):
+        check(space, LatencyTable.load(path, space), num_archs=3)
 
 
 def test_agreement_is_error_bias_and_rank_correlation():

@@ -76,7 +76,11 @@ def broken(lines, old, new):
         (SPACES[0], lambda lines: broken(lines, "E3.0", "E5.0"), "expand = 5 must be one of"),
         (SPACES[0], lambda lines: broken(lines, "O96", "O80"), "must be '\\(\\(O96"),
         (SPACES[0], lambda lines: lines[:2] + lines[3:], "stage0.depth = 1"),
-        (SPACES[0], lambda lines: [*lines[:5], *lines[4:]], "has 5 stages, got lines of 6"),
+        (
+            SPACES[0],
+            lambda lines: [*lines[:5], *lines[4:]],
+            "and the lines are of 6, of 11 blocks",
+        ),
         (SPACES[0], lambda lines: lines[1:], "the line"),
         # What notebooks print for "ResNet50D": MobileNetV3's expand ratios (spec 1.6).
         (

@@ -250,6 +250,43 @@ def test_a_damaged_predictor_is_refused(tmp_path, damage):
         AccuracyPredictor.load(str(path), Tiny())
 
 
+def test_a_predictor_with_flipped_bits_is_refused_or_the_same(tmp_path):
+    path = tmp_path / "predictor.pt"
+    random_predictor(Tiny()).save(str(path))
+    whole, population = path.read_bytes(), population_of(Tiny())
+    right = AccuracyPredictor.load(str(path), Tiny())(population)
+    refused = 0
+    for place in np.random.default_rng(0).integers(len(whole), size=100).tolist():
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        try:
+            found = AccuracyPredictor.load(str(path), Tiny())(population)
+        except UserError as error:
+            assert str(error).startswith(str(path))
+            refused += 1
+        else:
+            np.testing.assert_array_equal(found, right)
+    assert refused > 50
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda bias: bias[:, None],
+        lambda bias: bias.to_sparse(),
+        lambda bias: bias.to("meta"),
+        lambda bias: bias.to(torch.complex64),
+    ],
+)
+def test_a_predictor_of_odd_tensors_is_refused(tmp_path, odd):
+    path = tmp_path / "predictor.pt"
+    random_predictor(Tiny()).save(str(path))
+    content = torch.load(path)
+    content["layers"][0][1] = odd(content["layers"][0][1])
+    torch.save(content, path)
+    with pytest.raises(UserError, match=r"predictor.pt is a damaged predictor"):
+        AccuracyPredictor.load(str(path), Tiny())
+
+
 def test_a_fit_needs_one_top1_for_each_architecture():
     with pytest.raises(UserError, match="got 50 and 49"):
         quality_of_fit(Tiny(), population_of(Tiny(), 50), [0.5] * 49, seed=0)

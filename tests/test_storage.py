@@ -30,6 +30,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     assert storage.list_names(str(tmp_path)) == ["file"]
 
 
+def test_what_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_bytes(b"plain")
+    path = str(tmp_path / "file" / "table.csv")
+    with pytest.raises(OSError, match=r"table\.csv") as caught:
+        storage.write(path, b"x")
+    assert caught.value.filename == path
+
+
 def test_absent_places_are_empty(tmp_path):
     nowhere = str(tmp_path / "nowhere")
     assert storage.list_names(nowhere) == []

@@ -16,10 +16,12 @@ from nasray.spaces.space import Architecture
 
 PrintedSpace = OfaMobileNetV3 | OfaProxyless | OfaResNet50D
 
-_MBCONV = re.compile(r"\((SE)?\(O(\d+), E(\d+)\.0, K(\d)\), (None|Identity)\)")
-_DYNAMIC_CONV = re.compile(r"\(?DyConv\(O(\d+), K3, S(\d)\)(, Identity\))?")
-_BOTTLENECK = re.compile(r"\(3x3_BottleneckConv_in->(\d+)->(\d+)_S\d, (avgpool_conv|Identity)\)")
-_RESOLUTION = re.compile(r"resolution (\d+)")
+_MBCONV = re.compile(r"\((SE)?\(O(\d{1,6}), E(\d{1,6})\.0, K(\d)\), (None|Identity)\)")
+_DYNAMIC_CONV = re.compile(r"\(?DyConv\(O(\d{1,6}), K3, S(\d)\)(, Identity\))?")
+_BOTTLENECK = re.compile(
+    r"\(3x3_BottleneckConv_in->(\d{1,6})->(\d{1,6})_S\d, (avgpool_conv|Identity)\)"
+)
+_RESOLUTION = re.compile(r"resolution (\d{1,6})")
 
 
 def format(space: PrintedSpace, arch: Architecture) -> list[str]:
@@ -159,7 +161,10 @@ def _stages(
             stages.append([])
         stages[-1].append(match)
     if len(stages) != len(places):
-        raise UserError(f"{space.name} has {len(places)} stages, got lines of {len(stages)}")
+        raise UserError(
+            f"{space.name} has {len(places)} stages, and the lines are of {len(stages)}, of "
+            f"{len(matches)} blocks in all; `nasray show` prints how they must be"
+        )
     for number, (stage, most) in enumerate(zip(stages, places, strict=True)):
         if len(stage) > most:
             raise UserError(
