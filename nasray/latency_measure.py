@@ -116,7 +116,7 @@ def measure(
     seed: int = 0,
     show: Show = lambda done, text: None,
 ) -> None:
-    """Measure every block of `space` into the table at `path`, a .parquet or .csv file.
+    """Measure every block of `space` into the table at `path`, a .parquet or .csv file, alone.
 
     A table that is there is continued: only what it lacks is measured. `show` hears
     how many of len(wanted_blocks()) are done. When interrupted, what was measured is kept.
