@@ -133,18 +133,19 @@ def test_many_kills_change_nothing(cluster, undisturbed, tmp_path, algorithm, se
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_waited_for(undisturbed, tmp_path):
-    """A disk of 200 kB that fills up, and is emptied again after two seconds."""
+def test_a_full_disk_is_waited_for(undisturbed, tmp_path, caplog):
+    """A disk of 1.5 MB that is full after some evaluations, and is emptied after two seconds."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=200k,nr_inodes=1000", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1500k,nr_inodes=1000", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("may not mount a small disk here")
     try:
-        (disk / "filler").write_bytes(bytes(120_000))
+        (disk / "filler").write_bytes(bytes(1_400_000))
         remover = subprocess.Popen(["sh", "-c", f"sleep 2; rm {disk}/filler"])
         search(str(disk), "steady", Direct(lambda arch: Evaluation(fitness=fitness(arch))))
         remover.wait()
+        assert "No space left on device" in caplog.text
         check(disk, undisturbed["steady"])
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
