@@ -60,7 +60,7 @@ def search(space, price, predictor, budget, seed):
     started = time.perf_counter()
     front = Front(space, price, LIMITS, seed, budget=budget)
     while front.told < budget:
-        front.advance(predictor)
+        front.advance(predictor.begin)
     seconds = time.perf_counter() - started
     answers = front.answers()
     for answer in answers:

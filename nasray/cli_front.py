@@ -70,7 +70,7 @@ def front(
     if cost == LATENCY and latency_table is None:
         raise UserError(f"--cost {LATENCY} needs --latency-table PATH")
     space = make_space(space_name, **space_settings)
-    fitness = AccuracyPredictor.load(predictor, space)
+    loaded = AccuracyPredictor.load(predictor, space)
     table = None if latency_table is None else LatencyTable.load(latency_table, space)
     try:
         ladder = Ladder(Limits(space, [Limit(cost=cost, max=limit) for limit in limits], table))
@@ -83,10 +83,10 @@ def front(
     if strategy == "front":
         budget = budget or 2_000_000
         searched = Front(space, ladder.price, limits, seed, budget=budget)
-        _run(searched.advance, fitness, lambda: searched.told, budget)
+        _run(lambda: searched.advance(loaded.begin), lambda: searched.told, budget)
     else:
         searched = Staged(space, ladder.price, list(limits), strategy=strategy, seed=seed)
-        _run(searched.advance, fitness, lambda: searched.bred, sum(searched.generations))
+        _run(lambda: searched.advance(loaded), lambda: searched.bred, sum(searched.generations))
     answers = searched.answers()
     for missing in sorted(set(limits) - {answer.limit for answer in answers}):
         click.echo(f"nothing was found yet for --limit {missing:g}", err=True)
@@ -95,14 +95,14 @@ def front(
         click.echo(json.dumps({**line, "arch": space.to_json(answer.arch)}))
 
 
-def _run(advance: Callable[[Any], None], fitness: Any, done: Callable[[], int], total: int) -> None:
+def _run(advance: Callable[[], None], done: Callable[[], int], total: int) -> None:
     """Search to the end or to Ctrl-C, showing how far it is."""
     from nasray.progress import progress
 
     with progress("front", 100) as show:
         try:
             while done() < total:
-                advance(fitness)
+                advance()
                 show(min(100, 100 * done() // total), "")
         except KeyboardInterrupt:
             click.echo("stopped early; these are the best so far", err=True)

@@ -61,7 +61,7 @@ class LatencyTable:
         """Price `population` (n, genes): float64 (n,), ms."""
         # No matrix product: it would wake BLAS threads, which then spin on the cores that a
         # predictor computes on.
-        choices = population.T.astype(np.int32)
+        choices = population.T.astype(self.offsets.dtype)
         places = np.repeat(self.offsets[:, None], len(population), axis=1)
         for columns, strides in zip(self.columns, self.strides, strict=True):
             places += choices[columns] * strides[:, None]
@@ -86,11 +86,12 @@ class LatencyTable:
         """One array of all tables' entries, and how choices lead to a place in it."""
         self.entries = np.concatenate([table.ravel() for table in self.tables])
         sizes = [table.size for table in self.tables]
-        self.offsets = np.cumsum([0, *sizes[:-1]], dtype=np.int32)  # of each part's entries
+        narrow = np.int16 if len(self.entries) <= np.iinfo(np.int16).max else np.int32
+        self.offsets = np.cumsum([0, *sizes[:-1]], dtype=narrow)  # of each part's entries
         # The first column of every part, the second, ...: (most genes of a part, parts).
         most = max(len(columns) for columns in self.parts)
         self.columns = np.zeros((most, len(self.parts)), dtype=np.intp)
-        self.strides = np.zeros((most, len(self.parts)), dtype=np.int32)  # 0: no such column
+        self.strides = np.zeros((most, len(self.parts)), dtype=narrow)  # 0: no such column
         for part, (columns, table) in enumerate(zip(self.parts, self.tables, strict=True)):
             self.columns[: len(columns), part] = columns
             self.strides[: len(columns), part] = np.array(table.strides) // table.itemsize

@@ -9,7 +9,7 @@ import io
 import warnings
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pickle import UnpicklingError
 from struct import error as StructError
@@ -27,7 +27,7 @@ from nasray.progress import Show
 from nasray.search.active import Activity
 from nasray.spaces import describe
 from nasray.spaces.space import Population, Space
-from nasray.threads import computing_with, lone_threads
+from nasray.threads import SharedWork, computing_with
 
 HIDDEN = (400, 400, 400)
 FORMAT = "nasray accuracy predictor 1"
@@ -71,7 +71,7 @@ class AccuracyPredictor:
 
     def __init__(self, space: Space, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
         self.space, self.activity = space, Activity(space)
-        self.threads = lone_threads()
+        self.work = SharedWork()
         self.layers = [(weight.float(), bias.float()) for weight, bias in layers]
         sizes = [len(gene.choices) for gene in space.genes]
         self.starts = np.cumsum([0, *sizes])  # first input column of each gene
@@ -79,10 +79,18 @@ class AccuracyPredictor:
 
     def __call__(self, population: Population) -> np.ndarray:
         """Predict the top-1 of each row of `population` (n, genes): float32 (n,)."""
+        return self.begin(population)()
+
+    def begin(self, population: Population) -> Callable[[], np.ndarray]:
+        """Have other threads begin to predict; what is returned helps, and returns the top-1."""
         # Whatever the number of threads, for the last bits may depend on a chunk's size.
         chunks = [population[start : start + CHUNK] for start in range(0, len(population), CHUNK)]
-        found = [np.empty(0, dtype=np.float32), *self.threads.map(self._predict, chunks)]
-        return np.concatenate(found)
+        begun = [self.work.submit(self._predict, chunk) for chunk in chunks]
+
+        def top1() -> np.ndarray:
+            return np.concatenate([np.empty(0, dtype=np.float32), *self.work.finish(begun)])
+
+        return top1
 
     def exact(self, population: Population) -> np.ndarray:
         """Predict in double precision, rounded to float32: the published programs' digits."""

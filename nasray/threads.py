@@ -1,10 +1,12 @@
-"""Threads that torch computes with: another number for a while, and threads that compute alone."""
+"""Threads that torch computes with: another number for a while, and work shared among threads."""
 
 import functools
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from queue import Empty, SimpleQueue
+from typing import Any
 
 import torch
 
@@ -20,17 +22,54 @@ def computing_with(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+class SharedWork:
+    """Calls that lone threads compute, and the thread that waits for them as well.
+
+    No more threads compute than torch would use: two that share a core hold up each other.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: SimpleQueue[tuple[Future, Callable[[Any], Any], Any]] = SimpleQueue()
+
+    def submit(self, function: Callable[[Any], Any], argument: Any) -> Future:
+        """Have `function(argument)` computed after what was submitted before."""
+        future: Future = Future()
+        self.waiting.put((future, function, argument))
+        lone_threads().submit(self._compute_next)
+        return future
+
+    def finish(self, futures: Sequence[Future]) -> list[Any]:
+        """Help until all of `futures` are computed, and return their results."""
+        with computing_with(1):
+            while not all(future.done() for future in futures) and self._compute_next():
+                pass
+        return [future.result() for future in futures]
+
+    def _compute_next(self) -> bool:
+        """Compute the call that has waited longest; False if none waits."""
+        try:
+            future, function, argument = self.waiting.get_nowait()
+        except Empty:
+            return False
+        try:
+            future.set_result(function(argument))
+        except Exception as error:
+            future.set_exception(error)
+        return True
+
+
 @functools.cache
 def lone_threads() -> ThreadPoolExecutor:
-    """As many threads as torch computes with here, each of which computes alone.
+    """Threads that compute alone: with the one that asks, as many as torch computes with here.
 
     For small products side by side: one that is split among cores waits for the slowest.
     """
-    number = torch.get_num_threads()
+    before = torch.get_num_threads()
+    number = max(1, before - 1)
     threads = ThreadPoolExecutor(number, initializer=_compute_alone)
     for _ in threads.map(time.sleep, [0.01] * number):  # all have started
         pass
-    torch.set_num_threads(number)  # threads that start from now on take what was set last
+    torch.set_num_threads(before)  # threads that start from now on take what was set last
     return threads
 
 

@@ -5,7 +5,7 @@ once, hundreds of thousands of candidates in a second or two; only those that th
 has not evaluated yet go to the evaluators. An ask/tell algorithm like any other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
 import numpy as np
@@ -83,12 +83,13 @@ class VerifiedSearch:
             self.space, self.ladder.price, self.ladder.rungs, self._draw_seed(), budget=budget
         )
 
-        def fitness(population: Population) -> np.ndarray:
+        def begin(population: Population) -> Callable[[], np.ndarray]:
+            top1 = predictor.begin(population)
             feasible = self.ladder.bounds.violation(population) == 0
-            return np.where(feasible, predictor(population), -np.inf)
+            return lambda: np.where(feasible, top1(), -np.inf)
 
         while front.told < budget:
-            front.advance(fitness)
+            front.advance(begin)
         best = {answer.limit: answer.arch for answer in front.answers()}
         rungs = [
             [*filter(None, [best.get(limit)]), *as_architectures(front.members(limit))]

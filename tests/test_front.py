@@ -1,7 +1,7 @@
 """The search that serves all limits at once: no network, no cluster."""
 
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle, product
 from pathlib import Path
@@ -187,8 +187,9 @@ def test_how_long_a_prediction_takes_changes_nothing():
             return fitness(population)
 
         search = Front(SPACE, price, [20, 40], 0, size=200, budget=20_000)
-        for _ in range(30):
-            search.advance(slow)
+        with ThreadPoolExecutor(2) as threads:
+            for _ in range(30):
+                search.advance(lambda brood: threads.submit(slow, brood).result)
         answers.append(search.answers())
     assert answers[0] == answers[1] == answers[2]
 
@@ -196,13 +197,14 @@ def test_how_long_a_prediction_takes_changes_nothing():
 def test_the_next_brood_is_bred_while_one_is_predicted():
     price, fitness = prices(SPACE), worths(SPACE)
     search = Front(SPACE, price, [20, 40], 0, size=200, budget=20_000)
-    both = threading.Barrier(2)
+    happened = []
 
-    def together(population):
-        both.wait(timeout=30)
-        return fitness(population)
+    def begin(brood):
+        happened.append("begun")
+        return lambda: happened.append("waited for") or fitness(brood)
 
-    search.advance(together)  # ends only if two broods are predicted at once
+    search.advance(begin)
+    assert happened == ["begun", "begun", "waited for"]
     assert search.told == 200
 
 
@@ -254,7 +256,7 @@ def test_chains_take_worse_children_at_first_and_hardly_any_at_last(monkeypatch)
         shares = []
         while search.told < search.budget:
             before = search.slots.fitness
-            search.advance(fitness)
+            search.advance(lambda brood: lambda: fitness(brood))
             shares.append(float((search.slots.fitness < before).mean()))
         return np.mean(shares[:30]), np.mean(shares[-30:])
 
@@ -387,7 +389,7 @@ def test_no_change_of_two_genes_makes_an_answer_better():
     price, fitness = prices(SPACE), worths(SPACE)
     search = Front(SPACE, price, [20, 40], 0, size=200, budget=60_000)
     while search.told < search.budget:
-        search.advance(fitness)
+        search.advance(lambda brood: lambda: fitness(brood))
     for answer in search.answers():
         near = search._neighbourhood(answer)
         center = np.array(answer.arch)

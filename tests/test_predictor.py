@@ -18,7 +18,6 @@ from nasray.spaces.ofa_resnet50d import OfaResNet50D
 from nasray.spaces.shufflenet import ShuffleNet
 from nasray.spaces.space import random_population
 from nasray.spaces.tiny import Tiny
-from nasray.threads import lone_threads
 
 OFA = Path(__file__).parents[2] / "shared" / "data" / "ofa"
 published = pytest.mark.skipif(not OFA.exists(), reason=f"published predictors are not at {OFA}")
@@ -101,16 +100,6 @@ def test_more_architectures_than_fit_into_one_chunk_keep_their_order(monkeypatch
     at_once = predictor(population)
     monkeypatch.setattr("nasray.predictor.CHUNK", 7)
     np.testing.assert_allclose(predictor(population), at_once, atol=1e-6)
-
-
-def test_each_of_the_predicting_threads_computes_alone():
-    together = threading.Barrier(torch.get_num_threads())
-
-    def count(_):
-        together.wait(timeout=30)
-        return torch.get_num_threads()
-
-    assert set(lone_threads().map(count, range(together.parties))) == {1}
 
 
 def test_predicting_leaves_torchs_number_of_threads_alone():

@@ -19,7 +19,6 @@ Knows no network: breed() a population, evaluate it, absorb() it; repeat.
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +40,8 @@ AHEAD = 2  # generations under way in advance(): as one is predicted, the next i
 POLISH = 0.1  # of the budget goes to neighbours of the best
 STRANGER, NEIGHBOUR = -1, -2  # instead of a slot
 MEMORY = 0.9  # of the median change, from one generation to the next
+
+Fitness = Callable[[], np.ndarray]  # waits until a generation is predicted
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,7 @@ class Front:
             (None, self.slots.population[:0])
         ] * len(self.rungs)  # of the best then, those not yet bred
         self.turn = self.told = 0
-        self.under_way: deque[tuple[Population, Future]] = deque()  # of advance(), in order
-        self.helpers = ThreadPoolExecutor(AHEAD)
+        self.under_way: deque[tuple[Population, Fitness]] = deque()  # by advance(), in order
         self.change = 0.0  # median change of fitness from a parent to its child, smoothed
 
     @property
@@ -113,19 +113,16 @@ class Front:
         done = min(1.0, self.told / self.budget)
         return self.change * HEAT * (COLD / HEAT) ** done
 
-    def advance(self, fitness: Callable[[Population], np.ndarray]) -> None:
-        """Search one generation further with a `fitness` that is a function, as predictors are.
+    def advance(self, begin: Callable[[Population], Fitness]) -> None:
+        """Search one generation further by predictions, whose computing `begin` begins.
 
-        `fitness` is called from threads, and must not change anything.
+        What that returns waits for them: AccuracyPredictor.begin is one.
         """
         while len(self.under_way) < AHEAD:
             population = self.breed()
-            computed = self.helpers.submit(
-                lambda brood: (self.price(brood), fitness(brood)), population
-            )
-            self.under_way.append((population, computed))
-        population, computed = self.under_way.popleft()
-        self.absorb(population, *computed.result())
+            self.under_way.append((population, begin(population)))
+        population, fitness = self.under_way.popleft()
+        self.absorb(population, self.price(population), fitness())
 
     def breed(self) -> Population:
         """The next generation, in canonical form: `size` or a few less, maybe known ones."""
