@@ -19,6 +19,16 @@ WORTH = np.random.default_rng(3).random(len(SPACE.genes))
 CONFIG = SearchConfig(population_size=20, num_generations=3, num_parents=2, proposals=20_000)
 
 
+class Predicts:
+    """A predictor of what `fitness` says."""
+
+    def __init__(self, fitness):
+        self.fitness = fitness
+
+    def begin(self, population):
+        return lambda: self.fitness(population).astype(np.float32)
+
+
 def accuracy(arch):
     return float(0.7 + 0.003 * (np.array(arch) @ WORTH) + 0.002 * np.sin(sum(arch)))
 
@@ -87,9 +97,7 @@ def test_the_first_generation_is_random_until_there_is_something_to_fit_to(limit
 
 
 def test_a_given_predictor_proposes_the_first_generation(limits):
-    def prefers_small(population):
-        return -limits.price(population)["params"].astype(np.float32)
-
+    prefers_small = Predicts(lambda population: -limits.price(population)["params"])
     asked = VerifiedSearch(SPACE, CONFIG, limits, 0, predictor=prefers_small).ask()
     random = VerifiedSearch(SPACE, CONFIG, limits, 0).ask()
     params = [limits.price(as_population(archs))["params"].mean() for archs in (asked, random)]
@@ -121,9 +129,6 @@ def test_the_best_that_the_predictor_found_is_proposed_even_if_no_chain_is_there
 ):
     monkeypatch.setattr("nasray.search.front.Front.members", lambda self, limit: as_population([]))
     macs = limits.limits[0].max
-
-    def prefers_large(population):
-        return limits.price(population)["macs"].astype(np.float32)
-
+    prefers_large = Predicts(lambda population: limits.price(population)["macs"])
     asked = VerifiedSearch(SPACE, CONFIG, limits, 0, predictor=prefers_large).ask()
     assert max(cost["macs"] for cost in limits.costs(asked[:3])) > 0.97 * macs
