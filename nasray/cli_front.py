@@ -70,7 +70,7 @@ def front(
     if cost == LATENCY and latency_table is None:
         raise UserError(f"--cost {LATENCY} needs --latency-table PATH")
     space = make_space(space_name, **space_settings)
-    loaded = AccuracyPredictor.load(predictor, space)
+    accuracy = AccuracyPredictor.load(predictor, space)
     table = None if latency_table is None else LatencyTable.load(latency_table, space)
     try:
         ladder = Ladder(Limits(space, [Limit(cost=cost, max=limit) for limit in limits], table))
@@ -83,10 +83,10 @@ def front(
     if strategy == "front":
         budget = budget or 2_000_000
         searched = Front(space, ladder.price, limits, seed, budget=budget)
-        _run(lambda: searched.advance(loaded.begin), lambda: searched.told, budget)
+        _run(lambda: searched.advance(accuracy.begin), lambda: searched.told, budget)
     else:
         searched = Staged(space, ladder.price, list(limits), strategy=strategy, seed=seed)
-        _run(lambda: searched.advance(loaded), lambda: searched.bred, sum(searched.generations))
+        _run(lambda: searched.advance(accuracy), lambda: searched.bred, sum(searched.generations))
     answers = searched.answers()
     for missing in sorted(set(limits) - {answer.limit for answer in answers}):
         click.echo(f"nothing was found yet for --limit {missing:g}", err=True)

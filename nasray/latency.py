@@ -86,12 +86,12 @@ class LatencyTable:
         """One array of all tables' entries, and how choices lead to a place in it."""
         self.entries = np.concatenate([table.ravel() for table in self.tables])
         sizes = [table.size for table in self.tables]
-        narrow = np.int16 if len(self.entries) <= np.iinfo(np.int16).max else np.int32
-        self.offsets = np.cumsum([0, *sizes[:-1]], dtype=narrow)  # of each part's entries
+        dtype = np.int16 if len(self.entries) <= np.iinfo(np.int16).max else np.int32
+        self.offsets = np.cumsum([0, *sizes[:-1]], dtype=dtype)  # of each part's entries
         # The first column of every part, the second, ...: (most genes of a part, parts).
         most = max(len(columns) for columns in self.parts)
         self.columns = np.zeros((most, len(self.parts)), dtype=np.intp)
-        self.strides = np.zeros((most, len(self.parts)), dtype=narrow)  # 0: no such column
+        self.strides = np.zeros((most, len(self.parts)), dtype=dtype)  # 0: no such column
         for part, (columns, table) in enumerate(zip(self.parts, self.tables, strict=True)):
             self.columns[: len(columns), part] = columns
             self.strides[: len(columns), part] = np.array(table.strides) // table.itemsize

@@ -25,17 +25,19 @@ def computing_with(number: int) -> Iterator[None]:
 class SharedWork:
     """Calls that lone threads compute, and the thread that waits for them as well.
 
-    No more threads compute than torch would use: two that share a core hold up each other.
+    No more threads compute than torch would use, but for one helper where that is one: two
+    that share a core hold up each other.
     """
 
     def __init__(self) -> None:
+        self.helpers = lone_threads()
         self.waiting: SimpleQueue[tuple[Future, Callable[[Any], Any], Any]] = SimpleQueue()
 
     def submit(self, function: Callable[[Any], Any], argument: Any) -> Future:
         """Have `function(argument)` computed after what was submitted before."""
         future: Future = Future()
         self.waiting.put((future, function, argument))
-        lone_threads().submit(self._compute_next)
+        self.helpers.submit(self._compute_next)
         return future
 
     def finish(self, futures: Sequence[Future]) -> list[Any]:
@@ -53,8 +55,10 @@ class SharedWork:
             return False
         try:
             future.set_result(function(argument))
-        except Exception as error:
+        except BaseException as error:  # Ctrl-C, too: whoever waits must not wait forever
             future.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
         return True
 
 
@@ -62,6 +66,7 @@ class SharedWork:
 def lone_threads() -> ThreadPoolExecutor:
     """Threads that compute alone: with the one that asks, as many as torch computes with here.
 
+    One at least. Their number is that of the first call.
     For small products side by side: one that is split among cores waits for the slowest.
     """
     before = torch.get_num_threads()

@@ -1,5 +1,6 @@
 """Latency tables: published ones, nasray's own, and the measuring of them."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -35,6 +36,8 @@ needs_ofa = pytest.mark.skipif(not OFA.exists(), reason=f"{OFA} is not here")
 
 TINY = Tiny(resolution=16)
 SMALL = OfaMobileNetV3(num_classes=10, resolution=64, resolutions=(32, 48, 64), width=0.5)
+# More prices than 16 bits can number.
+MANY = dataclasses.replace(SMALL, resolution=460, resolutions=tuple(range(64, 464, 4)))
 
 # Smallest and largest network, ms (spec 4.2).
 NOTE10_BOUNDS = {
@@ -131,8 +134,9 @@ def test_the_smallest_network_is_within_a_limit_of_its_own_latency():
         Limits(space, [Limit(cost="latency_ms", max=9.89034651)], table)
 
 
-@pytest.mark.parametrize("ending", ["parquet", "csv"])
-@pytest.mark.parametrize("space", [TINY, SMALL], ids=lambda space: space.name)
+@pytest.mark.parametrize(
+    ("space", "ending"), [(TINY, "parquet"), (TINY, "csv"), (SMALL, "csv"), (MANY, "parquet")]
+)
 def test_sums_are_those_of_a_walk_over_the_blocks(tmp_path, space, ending):
     table = LatencyTable.load(make_table(tmp_path / f"t.{ending}", space), space)
     population = random_population(space.genes, 200, np.random.default_rng(0))

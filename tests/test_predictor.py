@@ -102,6 +102,20 @@ def test_more_architectures_than_fit_into_one_chunk_keep_their_order(monkeypatch
     np.testing.assert_allclose(predictor(population), at_once, atol=1e-6)
 
 
+def test_a_prediction_begins_before_anybody_waits_for_it(monkeypatch):
+    predictor, population = random_predictor(Tiny()), population_of(Tiny())
+    begun, predict = threading.Event(), predictor._predict
+
+    def seen(chunk):
+        begun.set()
+        return predict(chunk)
+
+    monkeypatch.setattr(predictor, "_predict", seen)
+    awaited = predictor.begin(population)
+    assert begun.wait(timeout=30)
+    np.testing.assert_array_equal(awaited(), predictor(population))
+
+
 def test_predicting_leaves_torchs_number_of_threads_alone():
     before = torch.get_num_threads()
     random_predictor(Tiny())(population_of(Tiny()))

@@ -51,6 +51,28 @@ def test_the_thread_that_waits_computes_what_no_other_has_begun():
 def test_a_call_that_fails_says_so_where_it_is_waited_for():
     work = SharedWork()
     good, bad = work.submit(lambda _: 1, None), work.submit(lambda _: 1 / 0, None)
+    assert isinstance(bad.exception(timeout=30), ZeroDivisionError)  # a lone thread met it
     assert work.finish([good]) == [1]
     with pytest.raises(ZeroDivisionError):
         work.finish([bad])
+
+
+def test_a_stop_while_the_waiting_thread_computes_leaves_nobody_waiting():
+    work, rest = SharedWork(), threading.Event()
+    held = threading.Barrier(HELPERS + 1)
+
+    def hold(_):
+        held.wait(timeout=30)
+        assert rest.wait(timeout=30)
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    holding = [work.submit(hold, None) for _ in range(HELPERS)]
+    held.wait(timeout=30)
+    stopped = work.submit(stop, None)
+    with pytest.raises(KeyboardInterrupt):
+        work.finish([stopped])
+    rest.set()
+    assert work.finish(holding) == [None] * HELPERS
+    assert isinstance(stopped.exception(timeout=30), KeyboardInterrupt)

@@ -41,7 +41,7 @@ POLISH = 0.1  # of the budget goes to neighbours of the best
 STRANGER, NEIGHBOUR = -1, -2  # instead of a slot
 MEMORY = 0.9  # of the median change, from one generation to the next
 
-Fitness = Callable[[], np.ndarray]  # waits until a generation is predicted
+Awaited = Callable[[], np.ndarray]  # waits for the fitness of a generation
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Front:
             (None, self.slots.population[:0])
         ] * len(self.rungs)  # of the best then, those not yet bred
         self.turn = self.told = 0
-        self.under_way: deque[tuple[Population, Fitness]] = deque()  # by advance(), in order
+        self.under_way: deque[tuple[Population, Awaited]] = deque()  # by advance(), in order
         self.change = 0.0  # median change of fitness from a parent to its child, smoothed
 
     @property
@@ -113,16 +113,17 @@ class Front:
         done = min(1.0, self.told / self.budget)
         return self.change * HEAT * (COLD / HEAT) ** done
 
-    def advance(self, begin: Callable[[Population], Fitness]) -> None:
-        """Search one generation further by predictions, whose computing `begin` begins.
+    def advance(self, begin: Callable[[Population], Awaited]) -> None:
+        """Search one generation further by predictions that `begin` has others compute.
 
-        What that returns waits for them: AccuracyPredictor.begin is one.
+        What it returns waits for them, as that of AccuracyPredictor.begin does. They may
+        change nothing, and depend on the architectures alone.
         """
         while len(self.under_way) < AHEAD:
             population = self.breed()
             self.under_way.append((population, begin(population)))
-        population, fitness = self.under_way.popleft()
-        self.absorb(population, self.price(population), fitness())
+        population, awaited = self.under_way.popleft()
+        self.absorb(population, self.price(population), awaited())
 
     def breed(self) -> Population:
         """The next generation, in canonical form: `size` or a few less, maybe known ones."""
