@@ -136,10 +136,11 @@ def test_a_search_without_a_supernet_says_what_to_do_first(invoke, tmp_path, mon
 def test_a_measured_table_is_checked_and_looked_up(invoke, tmp_path):
     table = str(tmp_path / "tiny.csv")
     options = ("--resolution", 32)
-    assert invoke("measure-latency", "tiny", table, *options).output.endswith(f"{table}\n")
+    # On stderr, both may say that something else runs on this machine.
+    assert invoke("measure-latency", "tiny", table, *options).stdout.endswith(f"{table}\n")
     lines = invoke("latency", "check", "tiny", table, "--num-archs", 4, *options)
-    *archs, summary = lines.output.splitlines()
-    assert len(archs) == 4 and "rank correlation" in summary
+    archs = lines.stdout.splitlines()
+    assert len(archs) == 4 and "rank correlation" in lines.stderr
     line = json.loads(archs[0])
     looked_up = invoke(
         "profile", "tiny", json.dumps(line["arch"]), "--json", "--latency-table", table, *options
