@@ -1,15 +1,18 @@
 """What a candidate's evaluation costs beyond its bare forward passes, and how it scales.
 
     python benchmarks/evaluate.py [--json FILE] [--archs 6] [--images 500] [--side 64]
+                                  [--device cuda]
 
 Bare: forward passes of the extracted subnet, in eval mode, over the same calibration and
-validation images, normalised and in memory beforehand, in the same batches and threads.
+validation images, normalised and in the device's memory beforehand, in the same batches,
+threads and types: what the device can do at most.
 Two evaluators over one: candidates a second of an EvaluatorPool of Ray actors. Memory:
-what is resident of four evaluators on one node (pages that several share counted once), over
-the images they share and four times what one evaluator has for itself alone.
+the data resident of four evaluators on one node (pages that several share counted once), over
+the images they share and four times what one evaluator has besides them.
 """
 
 import argparse
+import re
 import statistics
 import tempfile
 import time
@@ -28,6 +31,7 @@ from nasray.evaluate import evaluate
 from nasray.evaluator import EvaluationTask, EvaluatorPool, Request
 from nasray.spaces import make_space
 from nasray.spaces.space import as_architectures, random_population
+from nasray.train import amp_dtype
 
 
 def main():
@@ -38,6 +42,7 @@ def main():
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -52,11 +57,14 @@ def main():
         seconds, over_bare = time_single(supernet, archs, options)
         speedup, memory, parts = measure_pools(job, path, archs, folder)
 
-    where = f"{options.images} + {options.images} images, {options.side} px, 1 thread"
+    on = "1 thread" if options.device == "cpu" else "GPU"
+    where = f"{options.images} + {options.images} images, {options.side} px, {on}"
     show(
         [
             Row(f"evaluation of a candidate, {where}, median", seconds, "s"),
             Row("evaluation / bare forward passes, median", over_bare, "ratio", "<= 1.10"),
+            Row("images a second, calibrated on or judged", 2 * options.images / seconds, ""),
+            Row("the same / what bare forward passes do", 1 / over_bare, "share"),
             Row("candidates a second, 2 evaluators / 1", speedup, "ratio", ">= 1.8"),
             Row("images that evaluators of a node share", parts[0], "MB"),
             Row("one evaluator's own memory", parts[1], "MB"),
@@ -77,7 +85,11 @@ def make_job(options, folder):
             "holdout_per_class": per_class,
         },
         "search": {"calibration_images": options.images, "batch_size": options.batch},
-        "compute": {"num_evaluators": 2, "device": "cpu"},
+        "compute": {
+            "num_evaluators": 2,
+            "device": "cpu" if options.device == "cpu" else "gpu",
+            "gpus_per_evaluator": 0.25,
+        },
     }
     job = parse_job(values, "benchmark")
     import_dataset(job.data, folder, seed=0)
@@ -86,20 +98,25 @@ def make_job(options, folder):
 
 def time_single(supernet, archs, options):
     torch.set_num_threads(1)
+    device, dtype = options.device, amp_dtype(options.device)
+    supernet = supernet.to(device)
     rng = np.random.default_rng(1)
     shape = (2 * options.images, 3, options.side, options.side)
     pixels = rng.integers(0, 256, shape, dtype=np.uint8)
     calibration, images = pixels[: options.images], pixels[options.images :]
     labels = rng.integers(0, 10, options.images)
     ready = [
-        normalize(torch.from_numpy(part))
+        normalize(torch.from_numpy(part).to(device))
         for part in np.array_split(pixels, -(-len(pixels) // options.batch))
     ]
 
     def bare(subnet):
-        with torch.inference_mode():
+        autocast = torch.autocast(device, dtype=dtype, enabled=dtype is not None)
+        with torch.inference_mode(), autocast:
             for batch in ready:
                 subnet(batch)
+            if device == "cuda":
+                torch.cuda.synchronize()
 
     seconds, ratios = [], []
     for arch in archs:
@@ -112,6 +129,7 @@ def time_single(supernet, archs, options):
                     images,
                     labels,
                     batch_size=options.batch,
+                    device=device,
                 ),
                 "bare": lambda subnet=subnet: bare(subnet),
             },
@@ -148,12 +166,21 @@ def measure_pools(job, supernet_path, archs, data_path):
         wait_until_gone()
         with pool(number) as each:
             warm(each, number, requests)
-            memory[number] = [process.memory_full_info() for process in evaluator_processes()]
+            memory[number] = sum(map(data_resident, evaluator_processes())) / 1e6
     ray.shutdown()
-    own = memory[1][0].uss / 1e6
     shared = 2 * images_bytes(job) / 1e6
-    together = sum(each.pss for each in memory[4]) / 1e6
-    return speedup, together / (shared + 4 * own), (shared, own)
+    own = memory[1] - shared
+    return speedup, memory[4] / (shared + 4 * own), (shared, own)
+
+
+def data_resident(process):
+    """Bytes that a process has in memory, without what it has only read of programs and
+    libraries: that is there once, however many use it. Of pages that n share, each has one nth.
+    """
+    return sum(
+        each.private_dirty if re.search(r"\.so|/bin/", each.path) else each.pss
+        for each in process.memory_maps()
+    )
 
 
 def warm(pool, number, requests):

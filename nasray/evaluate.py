@@ -171,11 +171,26 @@ def _batches(
     images: np.ndarray, batch_size: int, device: str, side: int | None
 ) -> Iterator[Tensor]:
     """All images once, in nearly equal batches: a batch of one image has no variance."""
+    on_gpu = device == "cuda"
+    copying = torch.cuda.Stream() if on_gpu else None
     for part in np.array_split(np.arange(len(images)), -(-len(images) // batch_size)):
-        # np.array copies: the source may be a read-only map that all evaluators share.
-        batch = torch.from_numpy(np.array(images[part[0] : part[-1] + 1]))
-        batch = normalize(batch.to(device, non_blocking=True))
+        # A copy: the source may be a read-only map that all evaluators share.
+        rows = images[part[0] : part[-1] + 1]
+        batch = torch.empty(rows.shape, dtype=torch.uint8, pin_memory=on_gpu)
+        batch.numpy()[:] = rows
+        if copying is not None:
+            batch = _to_gpu(batch, copying)
+        batch = normalize(batch)
         yield batch if side is None else resized(batch, side)
+
+
+def _to_gpu(batch: Tensor, copying: torch.cuda.Stream) -> Tensor:
+    """Copy a pinned `batch` while the GPU still computes with those before it."""
+    with torch.cuda.stream(copying):
+        there = batch.to("cuda", non_blocking=True)
+    torch.cuda.current_stream().wait_stream(copying)
+    there.record_stream(torch.cuda.current_stream())
+    return there
 
 
 def _autocast(device: str) -> torch.autocast:

@@ -27,7 +27,7 @@ from nasray.racing import Form, Race, pack, slice_top1, unpack
 from nasray.search.candidate import Candidate, Evaluation, Rivals
 from nasray.spaces import make_space
 from nasray.spaces.space import Architecture
-from nasray.trainer import worker_device
+from nasray.worker import worker_device
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from nasray.latency import read_lines
 from nasray.latency_measure import Setup, measure, wanted_blocks
 from nasray.progress import following
 from nasray.spaces.space import Space
-from nasray.trainer import raise_user_error
+from nasray.worker import raise_user_error
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from nasray.errors import EvaluationError
 from nasray.search.candidate import FAILED, Evaluation
-from nasray.trainer import raise_user_error
+from nasray.worker import raise_user_error
 
 logger = logging.getLogger(__name__)
 

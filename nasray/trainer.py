@@ -19,7 +19,6 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.exceptions import RayError, RayTaskError
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 from torch import Tensor
@@ -37,6 +36,7 @@ from nasray.sampler import fixed_architectures, lowest_scale, sample
 from nasray.spaces import make_space
 from nasray.spaces.elastic import Supernet
 from nasray.train import LossNotFiniteError, Recipe, fit
+from nasray.worker import raise_user_error, worker_device
 
 logger = logging.getLogger(__name__)
 STATE_FILE = "state.pt"
@@ -106,39 +106,6 @@ def check_batches(job: Job, data_path: str, batch_size: int, num_workers: int) -
     """Refuse what every worker would refuse, and be restarted for."""
     images = JobImages(job, data_path)
     images.training_batches(batch_size, 0, rank=0, world_size=num_workers)
-
-
-def raise_user_error(error: BaseException | None) -> None:
-    """Raise the root of a failure in a worker in one line, if the user or a storage is to blame."""
-    causes = [error] if error else []
-    for found in causes:  # which grows as causes of causes are found
-        inner = (
-            getattr(found, "cause", None),
-            getattr(found, "controller_failure", None),
-            found.__cause__,
-        )
-        inner += tuple(getattr(found, "worker_failures", {}).values())
-        inner = (each for each in inner if isinstance(each, BaseException))
-        causes += [each for each in inner if all(each is not known for known in causes)]
-        # Ray wraps an error in one that is of the same class, but says much more.
-        if isinstance(found, UserError) and not isinstance(found, RayTaskError):
-            raise found from None
-        if isinstance(found, OSError) and not isinstance(found, RayError):
-            raise UserError(
-                f"{found}; what is done is kept, and the same command goes on"
-            ) from None
-
-
-def worker_device(cpus: int) -> str:
-    """Settle this worker's threads, which decide the order of float sums, and its device."""
-    torch.set_num_threads(cpus)
-    if not ray.get_gpu_ids():
-        return "cpu"
-    # The same run again must give the same weights: no choice of kernels by timing.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    return "cuda"
 
 
 def use_own_gpu() -> None:

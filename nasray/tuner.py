@@ -32,13 +32,8 @@ from nasray.spaces import make_space
 from nasray.spaces.elastic import build_subnet
 from nasray.spaces.space import Architecture, Space
 from nasray.train import LossNotFiniteError, Recipe, fit
-from nasray.trainer import (
-    check_batches,
-    raise_user_error,
-    scaling,
-    use_own_gpu,
-    worker_device,
-)
+from nasray.trainer import check_batches, scaling, use_own_gpu
+from nasray.worker import raise_user_error, worker_device
 
 logger = logging.getLogger(__name__)
 TUNED = ("learning_rate", "weight_decay", "label_smoothing")

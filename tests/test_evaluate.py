@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nasray.datasets.transforms import normalize
-from nasray.evaluate import evaluate, recalibrate_bn, top1
+from nasray.evaluate import evaluate, judge, recalibrate_bn, top1
 
 
 def pictures(number, side=8, seed=0):
@@ -146,3 +146,22 @@ def test_statistics_may_be_inherited_or_those_of_each_batch():
         parts = [by_batch(part).argmax(1) for part in batch.split(8)]
     np.testing.assert_array_equal(found["inherited"], inherited)
     np.testing.assert_array_equal(found["batch"], torch.cat(parts).numpy() == labels)
+
+
+@pytest.mark.gpu
+def test_a_gpu_judges_as_a_cpu_does():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    images, labels = pictures(400, side=32), np.arange(400) % 4
+    net = network()
+    recalibrate_bn(net, images, batch_size=32)
+    on_gpu = network().to("cuda")
+    recalibrate_bn(on_gpu, images, batch_size=32, device="cuda")
+    # bfloat16 has 8 bits; no batch is left out, none counted twice.
+    for index in (1, 4):
+        for name in ("running_mean", "running_var"):
+            found, expected = getattr(on_gpu[index], name).cpu(), getattr(net[index], name)
+            torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+    judged = judge(on_gpu, images, labels, batch_size=32, device="cuda")
+    expected = judge(net, images, labels, batch_size=32)
+    assert (judged == expected).mean() > 0.95

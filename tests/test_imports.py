@@ -18,6 +18,7 @@ RAY_FILES = {
     "placement.py",
     "pool.py",
     "tuner.py",
+    "worker.py",
     "latency_cluster.py",
     "cli_ray.py",
 }
@@ -100,12 +101,20 @@ def test_no_global_randomness():
             assert name in ("default_rng", "Generator", "SeedSequence", "PCG64"), (path, name)
 
 
+def loaded_with(module):
+    program = f"import sys, {module}; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    return set(run.stdout.decode().split())
+
+
+def test_an_evaluator_starts_without_what_only_training_needs():
+    loaded = loaded_with("nasray.evaluator")
+    assert {"torch", "ray"} <= loaded
+    assert not {"ray.train", "ray.tune", "pandas", "torchvision", "torch._dynamo"} & loaded
+
+
 def test_help_answers_at_once():
     started = time.monotonic()
     subprocess.run([sys.executable, "-m", "nasray", "--help"], check=True, capture_output=True)
-    program = "import sys, nasray.cli; print(*sorted({m.split('.')[0] for m in sys.modules}))"
-    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
-    assert not {"torch", "ray", "plotly", "pyarrow", "pydantic"} & set(
-        loaded.stdout.decode().split()
-    )
+    assert not {"torch", "ray", "plotly", "pyarrow", "pydantic"} & loaded_with("nasray.cli")
     assert time.monotonic() - started < 30  # a hang, not a measurement

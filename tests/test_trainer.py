@@ -23,6 +23,7 @@ from nasray import storage, trainer
 from nasray.config import Job
 from nasray.errors import UserError
 from nasray.images import JobImages
+from nasray.worker import raise_user_error
 
 pytestmark = pytest.mark.ray
 
@@ -144,7 +145,7 @@ def weights_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
 def test_a_storage_that_is_away_ends_training_in_one_line():
     error = ray.train.ControllerError(OSError("When uploading part for key 'x': no connection"))
     with pytest.raises(UserError, match=r"part for key 'x': no connection; what is done is kept"):
-        trainer.raise_user_error(error)
+        raise_user_error(error)
     # These keep their tracebacks.
-    trainer.raise_user_error(ray.train.ControllerError(ZeroDivisionError("ours")))
-    trainer.raise_user_error(ray.exceptions.GetTimeoutError("of Ray, and an OSError by birth"))
+    raise_user_error(ray.train.ControllerError(ZeroDivisionError("ours")))
+    raise_user_error(ray.exceptions.GetTimeoutError("of Ray, and an OSError by birth"))

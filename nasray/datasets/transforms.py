@@ -1,7 +1,9 @@
 """From encoded images to uint8 tensors: decoding, augmentation, the evaluation crop.
 
 uint8 until the device: `normalize` runs there, so batches and caches stay four times
-smaller. Augmentation is a pure function of the image and a seed.
+smaller. Augmentation is a pure function of the image and a seed. torchvision is imported
+where it is needed, for it brings torch's compiler along: an evaluator that finds its images
+cached starts in two thirds of the time without them, and keeps 150 MB less.
 """
 
 import io
@@ -9,13 +11,11 @@ import math
 import struct
 import zlib
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
 
 from nasray.config import DataConfig
 
@@ -80,6 +80,8 @@ def train_transform(
     config: DataConfig, resolution: int
 ) -> Callable[[Image.Image, int], torch.Tensor]:
     """Return augment(picture, seed) -> uint8 tensor (3, resolution, resolution)."""
+    from torchvision.transforms import v2
+
     jitter = config.color_jitter
     steps = [
         v2.RandomResizedCrop(
@@ -92,7 +94,9 @@ def train_transform(
     return partial(_augment, v2.Compose(steps), config.lighting)
 
 
-def _augment(steps: v2.Compose, lighting: float, picture: Image.Image, seed: int) -> torch.Tensor:
+def _augment(
+    steps: Callable[[Image.Image], torch.Tensor], lighting: float, picture: Image.Image, seed: int
+) -> torch.Tensor:
     # torchvision draws from torch's global generator. Seeded and put back around the call,
     # it makes the result a function of the seed and disturbs nobody. (torch.manual_seed
     # would also reseed the GPUs, which fork_rng does not put back.)
@@ -112,12 +116,14 @@ def _light(image: torch.Tensor, amounts: torch.Tensor) -> torch.Tensor:
 
 def eval_transform(resolution: int) -> Callable[[Image.Image], torch.Tensor]:
     """Return crop(picture) -> uint8 tensor (3, resolution, resolution)."""
-    return partial(_center, math.ceil(resolution / EVAL_CROP), resolution)
+    from torchvision.transforms import v2
 
-
-def _center(short_side: int, resolution: int, picture: Image.Image) -> torch.Tensor:
-    picture = F.resize(picture, [short_side], antialias=True)
-    return F.pil_to_tensor(F.center_crop(picture, [resolution, resolution]))
+    steps = [
+        v2.Resize([math.ceil(resolution / EVAL_CROP)], antialias=True),
+        v2.CenterCrop([resolution, resolution]),
+        v2.PILToTensor(),
+    ]
+    return v2.Compose(steps)
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
@@ -126,10 +132,16 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
     Channels last in memory: convolutions take over the format of their input, and these
     networks run about half as long again in the other one, on CPUs and GPUs alike.
     """
-    mean = torch.tensor(MEAN, device=images.device)[:, None, None]
-    std = torch.tensor(STD, device=images.device)[:, None, None]
     images = images.to(torch.float32, memory_format=torch.channels_last)
+    mean, std = _statistics(images.device)
     return images.sub_(mean).div_(std)
+
+
+@lru_cache
+def _statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation; once, for a GPU's host waits where they are copied."""
+    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
+    return mean, std
 
 
 def resized(images: torch.Tensor, side: int) -> torch.Tensor:
