@@ -50,11 +50,11 @@ def evaluate(
         return judge(subnet, images, labels, **options)
     correct = np.empty(0, dtype=bool)
     for end in slice_ends(len(images)):
-        part = race.form.order[len(correct) : end]
+        part = race.order[len(correct) : end]
         correct = np.append(correct, judge(subnet, images[part], labels[part], **options))
         if race.is_lost(correct):
             return correct
-    return correct[np.argsort(race.form.order)]
+    return correct[np.argsort(race.order)]
 
 
 @torch.inference_mode()

@@ -23,10 +23,10 @@ from nasray.evaluate import evaluate
 from nasray.images import Images, JobImages
 from nasray.placement import evaluator_options
 from nasray.pool import Pool
-from nasray.racing import Form, Race, pack, slice_top1, unpack
+from nasray.racing import Form, Race, as_record, pack, slice_top1
 from nasray.search.candidate import Candidate, Evaluation, Rivals
 from nasray.spaces import make_space
-from nasray.spaces.space import Architecture
+from nasray.spaces.space import Architecture, as_population, embedded
 from nasray.worker import worker_device
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,8 @@ class Request:
 
     arch: Architecture
     target: int | None = None  # hold-out images that the one to beat has right; None: no race
-    form: ray.ObjectRef | None = None  # of the race
+    form: ray.ObjectRef | None = None  # of the race,
+    vector: np.ndarray | None = None  # and where the architecture lies among those it is of
     on_validation: bool = False  # images to judge on, instead of those held out
     calibration: int | Literal["inherited", "batch"] | None = None
 
@@ -103,12 +104,19 @@ class Evaluator:
             logger.warning("%s; trying again with batches of half the size", error)
             batch_size = max(2, batch_size // 2)
             correct = self._judge_in_less(request.arch, calibration, images, race, batch_size)
+        number, seen = len(correct), b""
+        fitness = race.fitness(correct) if race else float(correct.mean())
+        slices = slice_top1(correct, len(images[0]))
+        if race and number < len(images[0]):
+            correct, judged = race.among_all(correct)
+            seen = pack(judged)
         return Evaluation(
-            fitness=race.fitness(correct) if race else float(correct.mean()),
+            fitness=fitness,
             seconds=time.monotonic() - started,
-            images=len(correct),
-            slices=slice_top1(correct, len(images[0])),
+            images=number,
+            slices=slices,
             correct=pack(correct),
+            judged=seen,
             batch_size=batch_size,
             attempt=attempt,
             **self.whereabouts,
@@ -152,7 +160,8 @@ class Evaluator:
             return None
         if request.form != self.form[0]:
             self.form = request.form, ray.get(request.form)
-        return Race(self.form[1], request.target, self.task.job.search.racing_confidence)
+        confidence = self.task.job.search.racing_confidence
+        return self.form[1].race(request.vector, request.target, confidence)
 
     def _judged_on(self, on_validation: bool) -> Images:
         name = "validation" if on_validation else "holdout"
@@ -188,7 +197,7 @@ class EvaluatorPool(Pool):
             max_failures=compute.max_failures,
         )
         self.racing = task.job.search.racing
-        self.judged: tuple[Candidate, ...] = ()  # that the form is of
+        self.known: tuple[Candidate, ...] = ()  # that the form is of
         self.form: ray.ObjectRef | None = None
 
     def submit(self, key: int, arch: Architecture, rivals: Rivals | None = None) -> None:
@@ -196,11 +205,16 @@ class EvaluatorPool(Pool):
         if rivals is None or not self.racing:
             super().submit(key, Request(arch=arch))
             return
-        if rivals.judged is not self.judged:
-            records = [unpack(rival.correct, rival.images) for rival in rivals.judged]
-            self.judged, self.form = rivals.judged, ray.put(Form.of(np.array(records)))
+        if rivals.known is not self.known:
+            number = rivals.bar.images
+            records = [as_record(rival.correct, rival.judged, number) for rival in rivals.known]
+            archs = as_population([rival.arch for rival in rivals.known])
+            vectors = embedded(archs, rivals.genes)
+            form = Form.of(vectors, np.array(records), len(rivals.genes))
+            self.known, self.form = rivals.known, ray.put(form)
         target = round(rivals.bar.fitness * rivals.bar.images)
-        super().submit(key, Request(arch=arch, target=target, form=self.form))
+        [vector] = embedded(as_population([arch]), rivals.genes)
+        super().submit(key, Request(arch=arch, target=target, form=self.form, vector=vector))
 
     def evaluate(
         self,

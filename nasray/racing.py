@@ -1,10 +1,12 @@
-"""Racing: judge a candidate on the most telling images first, drop it once it cannot win.
+"""Racing: judge a candidate on the images in most doubt first, drop it once it cannot win.
 
-After Maron and Moore (1994). All networks of one supernet have most images right, or most of
-them wrong; the others decide who is better. So images are judged in the order of their
-variance p (1 - p) over the networks judged in full before, and the rest is predicted with
-Rasch's model (1960): logit(p) of an image, plus the network's ability. How far such
-predictions are off is measured on those same networks, each predicted from the others.
+After Maron and Moore (1994). The networks judged before foretell, image by image, what a
+relative of theirs will have right: a Gaussian process over the genes, one for all images. The
+chance p to have an image right follows from how many networks have it right and from that
+forecast, by logistic regression. Images are judged in the order of their variance p (1 - p),
+and the rest is predicted with Rasch's model (1960): logit(p) of an image, plus what the
+network is better at than foretold, its ability. How far all this is off is measured on the
+networks judged on all images, each foretold from the others.
 """
 
 from dataclasses import dataclass
@@ -14,8 +16,14 @@ import numpy as np
 
 FEWEST = 32  # images of a slice
 SLICES = 16  # at most; a race looks after each
-PRIOR = 20.0  # 1 / variance of a network's ability around that of those before it
+LENGTHS = (0.1, 0.25, 0.5, 1.0)  # of the kernel, in numbers of genes
+NOISES = (0.1, 0.3, 1.0)  # variance of what relatives do not share, over that of what they do
 HALF = 0.5  # networks added that have an image right, and as many that have it wrong
+MOST_SHIFT = 8.0  # of a logit by a forecast, before it is weighed
+GUESS = np.array([1.0, 0.5])  # slopes of logits and shifts, where images say little
+MOST_POINTS = 1_000_000  # that the regression is fitted to
+NEWTON_STEPS = 8
+LEAST_ABILITY = 0.002  # variance
 
 
 def slice_ends(number: int) -> tuple[int, ...]:
@@ -32,79 +40,209 @@ def slice_top1(correct: np.ndarray, number: int) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Form:
-    """What networks judged in full say of the images before another one is judged."""
+    """What networks judged before say of one that is to be judged on the same n images."""
 
-    order: np.ndarray  # of the n images: intp (n,), the most telling first
-    chance: np.ndarray  # of a network to have each right, in that order: float64 (n,)
+    vectors: np.ndarray  # of the networks' genes (space.embedded): (networks, any)
+    length: float  # of the kernel, as a squared distance of vectors
+    mean: np.ndarray  # forecast for a network without relatives: float32 (n,)
+    weights: np.ndarray  # of the kernel toward each network: float32 (networks, n)
+    share: np.ndarray  # of the networks that have each image right: float32 (n,)
+    slopes: np.ndarray  # of logits and shifts
+    precision: float  # 1 / variance of a network's ability
     spread: np.ndarray  # after each slice but the last: squared errors of predictions / variance
 
     @classmethod
-    def of(cls, records: np.ndarray) -> "Form":
-        """`records`: which images each of two networks or more has right, bool (networks, n)."""
-        number, right = len(records), records.sum(axis=0)
+    def of(cls, vectors: np.ndarray, records: np.ndarray, num_genes: int) -> "Form":
+        """`records`: which images each network has right, float32 (networks, n), NaN where it
+        was not judged. Two networks or more were judged on all.
+        """
+        full = ~np.isnan(records).any(axis=1)
+        vectors = np.concatenate((vectors[full], vectors[~full]))
+        right, dropped = records[full], records[~full]
+        number = len(right)
+        kernel = _best_kernel(vectors[:number], right, num_genes)
+        form = cls._fitted(vectors[:number], right, number, *kernel)
+        if not len(dropped):
+            return form
+        rows = zip(vectors[number:], dropped, strict=True)
+        right = np.concatenate((right, [form._completed(*row) for row in rows]))
+        return cls._fitted(vectors, right, number, *kernel)
+
+    @classmethod
+    def _fitted(
+        cls, vectors: np.ndarray, right: np.ndarray, full: int, length: float, noise: float
+    ) -> "Form":
+        """From `right` of all networks, of which the first `full` were judged on all images."""
+        number = len(right)
+        mean, weights, alone = _krige(_covariance(vectors, length, noise), right)
+        judged = right[:full]
+        others = (right.sum(axis=0) - judged) / (number - 1)  # for each network: share of others
+        foretold = judged - weights[:full] / alone[:full, None]
+        logits, shifts = _features(others, number - 1, foretold)
+        slopes = _regress(logits, shifts, judged)
+        chances = _logistic(logits, shifts, slopes)
+        variance = (chances * (1 - chances)).sum(axis=1)
+        surplus = ((judged - chances).sum(axis=1) ** 2 - variance) / variance**2
+        precision = 1 / max(LEAST_ABILITY, float(surplus.mean()))
         errors = []
-        for own in records:  # as if the others had been judged before it, and no other
-            order, chance = _most_telling(right - own, number - 1)
-            mean, variance = _predict(chance, own[order])
-            errors.append((own.sum() - mean[:-1]) ** 2 / variance[:-1])
+        for own, chance in zip(judged, chances, strict=True):
+            order = _most_doubtful(chance)
+            predicted, doubt = _predict(chance[order], own[order], precision)
+            errors.append((own.sum() - predicted[:-1]) ** 2 / doubt[:-1])
         # The model's own variance at least: a few networks may be alike by chance. And more
         # than was measured, the fewer they are (the variance of Student's t).
-        spread = np.maximum(1.0, np.mean(errors, axis=0)) * (number / max(1, number - 3))
-        return cls(*_most_telling(right, number), spread)
+        spread = np.maximum(1.0, np.mean(errors, axis=0)) * (full / max(1, full - 3))
+        share = right.mean(axis=0)
+        return cls(vectors, length, mean, weights, share, slopes, precision, spread)
+
+    def race(self, vector: np.ndarray, target: int, confidence: float) -> "Race":
+        """For a network of these genes to have `target` images right."""
+        chance = self._chance(vector)
+        order = _most_doubtful(chance)
+        return Race(order, chance[order], self.precision, self.spread, target, confidence)
+
+    def _chance(self, vector: np.ndarray) -> np.ndarray:
+        """A network's to have each image right."""
+        kernel = np.exp(-np.square(self.vectors - vector).sum(axis=1) / self.length)
+        foretold = self.mean + kernel.astype(np.float32) @ self.weights
+        chance = _logistic(*_features(self.share, len(self.weights), foretold), self.slopes)
+        # Rounded, so that the last bits of sums, which differ between machines, decide nothing.
+        return chance.round(5).clip(1e-5, 1 - 1e-5)
+
+    def _completed(self, vector: np.ndarray, record: np.ndarray) -> np.ndarray:
+        """The record of a dropped network, with the chance to have right what is missing."""
+        chance, judged = self._chance(vector), ~np.isnan(record)
+        variance = chance * (1 - chance)
+        more = (record - chance)[judged].sum() / (variance[judged].sum() + self.precision)
+        return np.where(judged, record, (chance + more * variance).clip(0, 1)).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Race:
-    """For the place of one that has `target` images right."""
+    """One candidate's, for the place of a network that has `target` images right."""
 
-    form: Form
+    order: np.ndarray  # of the n images: intp (n,), those in most doubt first
+    chance: np.ndarray  # to have each right, in that order: float64 (n,)
+    precision: float
+    spread: np.ndarray
     target: int
     confidence: float  # share of those dropped that would not have reached the target
 
     def is_lost(self, correct: np.ndarray) -> bool:
-        """Whether a candidate is all but sure to lose, by its first images in the form's order.
+        """Whether the candidate is all but sure to lose, by its first images in the order.
 
         Looking after every slice needs no correction: if the chance to win is below one in a
         hundred whenever a candidate is dropped, one in a hundred is dropped wrongly.
         """
-        if len(correct) == len(self.form.order):
+        if len(correct) == len(self.order):
             return False
-        mean, variance = _predict(self.form.chance, correct)
-        deviation = (self.form.spread[len(mean) - 1] * variance[-1]) ** 0.5
+        mean, variance = _predict(self.chance, correct, self.precision)
+        deviation = (self.spread[len(mean) - 1] * variance[-1]) ** 0.5
         chance = NormalDist(mean[-1], deviation).cdf(self.target - 0.5)
         return chance > self.confidence
 
+    def among_all(self, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of all images in their own order: which are known to be right, which were judged."""
+        right, judged = np.zeros((2, len(self.order)), dtype=bool)
+        right[self.order[: len(correct)]] = correct
+        judged[self.order[: len(correct)]] = True
+        return right, judged
+
     def fitness(self, correct: np.ndarray) -> float:
         """Top-1 on all images; of a dropped candidate, as predicted from those judged."""
-        if len(correct) == len(self.form.order):
+        if len(correct) == len(self.order):
             return float(correct.mean())
-        return float(_predict(self.form.chance, correct)[0][-1] / len(self.form.order))
+        return float(_predict(self.chance, correct, self.precision)[0][-1] / len(self.order))
 
 
-def _most_telling(right: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """The order of images that `right` of `number` networks have, and the chances in it."""
-    order = np.argsort(np.abs(2 * right - number), kind="stable")
-    return order, (right[order] + HALF) / (number + 2 * HALF)
+def _best_kernel(vectors: np.ndarray, right: np.ndarray, num_genes: int) -> tuple[float, float]:
+    """Length and noise that foretell each network best from the others."""
+    best, found = np.inf, (0.0, 0.0)
+    for length in (share * num_genes for share in LENGTHS):
+        for noise in NOISES:
+            _, weights, alone = _krige(_covariance(vectors, length, noise), right)
+            error = round(float(np.square(weights / alone[:, None]).mean()), 6)
+            if error < best:
+                best, found = error, (length, noise)
+    return found
 
 
-def _predict(chance: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _covariance(vectors: np.ndarray, length: float, noise: float) -> np.ndarray:
+    squares = np.square(vectors).sum(axis=1)
+    distances = (squares[:, None] + squares - 2 * vectors @ vectors.T).clip(0)
+    return np.exp(-distances / length) + noise * np.eye(len(vectors))
+
+
+def _krige(covariance: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and weights of a Gaussian process with an unknown mean, one for each image; and what
+    a network's weights are to be divided by for its error, foretold from the others
+    (Dubrule 1983).
+    """
+    inverse = np.linalg.inv(covariance).astype(np.float32)
+    rows = inverse.sum(axis=1)
+    mean = (rows @ right) / rows.sum()
+    return mean, inverse @ (right - mean), np.diag(inverse) - rows**2 / rows.sum()
+
+
+def _features(
+    share: np.ndarray, number: int, foretold: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The logit of each image for `number` networks, and how far a forecast shifts it."""
+    chance = (share * number + HALF) / (number + 2 * HALF)
+    shift = (foretold - share) / (chance * (1 - chance))
+    return np.log(chance / (1 - chance)), shift.clip(-MOST_SHIFT, MOST_SHIFT)
+
+
+def _regress(logits: np.ndarray, shifts: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Slopes of logits and shifts, by logistic regression."""
+    step = -(-right.size // MOST_POINTS)
+    points = np.stack([each[:, ::step].ravel() for each in (logits, shifts)], axis=1)
+    points, true, slopes = points.astype(np.float64), right[:, ::step].ravel(), GUESS
+    for _ in range(NEWTON_STEPS):
+        chance = _logistic(points[:, 0], points[:, 1], slopes)
+        gradient = points.T @ (true - chance) + GUESS - slopes
+        curvature = points.T @ (points * (chance * (1 - chance))[:, None]) + np.eye(2)
+        slopes = slopes + np.linalg.solve(curvature, gradient)
+    return slopes
+
+
+def _logistic(logits: np.ndarray, shifts: np.ndarray, slopes: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-(slopes[0] * logits + slopes[1] * shifts)))
+
+
+def _most_doubtful(chance: np.ndarray) -> np.ndarray:
+    """The order of images in which those of most variance come first."""
+    return np.argsort(np.abs(2 * chance - 1), kind="stable")
+
+
+def _predict(
+    chance: np.ndarray, correct: np.ndarray, precision: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of the number of all right ones, as known after each slice judged.
 
-    `correct`, bool, may end after any slice. The ability is one Newton step from that of the
-    networks before.
+    `correct`, bool, may end after any slice. The ability is one Newton step from what was
+    foretold.
     """
     ends = np.array([end for end in slice_ends(len(chance)) if end <= len(correct)]) - 1
     variance, expected = np.cumsum(chance * (1 - chance)), np.cumsum(chance)
     right, left = np.cumsum(correct)[ends], variance[-1] - variance[ends]
-    precision = variance[ends] + PRIOR
-    ability = (right - expected[ends]) / precision
+    known = variance[ends] + precision
+    ability = (right - expected[ends]) / known
     mean = right + expected[-1] - expected[ends] + ability * left
-    return mean.clip(right, right + len(chance) - 1 - ends), left + left**2 / precision
+    return mean.clip(right, right + len(chance) - 1 - ends), left + left**2 / known
 
 
 def pack(correct: np.ndarray) -> bytes:
     """`correct`, bool (images,), in one bit each."""
     return np.packbits(correct).tobytes()
+
+
+def as_record(correct: bytes, judged: bytes, number: int) -> np.ndarray:
+    """For each of `number` images 1 or 0, NaN where `judged`, if anything, says it was not."""
+    record = unpack(correct, number).astype(np.float32)
+    if judged:
+        record[~unpack(judged, number)] = np.nan
+    return record
 
 
 def unpack(packed: bytes, number: int) -> np.ndarray:

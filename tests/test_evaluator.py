@@ -177,9 +177,11 @@ def test_a_race_that_is_lost_judges_fewer_images_and_stays_below_the_bar(make_ta
     for racing in (True, False):
         job = make_job(data={"holdout_per_class": 20}, search={"racing": racing})
         with EvaluatorPool(make_task(job)) as pool:
-            pool.submit(7, ARCHS[0], Rivals(best, (best,) * 8))
+            pool.submit(7, ARCHS[0], Rivals(best, (best,) * 8, SPACE.genes))
             key, found[racing] = pool.next()
             assert key == 7
     assert found[False].images == 80 and found[True].images == 40
-    assert found[True].correct == pack(unpack(found[False].correct, 80)[:40])
+    judged, correct = (unpack(bits, 80) for bits in (found[True].judged, found[True].correct))
+    assert judged.sum() == 40 and not found[False].judged
+    np.testing.assert_array_equal(correct, unpack(found[False].correct, 80) & judged)
     assert found[True].fitness < 0.9

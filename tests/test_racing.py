@@ -6,45 +6,73 @@ import torch
 from torch import nn
 
 from nasray.evaluate import evaluate
-from nasray.racing import Form, Race, pack, slice_ends, slice_top1, unpack
+from nasray.racing import Form, Race, as_record, pack, slice_ends, slice_top1, unpack
 
 NUMBER = 3000  # of images
+GENES = 12
 
 
 class Networks:
-    """Draws which images networks have right, of hard and easy ones, each some `times` over."""
+    """Draws which images networks have right, of hard and easy ones, each some `times` over.
 
-    def __init__(self, seed, times=1):
+    What a gene is worth differs from image to image, by `kin`: 0 makes strangers of all.
+    """
+
+    def __init__(self, seed, times=1, kin=0.0):
         self.rng = np.random.default_rng(seed)
         self.times = times
         self.ease = self.rng.normal(0.5, 3.0, NUMBER // times)
+        self.worth = kin * self.rng.normal(size=(GENES, NUMBER // times)) / GENES**0.5
+        self.kin = kin
 
-    def draw(self, ability):
-        chance = 1 / (1 + np.exp(-self.ease - ability))
-        return np.repeat(self.rng.random(len(chance)) < chance, self.times)
+    def genes(self):
+        return self.rng.choice([-1.0, 1.0], GENES) if self.kin else np.zeros(GENES)
+
+    def draw(self, ability, genes=0.0):
+        logit = self.ease + ability + genes * np.ones(GENES) @ self.worth
+        right = self.rng.random(len(logit)) < 1 / (1 + np.exp(-logit))
+        return np.repeat(right, self.times)
+
+    def form(self, number=30):
+        known = [
+            (genes := self.genes(), self.draw(self.rng.normal(0, 0.2), genes))
+            for _ in range(number)
+        ]
+        return form_of([right for _, right in known], [genes / 2 for genes, _ in known])
 
     def race(self, confidence=0.99, above=0.15):
-        records = np.array([self.draw(ability) for ability in self.rng.normal(0, 0.2, 30)])
-        bar = self.draw(above)
-        return Race(Form.of(records), int(bar.sum()), confidence)
+        form = self.form()
+        return form.race(np.zeros(GENES), int(self.draw(above).sum()), confidence)
+
+
+def form_of(records, vectors=None):
+    records = np.array(records, dtype=np.float32)
+    if vectors is None:
+        vectors = np.zeros((len(records), GENES))  # all alike
+    return Form.of(np.array(vectors), records, GENES)
 
 
 def judged(race, bits):
     """How many images a race judges of a candidate with these bits."""
-    ordered = bits[race.form.order]
+    ordered = bits[race.order]
     for end in slice_ends(len(bits)):
         if race.is_lost(ordered[:end]):
             return end
     return len(bits)
 
 
-def dropped(networks, races):
-    """Of candidates dropped, the share that would have won; and the share of images judged."""
+def dropped(networks, races, blind=False):
+    """Of candidates dropped, the share that would have won; and the share of images judged.
+
+    `blind` to the candidates' genes, a race takes them all for alike.
+    """
     wrongly = number = images = 0
     for _ in range(races):
-        race = networks.race()
+        form, target = networks.form(60), int(networks.draw(0.15, networks.genes()).sum())
         for ability in networks.rng.normal(0, 0.2, 30):
-            bits = networks.draw(ability)
+            genes = networks.genes()
+            bits = networks.draw(ability, genes)
+            race = form.race(np.full(GENES, 1e3) if blind else genes / 2, target, 0.99)
             seen = judged(race, bits)
             images += seen
             number += seen < NUMBER
@@ -75,10 +103,11 @@ def test_packing_keeps_every_bit():
 
 
 def test_images_on_which_networks_differ_come_first():
-    records = np.array([[1, 1, 0, 0, 1], [1, 0, 0, 1, 1], [1, 0, 0, 1, 0], [1, 1, 0, 1, 1]], bool)
-    form = Form.of(records)
-    assert form.order.tolist() == [1, 3, 4, 0, 2]
-    assert form.chance.tolist() == [0.5, 0.7, 0.7, 0.9, 0.1]
+    records = [[1, 1, 0, 0, 1], [1, 0, 0, 1, 1], [1, 0, 0, 1, 0], [1, 1, 0, 1, 1]]
+    race = form_of(records).race(np.zeros(GENES), 3, 0.99)
+    assert race.order.tolist() == [1, 3, 4, 0, 2]
+    assert np.all(np.diff(np.abs(race.chance - 0.5)) >= 0)
+    assert race.chance[1] == race.chance[2] > race.chance[0] == 0.5 > race.chance[4]
 
 
 def test_what_would_win_is_hardly_ever_dropped_and_half_the_images_are_saved():
@@ -91,6 +120,47 @@ def test_images_that_are_nearly_copies_count_as_one():
     """Rasch's model takes them for so many: only its measured error saves who would win."""
     wrongly, _ = dropped(Networks(2, times=5), 40)
     assert wrongly <= 0.015  # an error measured on 30 networks is not exact itself
+
+
+def test_relatives_foretell_what_a_network_has_right():
+    """Races judge fewer images for it, and are as right."""
+    wrongly, images = dropped(Networks(5, kin=3.0), 20)
+    assert wrongly <= 0.01
+    strangely, of_strangers = dropped(Networks(5, kin=3.0), 20, blind=True)
+    assert strangely <= 0.01
+    assert images < 0.8 * of_strangers
+
+
+def test_networks_that_were_dropped_foretell_too():
+    networks = Networks(6, kin=3.0)
+    known = [(genes := networks.genes(), networks.draw(0.0, genes)) for _ in range(90)]
+    vectors, records = (np.array(each, dtype=np.float32) for each in zip(*known, strict=True))
+    full = form_of(records[:30], vectors[:30] / 2)
+    partly = records.copy()
+    partly[30:, full.race(np.zeros(GENES), 0, 0.99).order[NUMBER // 2 :]] = np.nan
+    shuffled = networks.rng.permutation(90)  # they may come in any order
+    more = form_of(partly[shuffled], vectors[shuffled] / 2)
+    errors = {}
+    for name, form in (("full", full), ("more", more)):
+        networks.rng = np.random.default_rng(7)
+        races = []
+        for _ in range(40):
+            genes = networks.genes()
+            race = form.race(genes / 2, 0, 0.99)
+            races.append(np.mean((race.chance - networks.draw(0.0, genes)[race.order]) ** 2))
+        errors[name] = np.mean(races)
+    assert errors["more"] < 0.95 * errors["full"]
+
+
+def test_a_record_is_made_of_what_was_judged():
+    order = np.random.default_rng(0).permutation(NUMBER)
+    race = Race(order, np.full(NUMBER, 0.5), 20.0, np.ones(15), 0, 0.99)
+    bits = np.random.default_rng(1).random(NUMBER) < 0.5
+    right, seen = race.among_all(bits[order][:400])
+    record = as_record(pack(right), pack(seen), NUMBER)
+    assert np.isnan(record).sum() == NUMBER - 400
+    np.testing.assert_array_equal(record[seen], bits[seen])
+    np.testing.assert_array_equal(as_record(pack(bits), b"", NUMBER), bits)
 
 
 def test_hopeless_candidates_are_dropped_after_one_slice():
@@ -114,17 +184,17 @@ def test_the_estimate_of_a_dropped_candidate_is_close_and_below_the_bar():
         bits = networks.draw(-0.3)
         seen = judged(race, bits)
         assert seen < NUMBER
-        estimate = race.fitness(bits[race.form.order][:seen])
+        estimate = race.fitness(bits[race.order][:seen])
         assert estimate < race.target / NUMBER
         errors.append(estimate - bits.mean())
     assert abs(np.mean(errors)) < 0.01 and np.std(errors) < 0.02
 
 
 def test_no_estimate_is_below_what_is_certain():
-    easy = np.repeat([0.5, 0.08], [300, NUMBER - 300])
+    easy = np.repeat([0.5, 0.08], NUMBER // 2)
     records = np.random.default_rng(0).random((30, NUMBER)) < easy
-    race = Race(Form.of(records), 400, 0.99)
-    lost = np.zeros(slice_ends(NUMBER)[0], dtype=bool)
+    race = form_of(records).race(np.zeros(GENES), 400, 0.99)
+    lost = np.zeros(NUMBER // 2, dtype=bool)
     assert race.is_lost(lost) and race.fitness(lost) == 0.0
 
 
@@ -147,7 +217,7 @@ def test_evaluation_stops_after_the_slice_in_which_a_race_is_lost():
     network = Sign()
     right = evaluate(network, images[:2], images, labels, batch_size=50)
     assert right.all() and network.seen == 640
-    race = Race(Form.of(np.array([right] * 8)), 640, 0.99)
+    race = form_of([right] * 8).race(np.zeros(GENES), 640, 0.99)
     lost = evaluate(Sign(), images[:2], images, 1 - labels, batch_size=50, race=race)
     assert len(lost) == 40 and not lost.any()
     won = evaluate(Sign(), images[:2], images, labels, batch_size=50, race=race)
@@ -160,10 +230,10 @@ def test_evaluation_judges_in_the_order_of_the_race_and_answers_in_that_of_the_i
     wrong = np.arange(640) < 30
     records = np.array([np.ones(640, bool)] * 4 + [np.arange(640) < 320] * 4)  # last ones first
     answered = np.where(wrong, 1 - labels, labels)
-    race = Race(Form.of(records), 600, 0.99)
+    race = form_of(records).race(np.zeros(GENES), 600, 0.99)
     bits = evaluate(Sign(), images[:2], images, answered, batch_size=50, race=race)
     np.testing.assert_array_equal(bits, ~wrong)
-    race = Race(Form.of(records), 639, 0.99)
+    race = form_of(records).race(np.zeros(GENES), 639, 0.99)
     network = Sign()
     lost = evaluate(network, images[:2], images, answered[::-1].copy(), batch_size=50, race=race)
     assert len(lost) == network.seen < 640

@@ -16,6 +16,7 @@ from nasray.spaces.shufflenet import LAYOUTS, SCALES, ShuffleNet, SqueezeExcite
 from nasray.spaces.space import (
     as_architectures,
     crossover,
+    embedded,
     mutate,
     num_architectures,
     random_population,
@@ -280,6 +281,25 @@ def test_children_get_each_gene_from_one_parent_and_the_other_from_the_other():
     first, second = crossover(mothers, fathers, rng)
     assert np.array_equal(first + second, np.ones_like(first))
     assert 0.48 < first.mean() < 0.52
+
+
+def test_embedded_architectures_are_as_far_apart_as_their_genes():
+    """An operation is another one or not; a scale is nearer or farther."""
+    space = SPACES["tiny"](num_classes=7)
+    kinds = [gene.kind for gene in space.genes]
+    assert kinds == ["op", "scale"] * 3
+    population = np.zeros((4, 6), dtype=np.int8)
+    population[1, [0, 2]] = 1  # two other operations
+    population[2, 3] = 1  # the next scale of three
+    population[3, 3] = 2
+    vectors = embedded(population, space.genes)
+    distances = np.square(vectors[:, None] - vectors).sum(axis=2)
+    np.testing.assert_allclose(distances[0], [0, 2, 0.5, 1])
+    np.testing.assert_allclose(distances[2], [0.5, 2.5, 0, 0.5])
+    four = ShuffleNet(num_classes=7).genes[:1]
+    vectors = embedded(np.arange(4, dtype=np.int8)[:, None], four)
+    assert four[0].kind == "op" and four[0].first == 0
+    np.testing.assert_allclose(np.square(vectors[3] - vectors).sum(axis=1), [1, 1, 1, 0])
 
 
 def test_mutation_redraws_the_given_share_of_genes():

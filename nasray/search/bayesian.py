@@ -1,11 +1,10 @@
 """Bayesian optimisation: a Gaussian process over the genes says what to evaluate next.
 
-For few evaluations. The kernel is exponential in the distance of two architectures: genes
-of kind "op" differ or not, all others by their place among their choices. Fitness enters
-by rank, so that a few bad architectures do not hide how the good ones differ. Candidates
-that are still being evaluated count as if they were as good as predicted (Ginsbourger et
-al. 2010, the kriging believer), so that those under way at once differ. Runs with a fixed
-lag (lagged.py).
+For few evaluations. The kernel is exponential in the distance of two architectures
+(space.embedded). Fitness enters by rank, so that a few bad architectures do not hide how the
+good ones differ. Candidates that are still being evaluated count as if they were as good as
+predicted (Ginsbourger et al. 2010, the kriging believer), so that those under way at once
+differ. Runs with a fixed lag (lagged.py).
 """
 
 from statistics import NormalDist
@@ -18,11 +17,11 @@ from nasray.search.limits import Limits
 from nasray.search.steady import Offspring
 from nasray.spaces.space import (
     Architecture,
-    Gene,
     Population,
     Space,
     as_population,
     crossover,
+    embedded,
     mutate,
     random_population,
 )
@@ -47,7 +46,6 @@ class BayesianSearch:
         self.known: list[Candidate] = []
         self.under_way: list[Architecture] = []
         self.length, self.noise = LENGTHS[1] * len(space.genes), NOISES[0]
-        self.codes = [_code(gene) for gene in space.genes]
         self.rivals = None  # every evaluation counts, a bad one, too
 
     def breed(self) -> Architecture | None:
@@ -106,15 +104,10 @@ class BayesianSearch:
         return self.space.canonical(np.concatenate((mutants, newcomers)))
 
     def _distances(self, rows: Population, columns: Population) -> np.ndarray:
-        """Sum over the genes of how far two architectures are apart: (rows, columns)."""
-        one, other = self._encoded(rows), self._encoded(columns)
+        """How far two architectures are apart, in genes: (rows, columns)."""
+        one, other = (embedded(each, self.space.genes) for each in (rows, columns))
         squares = np.square(one).sum(axis=1)[:, None] + np.square(other).sum(axis=1)
         return (squares - 2 * one @ other.T).clip(0)
-
-    def _encoded(self, population: Population) -> np.ndarray:
-        """Vectors whose squared distances are those of the architectures."""
-        parts = [code[population[:, gene]] for gene, code in enumerate(self.codes)]
-        return np.concatenate(parts, axis=1)
 
     def _choose_kernel(self) -> None:
         """Take the length and noise of the greatest marginal likelihood."""
@@ -127,14 +120,6 @@ class BayesianSearch:
                 found = round(_Process(distances, targets, length, noise).log_likelihood, 6)
                 if found > best:
                     best, self.length, self.noise = found, length, noise
-
-
-def _code(gene: Gene) -> np.ndarray:
-    """A vector for each choice; their squared distances are 0 to 1."""
-    number = len(gene.choices)
-    if gene.kind == "op":
-        return np.eye(number) / 2**0.5
-    return np.tri(number, number - 1, -1) / max(1, number - 1) ** 0.5
 
 
 class _Process:

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from nasray.config import Limit
-from nasray.spaces.space import Architecture
+from nasray.spaces.space import Architecture, Gene
 
 FAILED = -np.inf  # fitness of what could not be evaluated
-FEWEST_JUDGED, MOST_JUDGED = 20, 100  # that races learn from
+FEWEST_JUDGED, MOST_JUDGED = 20, 200  # that races learn from: judged on all images, and
+MOST_DROPPED = 200  # dropped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +21,11 @@ class Evaluation:
     fitness: float  # a fraction; FAILED if there is an error
     seconds: float = field(default=0.0, compare=False)
     images: int = 0  # that it was judged on: all, or fewer if a race dropped it
-    # Top-1 on each slice of them, and which it has right, one bit each: in the order of the
-    # hold-out images, or if a race dropped it, in the race's (racing.py).
-    slices: tuple[float, ...] = ()
+    slices: tuple[float, ...] = ()  # top-1 on each slice of them
+    # Which of the hold-out images it has right, one bit each; if a race dropped it, only where
+    # `judged` says that it was judged on them (else that is empty).
     correct: bytes = field(default=b"", repr=False)
+    judged: bytes = field(default=b"", repr=False)
     batch_size: int = 0  # of recalibration, whose statistics depend on it a little
     error: str = ""  # why there is no fitness
     evaluator: str = field(default="", compare=False)
@@ -55,17 +57,23 @@ class Rivals:
     """What newcomers race against (racing.py)."""
 
     bar: Candidate  # whose place they must take to be of use
-    judged: tuple[Candidate, ...]  # in full, and told of: the latest
+    known: tuple[Candidate, ...]  # the latest that it was told of, those dropped among them
+    genes: tuple[Gene, ...]  # of their space
 
     @classmethod
-    def of(cls, bar: Candidate | None, judged: tuple[Candidate, ...]) -> "Rivals | None":
+    def of(
+        cls, bar: Candidate | None, known: tuple[Candidate, ...], genes: Sequence[Gene]
+    ) -> "Rivals | None":
         """None, so no race, before there is a bar and enough to learn from."""
-        return cls(bar, judged) if bar and len(judged) >= FEWEST_JUDGED else None
+        enough = bar is not None and len(judged_fully(known)) >= FEWEST_JUDGED
+        return cls(bar, known, tuple(genes)) if bar and enough else None
 
 
-def latest_judged(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+def latest_known(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     """Those of `candidates` that races learn from."""
-    return tuple(judged_fully(candidates)[-MOST_JUDGED:])
+    full = judged_fully(candidates)
+    dropped = [each for each in candidates if each.judged]
+    return (*full[-MOST_JUDGED:], *dropped[-MOST_DROPPED:])
 
 
 def judged_fully(candidates: Sequence[Candidate]) -> list[Candidate]:

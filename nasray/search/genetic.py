@@ -7,7 +7,7 @@ ends where no feasible architecture is left.
 import numpy as np
 
 from nasray.config import SearchConfig
-from nasray.search.candidate import Candidate, Rivals, best_first, latest_judged
+from nasray.search.candidate import Candidate, Rivals, best_first, latest_known
 from nasray.search.limits import Limits
 from nasray.spaces.space import (
     Architecture,
@@ -36,7 +36,7 @@ class GeneticSearch:
         self.space, self.config, self.limits = space, config, limits
         self.rng = np.random.default_rng(seed)
         self.parents: list[Candidate] = []
-        self.judged: tuple[Candidate, ...] = ()
+        self.known: tuple[Candidate, ...] = ()
         self.seen: set[Architecture] = set()
 
     @property
@@ -44,7 +44,7 @@ class GeneticSearch:
         """The bar is the last of the best, who are parents whatever luck says."""
         number = self.config.num_parents
         bar = self.parents[number - 1] if len(self.parents) >= number else None
-        return Rivals.of(bar, self.judged)
+        return Rivals.of(bar, self.known, self.space.genes)
 
     def ask(self) -> list[Architecture]:
         """The new members of the next generation; none once the space is exhausted."""
@@ -55,7 +55,7 @@ class GeneticSearch:
 
     def tell(self, generation: list[Candidate]) -> None:
         alive = [candidate for candidate in generation if not candidate.failed]
-        self.judged = latest_judged([*self.judged, *alive])
+        self.known = latest_known([*self.known, *alive])
         ranked = best_first(self.parents + alive)
         best, others = ranked[: self.config.num_parents], ranked[self.config.num_parents :]
         lucky = self.rng.random(len(others)) < self.config.random_parent_prob

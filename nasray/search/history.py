@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 SOURCE = "search"  # of the evaluations that an algorithm asked for
 SINGLE = "_evaluations"  # a name that readers of Parquet data sets skip
 PATIENCE_S = 300.0  # with a storage that fails
+BITS = ("correct", "judged")  # of each image
 TYPES = {
     "generation": pa.int32(),
     "fitness": pa.float64(),  # null: could not be evaluated
@@ -36,6 +37,7 @@ TYPES = {
     "images": pa.int32(),
     "slices": pa.list_(pa.float64()),
     "correct": pa.binary(),
+    "judged": pa.binary(),
     "batch_size": pa.int32(),
     "error": pa.string(),
     "evaluator": pa.string(),
@@ -183,7 +185,8 @@ def _read_file(path: str) -> dict[int, Candidate]:
         costs = json.loads(table.schema.metadata[b"costs"])
         return {
             row["position"]: Candidate(
-                **{key: row[key] for key in TYPES if key not in ("fitness", "slices")},
+                **{key: row[key] for key in TYPES if key not in ("fitness", "slices", "judged")},
+                judged=row.get("judged", b""),  # which older versions did not write
                 fitness=FAILED if row["fitness"] is None else row["fitness"],
                 slices=tuple(row["slices"]),
                 arch=tuple(row["genes"]),
@@ -198,18 +201,22 @@ def _read_file(path: str) -> dict[int, Candidate]:
 def _to_json(evaluation: Evaluation) -> dict[str, Any]:
     values = {field.name: getattr(evaluation, field.name) for field in fields(Evaluation)}
     values["fitness"] = None if evaluation.failed else evaluation.fitness
-    return values | {"correct": base64.b64encode(evaluation.correct).decode()}
+    for bits in BITS:
+        values[bits] = base64.b64encode(values[bits]).decode()
+    return values
 
 
 def _from_json(entry: dict[str, Any]) -> Evaluation:
     values = {field.name: entry[field.name] for field in fields(Evaluation)}
     fitness = FAILED if entry["fitness"] is None else float(entry["fitness"])
-    correct = base64.b64decode(entry["correct"])
-    if math.isnan(fitness) or len(correct) != -(-values["images"] // 8):
+    correct, judged = (base64.b64decode(entry[bits]) for bits in BITS)
+    number = int.from_bytes(judged).bit_count() if judged else values["images"]
+    size = len(judged) or -(-number // 8)
+    if math.isnan(fitness) or number != values["images"] or len(correct) != size:
         raise ValueError("not what an evaluation gives")
-    return Evaluation(
-        **values | {"fitness": fitness, "correct": correct, "slices": tuple(entry["slices"])}
-    )
+    slices = tuple(entry["slices"])
+    known = {"fitness": fitness, "correct": correct, "judged": judged, "slices": slices}
+    return Evaluation(**values | known)
 
 
 def _patiently(write: Callable[[], None]) -> None:

@@ -5,7 +5,7 @@ from collections import deque
 import numpy as np
 
 from nasray.config import SearchConfig
-from nasray.search.candidate import Candidate, Rivals, best_first, latest_judged
+from nasray.search.candidate import Candidate, Rivals, best_first, latest_known
 from nasray.search.limits import Limits
 from nasray.spaces.space import (
     Architecture,
@@ -59,14 +59,14 @@ class SteadyGenetic:
         self.offspring = Offspring(limits, self.rng)
         self.num_bred = 0
         self.parents: list[Candidate] = []
-        self.judged: tuple[Candidate, ...] = ()
+        self.known: tuple[Candidate, ...] = ()
         self.fresh: list[Candidate] = []  # as many as a generation, then they are among the judged
 
     @property
     def rivals(self) -> Rivals | None:
         """The bar is the last of the parents."""
         bar = self.parents[-1] if len(self.parents) == self.config.num_parents else None
-        return Rivals.of(bar, self.judged)
+        return Rivals.of(bar, self.known, self.space.genes)
 
     def breed(self) -> Architecture | None:
         self.num_bred += 1
@@ -83,7 +83,7 @@ class SteadyGenetic:
         self.parents = best_first([*self.parents, candidate])[: self.config.num_parents]
         self.fresh.append(candidate)
         if len(self.fresh) == self.config.population_size:
-            self.judged = latest_judged([*self.judged, *self.fresh])
+            self.known = latest_known([*self.known, *self.fresh])
             self.fresh = []
 
     def _litter(self, parents: Population) -> Population:

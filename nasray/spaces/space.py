@@ -7,6 +7,7 @@ candidates. Knows no network.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any, Protocol
 
@@ -121,6 +122,25 @@ def mutate(
     """Redraw each gene with probability `prob`; the new value may equal the old (spec 3.1)."""
     fresh = random_population(genes, len(population), rng)
     return np.where(rng.random(population.shape) < prob, fresh, population)
+
+
+def embedded(population: Population, genes: Sequence[Gene]) -> np.ndarray:
+    """Vectors, one for each row; their squared distances sum over the genes how far two
+    architectures are apart: 0 to 1 each, for genes of kind "op" whether they differ, for all
+    others by their places among the choices.
+    """
+    return np.concatenate(
+        [_vectors(gene)[population[:, column]] for column, gene in enumerate(genes)], axis=1
+    )
+
+
+@lru_cache(maxsize=1024)
+def _vectors(gene: Gene) -> np.ndarray:
+    """One for each choice."""
+    number = len(gene.choices)
+    if gene.kind == "op":
+        return np.eye(number) / 2**0.5
+    return np.tri(number, number - 1, -1) / max(1, number - 1) ** 0.5
 
 
 def check_architecture(arch: Sequence[int], space: Space) -> Architecture:
