@@ -178,7 +178,7 @@ def data_resident(process):
     libraries: that is there once, however many use it. Of pages that n share, each has one nth.
     """
     return sum(
-        each.private_dirty if re.search(r"\.so|/bin/", each.path) else each.pss
+        each.private_dirty if re.search(r"\.so(\.|$)|/bin/", each.path) else each.pss
         for each in process.memory_maps()
     )
 

@@ -66,7 +66,7 @@ def main():
             Row(f"{title}: images of a candidate", len(draws[0]), "images"),
             Row(f"{title}: candidates raced", number / len(draws), "candidates"),
             Row(f"{title}: of those, parents then", winners / number, "share"),
-            Row(f"{title}: of those dropped, would have won", wrongly / dropped, "share"),
+            Row(f"{title}: of those dropped, would have won", wrongly / max(1, dropped), "share"),
             Row(f"{title}: images in full / judged, of those raced", full / raced, "ratio", ">= 3"),
             Row(
                 f"{title}: generations with exactly its parents",
@@ -90,8 +90,7 @@ def raced_again(generations, draw, genes, num_parents, confidence):
         vectors = dict(zip(bits, embedded(as_population(list(bits)), genes), strict=True))
         form, target = None, 0
         if len(parents) == num_parents and len(judged) >= FEWEST_JUDGED:
-            known = judged[-MOST_JUDGED:] + lost[-MOST_DROPPED:]
-            archs, records = zip(*known, strict=True)
+            archs, records = zip(*judged[-MOST_JUDGED:], *lost[-MOST_DROPPED:], strict=True)
             form = Form.of(embedded(as_population(archs), genes), np.array(records), len(genes))
             target = int(parents[-1][2].sum())
         found = list(parents)

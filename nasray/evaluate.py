@@ -6,6 +6,7 @@ accuracy means nothing before recalibration (Guo et al. 2019, section 3.3).
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -172,25 +173,29 @@ def _batches(
 ) -> Iterator[Tensor]:
     """All images once, in nearly equal batches: a batch of one image has no variance."""
     on_gpu = device == "cuda"
-    copying = torch.cuda.Stream() if on_gpu else None
     for part in np.array_split(np.arange(len(images)), -(-len(images) // batch_size)):
         # A copy: the source may be a read-only map that all evaluators share.
         rows = images[part[0] : part[-1] + 1]
         batch = torch.empty(rows.shape, dtype=torch.uint8, pin_memory=on_gpu)
         batch.numpy()[:] = rows
-        if copying is not None:
-            batch = _to_gpu(batch, copying)
-        batch = normalize(batch)
+        batch = normalize(_to_gpu(batch) if on_gpu else batch)
         yield batch if side is None else resized(batch, side)
 
 
-def _to_gpu(batch: Tensor, copying: torch.cuda.Stream) -> Tensor:
+def _to_gpu(batch: Tensor) -> Tensor:
     """Copy a pinned `batch` while the GPU still computes with those before it."""
-    with torch.cuda.stream(copying):
+    computing = torch.cuda.current_stream()
+    with torch.cuda.stream(_copying()):
         there = batch.to("cuda", non_blocking=True)
-    torch.cuda.current_stream().wait_stream(copying)
-    there.record_stream(torch.cuda.current_stream())
+    computing.wait_stream(_copying())
+    there.record_stream(computing)
     return there
+
+
+@lru_cache
+def _copying() -> torch.cuda.Stream:
+    """One of each process, for each stream keeps the memory that it once had."""
+    return torch.cuda.Stream()
 
 
 def _autocast(device: str) -> torch.autocast:

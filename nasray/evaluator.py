@@ -56,8 +56,8 @@ class Request:
 
     arch: Architecture
     target: int | None = None  # hold-out images that the one to beat has right; None: no race
-    form: ray.ObjectRef | None = None  # of the race,
-    vector: np.ndarray | None = None  # and where the architecture lies among those it is of
+    form: ray.ObjectRef | None = None  # of the race
+    vector: np.ndarray | None = None  # space.embedded of the architecture, for the form
     on_validation: bool = False  # images to judge on, instead of those held out
     calibration: int | Literal["inherited", "batch"] | None = None
 
@@ -197,6 +197,7 @@ class EvaluatorPool(Pool):
             max_failures=compute.max_failures,
         )
         self.racing = task.job.search.racing
+        self.genes = make_space(task.job.space, 2).genes  # the same for any number of classes
         self.known: tuple[Candidate, ...] = ()  # that the form is of
         self.form: ray.ObjectRef | None = None
 
@@ -208,13 +209,15 @@ class EvaluatorPool(Pool):
         if rivals.known is not self.known:
             number = rivals.bar.images
             records = [as_record(rival.correct, rival.judged, number) for rival in rivals.known]
-            archs = as_population([rival.arch for rival in rivals.known])
-            vectors = embedded(archs, rivals.genes)
-            form = Form.of(vectors, np.array(records), len(rivals.genes))
+            vectors = self._embedded([rival.arch for rival in rivals.known])
+            form = Form.of(vectors, np.array(records), len(self.genes))
             self.known, self.form = rivals.known, ray.put(form)
         target = round(rivals.bar.fitness * rivals.bar.images)
-        [vector] = embedded(as_population([arch]), rivals.genes)
+        [vector] = self._embedded([arch])
         super().submit(key, Request(arch=arch, target=target, form=self.form, vector=vector))
+
+    def _embedded(self, archs: Sequence[Architecture]) -> np.ndarray:
+        return embedded(as_population(archs), self.genes)
 
     def evaluate(
         self,

@@ -9,7 +9,7 @@ network is better at than foretold, its ability. How far all this is off is meas
 networks judged on all images, each foretold from the others.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -22,8 +22,10 @@ HALF = 0.5  # networks added that have an image right, and as many that have it 
 MOST_SHIFT = 8.0  # of a logit by a forecast, before it is weighed
 GUESS = np.array([1.0, 0.5])  # slopes of logits and shifts, where images say little
 MOST_POINTS = 1_000_000  # that the regression is fitted to
-NEWTON_STEPS = 8
+NEWTON_STEPS, MOST_CHANGE, MOST_SLOPE = 20, 0.5, 10.0
 LEAST_ABILITY = 0.002  # variance
+DIGITS = 5  # of what is learned, so that the last bits of sums, which threads and machines
+# change, decide nothing
 
 
 def slice_ends(number: int) -> tuple[int, ...]:
@@ -46,8 +48,8 @@ class Form:
     length: float  # of the kernel, as a squared distance of vectors
     mean: np.ndarray  # forecast for a network without relatives: float32 (n,)
     weights: np.ndarray  # of the kernel toward each network: float32 (networks, n)
-    share: np.ndarray  # of the networks that have each image right: float32 (n,)
-    slopes: np.ndarray  # of logits and shifts
+    share: np.ndarray  # of the networks that have each image right: (n,)
+    slopes: np.ndarray  # of logits and shifts: (2,)
     precision: float  # 1 / variance of a network's ability
     spread: np.ndarray  # after each slice but the last: squared errors of predictions / variance
 
@@ -56,44 +58,46 @@ class Form:
         """`records`: which images each network has right, float32 (networks, n), NaN where it
         was not judged. Two networks or more were judged on all.
         """
-        full = ~np.isnan(records).any(axis=1)
-        vectors = np.concatenate((vectors[full], vectors[~full]))
-        right, dropped = records[full], records[~full]
-        number = len(right)
-        kernel = _best_kernel(vectors[:number], right, num_genes)
-        form = cls._fitted(vectors[:number], right, number, *kernel)
-        if not len(dropped):
+        whole = ~np.isnan(records).any(axis=1)
+        right, kin = records[whole], vectors[whole]
+        length, noise = _best_kernel(kin, right, num_genes)
+        form = cls._calibrated(kin, right, length, noise)
+        if whole.all():
             return form
-        rows = zip(vectors[number:], dropped, strict=True)
-        right = np.concatenate((right, [form._completed(*row) for row in rows]))
-        return cls._fitted(vectors, right, number, *kernel)
+        # What the dropped ones are worth cannot be measured on the others, who had their part in
+        # what is missing of the dropped ones' records.
+        chances = np.array([form._chance(vector) for vector in vectors[~whole]], np.float32)
+        completed = np.where(np.isnan(records[~whole]), chances, records[~whole])
+        right = np.concatenate((right, completed))
+        kin = np.concatenate((kin, vectors[~whole]))
+        mean, weights, _ = _krige(_covariance(kin, length, noise), right)
+        share = right.mean(axis=0, dtype=np.float64).round(DIGITS)
+        return replace(form, vectors=kin, mean=mean, weights=weights, share=share)
 
     @classmethod
-    def _fitted(
-        cls, vectors: np.ndarray, right: np.ndarray, full: int, length: float, noise: float
+    def _calibrated(
+        cls, vectors: np.ndarray, right: np.ndarray, length: float, noise: float
     ) -> "Form":
-        """From `right` of all networks, of which the first `full` were judged on all images."""
+        """From networks judged on all images, each foretold from the others."""
         number = len(right)
         mean, weights, alone = _krige(_covariance(vectors, length, noise), right)
-        judged = right[:full]
-        others = (right.sum(axis=0) - judged) / (number - 1)  # for each network: share of others
-        foretold = judged - weights[:full] / alone[:full, None]
-        logits, shifts = _features(others, number - 1, foretold)
-        slopes = _regress(logits, shifts, judged)
+        others = (right.sum(axis=0) - right) / (number - 1)  # for each network: share of others
+        logits, shifts = _features(others, number - 1, right - weights / alone[:, None])
+        slopes = _regress(logits, shifts, right).round(DIGITS)
         chances = _logistic(logits, shifts, slopes)
         variance = (chances * (1 - chances)).sum(axis=1)
-        surplus = ((judged - chances).sum(axis=1) ** 2 - variance) / variance**2
-        precision = 1 / max(LEAST_ABILITY, float(surplus.mean()))
+        surplus = ((right - chances).sum(axis=1) ** 2 - variance) / variance**2
+        precision = round(1 / max(LEAST_ABILITY, float(surplus.mean())), DIGITS)
         errors = []
-        for own, chance in zip(judged, chances, strict=True):
+        for own, chance in zip(right, chances, strict=True):
             order = _most_doubtful(chance)
             predicted, doubt = _predict(chance[order], own[order], precision)
             errors.append((own.sum() - predicted[:-1]) ** 2 / doubt[:-1])
         # The model's own variance at least: a few networks may be alike by chance. And more
         # than was measured, the fewer they are (the variance of Student's t).
-        spread = np.maximum(1.0, np.mean(errors, axis=0)) * (full / max(1, full - 3))
-        share = right.mean(axis=0)
-        return cls(vectors, length, mean, weights, share, slopes, precision, spread)
+        spread = np.maximum(1.0, np.mean(errors, axis=0)) * (number / max(1, number - 3))
+        share = right.mean(axis=0, dtype=np.float64).round(DIGITS)
+        return cls(vectors, length, mean, weights, share, slopes, precision, spread.round(DIGITS))
 
     def race(self, vector: np.ndarray, target: int, confidence: float) -> "Race":
         """For a network of these genes to have `target` images right."""
@@ -104,17 +108,11 @@ class Form:
     def _chance(self, vector: np.ndarray) -> np.ndarray:
         """A network's to have each image right."""
         kernel = np.exp(-np.square(self.vectors - vector).sum(axis=1) / self.length)
-        foretold = self.mean + kernel.astype(np.float32) @ self.weights
-        chance = _logistic(*_features(self.share, len(self.weights), foretold), self.slopes)
-        # Rounded, so that the last bits of sums, which differ between machines, decide nothing.
-        return chance.round(5).clip(1e-5, 1 - 1e-5)
-
-    def _completed(self, vector: np.ndarray, record: np.ndarray) -> np.ndarray:
-        """The record of a dropped network, with the chance to have right what is missing."""
-        chance, judged = self._chance(vector), ~np.isnan(record)
-        variance = chance * (1 - chance)
-        more = (record - chance)[judged].sum() / (variance[judged].sum() + self.precision)
-        return np.where(judged, record, (chance + more * variance).clip(0, 1)).astype(np.float32)
+        # Not `@`, whose sums differ in their last bits from machine to machine.
+        foretold = self.mean + np.einsum("i,ij->j", kernel, self.weights, dtype=np.float64)
+        features = _features(self.share, len(self.weights), foretold)
+        chance = _logistic(*features, self.slopes).round(DIGITS)
+        return chance.clip(10.0**-DIGITS, 1 - 10.0**-DIGITS)
 
 
 @dataclass(frozen=True)
@@ -123,8 +121,8 @@ class Race:
 
     order: np.ndarray  # of the n images: intp (n,), those in most doubt first
     chance: np.ndarray  # to have each right, in that order: float64 (n,)
-    precision: float
-    spread: np.ndarray
+    precision: float  # of its ability
+    spread: np.ndarray  # as the form's
     target: int
     confidence: float  # share of those dropped that would not have reached the target
 
@@ -178,10 +176,12 @@ def _krige(covariance: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.nd
     a network's weights are to be divided by for its error, foretold from the others
     (Dubrule 1983).
     """
-    inverse = np.linalg.inv(covariance).astype(np.float32)
+    inverse = np.linalg.inv(covariance)
     rows = inverse.sum(axis=1)
     mean = (rows @ right) / rows.sum()
-    return mean, inverse @ (right - mean), np.diag(inverse) - rows**2 / rows.sum()
+    weights = inverse @ (right - mean)
+    alone = np.diag(inverse) - rows**2 / rows.sum()
+    return *(each.round(DIGITS).astype(np.float32) for each in (mean, weights)), alone
 
 
 def _features(
@@ -194,7 +194,7 @@ def _features(
 
 
 def _regress(logits: np.ndarray, shifts: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Slopes of logits and shifts, by logistic regression."""
+    """Slopes of logits and shifts, by logistic regression (Newton's method)."""
     step = -(-right.size // MOST_POINTS)
     points = np.stack([each[:, ::step].ravel() for each in (logits, shifts)], axis=1)
     points, true, slopes = points.astype(np.float64), right[:, ::step].ravel(), GUESS
@@ -202,7 +202,8 @@ def _regress(logits: np.ndarray, shifts: np.ndarray, right: np.ndarray) -> np.nd
         chance = _logistic(points[:, 0], points[:, 1], slopes)
         gradient = points.T @ (true - chance) + GUESS - slopes
         curvature = points.T @ (points * (chance * (1 - chance))[:, None]) + np.eye(2)
-        slopes = slopes + np.linalg.solve(curvature, gradient)
+        change = np.linalg.solve(curvature, gradient)
+        slopes = (slopes + change.clip(-MOST_CHANGE, MOST_CHANGE)).clip(0, MOST_SLOPE)
     return slopes
 
 

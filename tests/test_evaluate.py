@@ -156,6 +156,8 @@ def test_a_gpu_judges_as_a_cpu_does():
     net = network()
     recalibrate_bn(net, images, batch_size=32)
     on_gpu = network().to("cuda")
+    # Copies run ahead: what they bring must wait for the computation, and be kept for it.
+    on_gpu.register_forward_pre_hook(lambda *_: torch.cuda._sleep(10_000_000))
     recalibrate_bn(on_gpu, images, batch_size=32, device="cuda")
     # bfloat16 has 8 bits; no batch is left out, none counted twice.
     for index in (1, 4):

@@ -177,7 +177,7 @@ def test_a_race_that_is_lost_judges_fewer_images_and_stays_below_the_bar(make_ta
     for racing in (True, False):
         job = make_job(data={"holdout_per_class": 20}, search={"racing": racing})
         with EvaluatorPool(make_task(job)) as pool:
-            pool.submit(7, ARCHS[0], Rivals(best, (best,) * 8, SPACE.genes))
+            pool.submit(7, ARCHS[0], Rivals(best, (best,) * 8))
             key, found[racing] = pool.next()
             assert key == 7
     assert found[False].images == 80 and found[True].images == 40

@@ -6,7 +6,19 @@ import torch
 from torch import nn
 
 from nasray.evaluate import evaluate
-from nasray.racing import Form, Race, as_record, pack, slice_ends, slice_top1, unpack
+from nasray.racing import (
+    Form,
+    Race,
+    _best_kernel,
+    _covariance,
+    _krige,
+    _predict,
+    as_record,
+    pack,
+    slice_ends,
+    slice_top1,
+    unpack,
+)
 
 NUMBER = 3000  # of images
 GENES = 12
@@ -150,6 +162,53 @@ def test_networks_that_were_dropped_foretell_too():
             races.append(np.mean((race.chance - networks.draw(0.0, genes)[race.order]) ** 2))
         errors[name] = np.mean(races)
     assert errors["more"] < 0.95 * errors["full"]
+
+
+@pytest.mark.parametrize("num_dropped", [0, 120])
+def test_predictions_are_off_by_as_much_as_they_say(num_dropped):
+    """After every slice, of networks that the form has not seen, dropped ones known or not."""
+    networks = Networks(8, kin=3.0)
+    known = [(genes := networks.genes(), networks.draw(0.0, genes)) for _ in range(40)]
+    vectors, records = (np.array(each, dtype=np.float32) for each in zip(*known, strict=True))
+    full, more = form_of(records, vectors / 2), []
+    for _ in range(num_dropped):
+        genes = networks.genes()
+        right, seen = full.race(genes / 2, 0, 0.99).among_all(np.zeros(NUMBER // 4, dtype=bool))
+        bits = networks.draw(0.0, genes)
+        more.append((genes, np.where(seen, bits, np.nan)))
+        assert not right.any()
+    for genes, record in more:
+        vectors, records = np.vstack((vectors, genes)), np.vstack((records, record))
+    form = form_of(records, vectors / 2)
+    errors = []
+    for _ in range(100):
+        genes = networks.genes()
+        race, bits = form.race(genes / 2, 0, 0.99), networks.draw(0.0, genes)
+        mean, variance = _predict(race.chance, bits[race.order], race.precision)
+        errors.append((bits.sum() - mean[:-1]) ** 2 / (race.spread * variance[:-1]))
+    assert np.mean(errors, axis=0).max() < 1.5
+    assert np.mean(errors) < 1.1
+
+
+def test_who_is_left_out_is_foretold_as_if_it_had_not_been_there():
+    rng = np.random.default_rng(0)
+    vectors, right = rng.normal(size=(12, 3)), rng.random((12, 50)).round()
+    covariance = _covariance(vectors, 2.0, 0.3)
+    _, weights, alone = _krige(covariance, right)
+    errors = weights / alone[:, None]
+    for own in range(12):
+        others = np.arange(12) != own
+        mean, weights, _ = _krige(covariance[np.ix_(others, others)], right[others])
+        foretold = mean + covariance[own, others] @ weights
+        np.testing.assert_allclose(right[own] - foretold, errors[own], atol=1e-4)
+
+
+def test_the_kernel_reaches_as_far_as_relatives_are_alike():
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(size=(150, 2)) * 3
+    near, far = ((np.sin(vectors @ rng.normal(size=(2, 400)) * pace) > 0) for pace in (1.0, 0.1))
+    lengths = [_best_kernel(vectors, each.astype(np.float32), GENES)[0] for each in (near, far)]
+    assert lengths[0] < lengths[1]
 
 
 def test_a_record_is_made_of_what_was_judged():

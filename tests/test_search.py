@@ -444,6 +444,21 @@ def test_a_single_evaluation_that_none_gives_is_done_again(tmp_path, unlimited, 
     assert search(tmp_path, unlimited) == undisturbed
 
 
+def test_a_history_without_a_later_column_goes_on(tmp_path, unlimited, caplog):
+    """Older versions did not write which images a dropped candidate was judged on."""
+    undisturbed = search(tmp_path, unlimited)
+    for path in tmp_path.glob("*.parquet"):
+        pq.write_table(pq.read_table(path).drop_columns(["judged"]), path)
+    (tmp_path / "search-0005.parquet").unlink()
+    for path in (tmp_path / "_evaluations" / "search").iterdir():
+        entry = json.loads(path.read_text())
+        del entry["judged"]
+        path.write_text(json.dumps(entry))
+    calls = []
+    assert search(tmp_path, unlimited, evaluate=calls.append) == undisturbed
+    assert not calls and "damaged" not in caplog.text
+
+
 def test_files_of_other_names_are_no_history(tmp_path, unlimited):
     undisturbed = search(tmp_path, unlimited)
     (tmp_path / "search-0001 (copy).parquet").write_bytes(b"")
@@ -451,8 +466,6 @@ def test_files_of_other_names_are_no_history(tmp_path, unlimited):
 
 
 def test_history_is_one_parquet_data_set(tmp_path, unlimited):
-    import pyarrow.parquet as pq
-
     def judged(arch):
         seen = {"images": 3, "slices": (0.5, 0.25), "correct": b"\x01\x02", "judged": b"\x01\x03"}
         return replace(evaluate(arch), **seen, node="n")

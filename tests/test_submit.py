@@ -141,7 +141,7 @@ def test_a_run_submitted_stopped_and_killed_ends_as_one_on_a_laptop_does(
     uri = "s3://runs/submitted"
     files, _ = storage.list_below(finished_run.folder)
     for name in files:
-        if not name.startswith(("history", "search.json", "train/", "lock")):
+        if not name.startswith(("history", "search.json", "train/", "lock", "retrain", "export")):
             content = storage.read(storage.join(finished_run.folder, name))
             storage.write(storage.join(uri, name), content)
 

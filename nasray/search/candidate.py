@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from nasray.config import Limit
-from nasray.spaces.space import Architecture, Gene
+from nasray.spaces.space import Architecture
 
 FAILED = -np.inf  # fitness of what could not be evaluated
-FEWEST_JUDGED, MOST_JUDGED = 20, 200  # that races learn from: judged on all images, and
-MOST_DROPPED = 200  # dropped
+FEWEST_JUDGED, MOST_JUDGED = 20, 200  # judged on all images, that races learn from
+MOST_DROPPED = 200  # of those that races dropped, that they learn from, too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Evaluation:
     fitness: float  # a fraction; FAILED if there is an error
     seconds: float = field(default=0.0, compare=False)
     images: int = 0  # that it was judged on: all, or fewer if a race dropped it
-    slices: tuple[float, ...] = ()  # top-1 on each slice of them
+    slices: tuple[float, ...] = ()  # top-1 on each slice of them, in the order of judging
     # Which of the hold-out images it has right, one bit each; if a race dropped it, only where
     # `judged` says that it was judged on them (else that is empty).
     correct: bytes = field(default=b"", repr=False)
@@ -58,15 +58,13 @@ class Rivals:
 
     bar: Candidate  # whose place they must take to be of use
     known: tuple[Candidate, ...]  # the latest that it was told of, those dropped among them
-    genes: tuple[Gene, ...]  # of their space
 
     @classmethod
-    def of(
-        cls, bar: Candidate | None, known: tuple[Candidate, ...], genes: Sequence[Gene]
-    ) -> "Rivals | None":
+    def of(cls, bar: Candidate | None, known: tuple[Candidate, ...]) -> "Rivals | None":
         """None, so no race, before there is a bar and enough to learn from."""
-        enough = bar is not None and len(judged_fully(known)) >= FEWEST_JUDGED
-        return cls(bar, known, tuple(genes)) if bar and enough else None
+        if bar is None or len(judged_fully(known)) < FEWEST_JUDGED:
+            return None
+        return cls(bar, known)
 
 
 def latest_known(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:

@@ -44,7 +44,7 @@ class GeneticSearch:
         """The bar is the last of the best, who are parents whatever luck says."""
         number = self.config.num_parents
         bar = self.parents[number - 1] if len(self.parents) >= number else None
-        return Rivals.of(bar, self.known, self.space.genes)
+        return Rivals.of(bar, self.known)
 
     def ask(self) -> list[Architecture]:
         """The new members of the next generation; none once the space is exhausted."""

@@ -207,6 +207,7 @@ def _to_json(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _from_json(entry: dict[str, Any]) -> Evaluation:
+    entry = {"judged": "", **entry}  # which older versions did not write
     values = {field.name: entry[field.name] for field in fields(Evaluation)}
     fitness = FAILED if entry["fitness"] is None else float(entry["fitness"])
     correct, judged = (base64.b64decode(entry[bits]) for bits in BITS)

@@ -60,13 +60,13 @@ class SteadyGenetic:
         self.num_bred = 0
         self.parents: list[Candidate] = []
         self.known: tuple[Candidate, ...] = ()
-        self.fresh: list[Candidate] = []  # as many as a generation, then they are among the judged
+        self.fresh: list[Candidate] = []  # as many as a generation, then they are among the known
 
     @property
     def rivals(self) -> Rivals | None:
         """The bar is the last of the parents."""
         bar = self.parents[-1] if len(self.parents) == self.config.num_parents else None
-        return Rivals.of(bar, self.known, self.space.genes)
+        return Rivals.of(bar, self.known)
 
     def breed(self) -> Architecture | None:
         self.num_bred += 1
