@@ -14,6 +14,8 @@ from statistics import NormalDist
 
 import numpy as np
 
+from nasray.spaces.space import squared_distances
+
 FEWEST = 32  # images of a slice
 SLICES = 16  # at most; a race looks after each
 LENGTHS = (0.1, 0.25, 0.5, 1.0)  # of the kernel, in numbers of genes
@@ -166,8 +168,7 @@ def _best_kernel(vectors: np.ndarray, right: np.ndarray, num_genes: int) -> tupl
 
 
 def _covariance(vectors: np.ndarray, length: float, noise: float) -> np.ndarray:
-    squares = np.square(vectors).sum(axis=1)
-    distances = (squares[:, None] + squares - 2 * vectors @ vectors.T).clip(0)
+    distances = squared_distances(vectors, vectors)
     return np.exp(-distances / length) + noise * np.eye(len(vectors))
 
 

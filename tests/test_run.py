@@ -65,7 +65,8 @@ def clock(run_dir: str) -> dict[str, Any]:
     """How many seconds each epoch and evaluation took: what is done again takes others."""
     history = History(f"{run_dir}/history")
     folder = f"{run_dir}/history/_evaluations/search"
-    entries = [storage.read_json(f"{folder}/{name}") for name in storage.list_names(folder)]
+    names = [name for name in storage.list_names(folder) if name.endswith(".json")]  # whole ones
+    entries = [storage.read_json(f"{folder}/{name}") for name in names]
     pending = {tuple(entry["arch"]): entry["seconds"] for entry in entries}
     files = {"supernet": "curves/supernet.json", "retrain": "retrain/0/trial-0/curves.json"}
     paths = {stage: f"{run_dir}/{name}" for stage, name in files.items()}

@@ -24,6 +24,7 @@ from nasray.spaces.space import (
     embedded,
     mutate,
     random_population,
+    squared_distances,
 )
 
 STEPS = (1, 4, 12)  # genes that mutate, on average
@@ -105,9 +106,7 @@ class BayesianSearch:
 
     def _distances(self, rows: Population, columns: Population) -> np.ndarray:
         """How far two architectures are apart, in genes: (rows, columns)."""
-        one, other = (embedded(each, self.space.genes) for each in (rows, columns))
-        squares = np.square(one).sum(axis=1)[:, None] + np.square(other).sum(axis=1)
-        return (squares - 2 * one @ other.T).clip(0)
+        return squared_distances(*(embedded(each, self.space.genes) for each in (rows, columns)))
 
     def _choose_kernel(self) -> None:
         """Take the length and noise of the greatest marginal likelihood."""

@@ -134,6 +134,12 @@ def embedded(population: Population, genes: Sequence[Gene]) -> np.ndarray:
     )
 
 
+def squared_distances(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Between vectors (rows, any) and (columns, any): (rows, columns)."""
+    squares = np.square(rows).sum(axis=1)[:, None] + np.square(columns).sum(axis=1)
+    return (squares - 2 * rows @ columns.T).clip(0)
+
+
 @lru_cache(maxsize=1024)
 def _vectors(gene: Gene) -> np.ndarray:
     """One for each choice."""
