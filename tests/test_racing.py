@@ -11,6 +11,7 @@ from nasray.racing import (
     Race,
     _best_kernel,
     _covariance,
+    _features,
     _krige,
     _predict,
     as_record,
@@ -188,6 +189,19 @@ def test_predictions_are_off_by_as_much_as_they_say(num_dropped):
         errors.append((bits.sum() - mean[:-1]) ** 2 / (race.spread * variance[:-1]))
     assert np.mean(errors, axis=0).max() < 1.5
     assert np.mean(errors) < 1.1
+
+
+@pytest.mark.parametrize("number, times", [(8, 8 / 5), (33, 33 / 30)])
+def test_networks_that_are_alike_by_chance_do_not_make_races_sure(number, times):
+    """No error was measured: the model's own is taken, and more of it, the fewer they are."""
+    right = np.arange(NUMBER) < 2000
+    np.testing.assert_allclose(form_of([right] * number).spread, times, rtol=1e-4)
+
+
+def test_what_relatives_say_of_an_image_shifts_its_logit_by_eight_at_most():
+    logits, shifts = _features(np.array([0.0, 0.5, 1.0]), 40, np.array([1.0, 0.6, 0.0]))
+    np.testing.assert_allclose(logits, [-np.log(81), 0, np.log(81)])
+    np.testing.assert_allclose(shifts, [8.0, 0.4, -8.0])
 
 
 def test_who_is_left_out_is_foretold_as_if_it_had_not_been_there():

@@ -140,8 +140,9 @@ def test_a_run_submitted_stopped_and_killed_ends_as_one_on_a_laptop_does(
         monkeypatch.setenv(name, value)
     uri = "s3://runs/submitted"
     files, _ = storage.list_below(finished_run.folder)
+    done_again = ("history", "search.json", "train/", "lock", "retrain", "export", "report.html")
     for name in files:
-        if not name.startswith(("history", "search.json", "train/", "lock", "retrain", "export")):
+        if not name.startswith(done_again):
             content = storage.read(storage.join(finished_run.folder, name))
             storage.write(storage.join(uri, name), content)
 
@@ -181,6 +182,7 @@ def test_a_run_submitted_stopped_and_killed_ends_as_one_on_a_laptop_does(
     statuses = [job["status"] for job in json.loads(output)["jobs"]]
     assert statuses == ["STOPPED", "FAILED", "SUCCEEDED"]
     assert evaluations(uri) == evaluations(finished_run.folder)
+    assert storage.exists(storage.join(uri, "report.html"))
     weights = "retrain/0/model.pt"
     (tmp_path / "model.pt").write_bytes(storage.read(storage.join(uri, weights)))
     assert_same_weights(tmp_path / "model.pt", f"{finished_run.folder}/{weights}")
