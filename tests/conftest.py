@@ -89,8 +89,10 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(environment: None) -> Iterator[None]:
+def ray_cluster(begun_run: "BegunRun | None") -> Iterator[None]:
     """One cluster on this machine for all tests, with its dashboard: Tune needs it."""
+    if begun_run:
+        begun_run.process.wait()  # its processes are not to be taken for the cluster's
     ray.init(address="local", num_cpus=max(4, os.cpu_count() or 1), log_to_driver=False)
     yield
     ray.shutdown()
@@ -121,6 +123,40 @@ def make_job(small_data: str) -> MakeJob:
     return make
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have tests that need neither Ray nor the finished run come first, while that is under way."""
+    items.sort(key=lambda item: bool(item.get_closest_marker("ray")) or needs_run(item))
+
+
+def needs_run(item: pytest.Item) -> bool:
+    return "finished_run" in item.fixturenames
+
+
+@dataclass(frozen=True)
+class BegunRun:
+    """JOB being done from beginning to end by one `nasray run` that nothing disturbs."""
+
+    folder: str
+    job_file: str
+    process: subprocess.Popen
+
+
+@pytest.fixture(scope="session", autouse=True)
+def begun_run(
+    environment: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[BegunRun | None]:
+    if not any(map(needs_run, request.session.items)):
+        yield None
+        return
+    folder = tmp_path_factory.mktemp("finished")
+    job_file, small_data = folder / "job.toml", request.getfixturevalue("small_data")
+    job_file.write_text(JOB.replace("[data]", f'[data]\npath = "{small_data}"'))
+    process = start_nasray("run", job_file, folder / "run")
+    yield BegunRun(str(folder / "run"), str(job_file), process)
+    process.kill()
+    process.wait()
+
+
 @dataclass(frozen=True)
 class FinishedRun:
     folder: str
@@ -130,17 +166,10 @@ class FinishedRun:
 
 
 @pytest.fixture(scope="session")
-def finished_run(
-    small_data: str, environment: None, tmp_path_factory: pytest.TempPathFactory
-) -> FinishedRun:
-    """JOB done from beginning to end by one `nasray run` that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("finished")
-    job_file = folder / "job.toml"
-    job_file.write_text(JOB.replace("[data]", f'[data]\npath = "{small_data}"'))
-    process = start_nasray("run", job_file, folder / "run")
-    stdout, stderr = process.communicate(timeout=300)
-    assert process.returncode == 0, stderr
-    return FinishedRun(str(folder / "run"), str(job_file), stdout, stderr)
+def finished_run(begun_run: BegunRun) -> FinishedRun:
+    stdout, stderr = begun_run.process.communicate(timeout=300)
+    assert begun_run.process.returncode == 0, stderr
+    return FinishedRun(begun_run.folder, begun_run.job_file, stdout, stderr)
 
 
 def start_nasray(*arguments: str | Path) -> subprocess.Popen:

@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from conftest import FinishedRun, evaluations, start_nasray
 
 from nasray import storage
+from nasray.cli import main
 from nasray.config import load_job
 from nasray.errors import UserError
 from nasray.fit import fit_predictor, is_sampled, sample
@@ -104,9 +106,9 @@ def test_a_verified_search_answers_every_limit(finished_run: FinishedRun, traine
     build_report(str(trained))
     assert "The best for each limit" in (trained / "report.html").read_text()
     assert storage.read_json(str(trained / "search.json"))["answers"] == entries
-    again = start_nasray("search", job_file, trained)  # without --verify: another search
-    _, stderr = again.communicate(timeout=60)
-    assert "recorded with search.verify = True, the job says False" in stderr
+    # Without --verify it is another search.
+    again = CliRunner().invoke(main, ["search", str(job_file), str(trained)])
+    assert "recorded with search.verify = True, the job says False" in again.stderr
 
 
 def test_a_search_goes_on_only_with_what_it_began_with(trained: Path):
