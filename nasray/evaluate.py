@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from nasray.datasets.transforms import normalize, resized
 from nasray.racing import Race, slice_ends
@@ -83,9 +83,9 @@ def recalibrate_bn(
     handles = [
         norm.register_forward_pre_hook(_counter(values, index)) for index, norm in enumerate(norms)
     ]
-    sums = [torch.zeros_like(norm.running_mean, dtype=torch.float64) for norm in norms]
-    squares = [torch.zeros_like(total) for total in sums]
-    counts = [0] * len(norms)
+    # Of all layers' channels, one after the other: a few sums a batch instead of some per layer.
+    widths = [norm.num_features for norm in norms]
+    sums, squares, counts = torch.zeros(3, sum(widths), dtype=torch.float64, device=device)
     try:
         for norm in norms:
             norm.momentum = 1.0  # running statistics become those of the last batch
@@ -93,23 +93,24 @@ def recalibrate_bn(
         for batch in _batches(images, batch_size, device, side):
             with _autocast(device):
                 subnet(batch)
-            for index, norm in enumerate(norms):
-                n = values[index]
-                mean = norm.running_mean.double()
-                var = norm.running_var.double() * ((n - 1) / n)  # torch stores n/(n-1) of it
-                sums[index] += n * mean
-                squares[index] += n * (var + mean.square())
-                counts[index] += n
+            n = torch.from_numpy(np.repeat(np.array(values, dtype=np.float64), widths)).to(device)
+            mean = torch.cat([norm.running_mean for norm in norms]).double()
+            var = torch.cat([norm.running_var for norm in norms]).double()
+            var *= (n - 1) / n  # torch stores n/(n-1) of it
+            sums += n * mean
+            squares += n * (var + mean.square())
+            counts += n
     finally:
         for handle in handles:
             handle.remove()
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
             norm.eval()
-    for norm, total, square, count in zip(norms, sums, squares, counts, strict=True):
-        mean = total / count
+    means = sums / counts
+    variances = (squares / counts - means.square()).clamp_(min=0)
+    for norm, mean, var in zip(norms, means.split(widths), variances.split(widths), strict=True):
         norm.running_mean.copy_(mean)
-        norm.running_var.copy_((square / count - mean.square()).clamp_(min=0))
+        norm.running_var.copy_(var)
 
 
 def bn_layers(network: nn.Module) -> list[nn.BatchNorm2d]:
@@ -126,9 +127,17 @@ def fold_bn(network: nn.Module) -> None:
         if not isinstance(parent, nn.Sequential):
             continue
         children = list(parent.named_children())
-        for (conv_name, conv), (norm_name, norm) in itertools.pairwise(children):
+        for (_, conv), (norm_name, norm) in itertools.pairwise(children):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
+                conv.weight, conv.bias = fuse_conv_bn_weights(
+                    conv.weight,
+                    conv.bias,
+                    norm.running_mean,
+                    norm.running_var,
+                    norm.eps,
+                    norm.weight,
+                    norm.bias,
+                )
                 setattr(parent, norm_name, nn.Identity())
 
 

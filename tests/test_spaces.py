@@ -146,6 +146,20 @@ def test_extract_copies(space):
 
 
 @every_space
+def test_what_is_done_to_an_extracted_subnet_is_not_done_to_others(space):
+    supernet, arch = trained_like(space).eval(), random_archs(space, 1)[0]
+    subnet, seen = supernet.extract(arch), []
+    for module in subnet.modules():
+        module.register_forward_pre_hook(lambda module, inputs: seen.append(module))
+        module.register_forward_hook(lambda module, inputs, output: seen.append(module))
+    subnet.train()
+    fold_bn(subnet)
+    other = supernet.extract(arch)
+    torch.testing.assert_close(other(images(space)), supernet(images(space), arch))
+    assert not seen and not any(module.training for module in other.modules())
+
+
+@every_space
 def test_an_extracted_subnet_is_made_of_standard_layers(space):
     subnet = trained_like(space).extract(random_archs(space, 1)[0])
     leaves = {type(module) for module in subnet.modules() if not list(module.children())}
