@@ -1,7 +1,7 @@
 """What a candidate's evaluation costs beyond its bare forward passes, and how it scales.
 
     python benchmarks/evaluate.py [--json FILE] [--archs 6] [--images 500] [--side 64]
-                                  [--device cuda]
+                                  [--alone] [--device cuda]
 
 Bare: forward passes of the extracted subnet, in eval mode, over the same calibration and
 validation images, normalised and in the device's memory beforehand, in the same batches,
@@ -14,7 +14,6 @@ other, each with an order of its own.
 """
 
 import argparse
-import random
 import re
 import statistics
 import tempfile
@@ -48,6 +47,7 @@ def main():
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--alone", action="store_true", help="no pools, no memory")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
 
@@ -61,7 +61,7 @@ def main():
         rng = np.random.default_rng(0)
         archs = as_architectures(random_population(space.genes, options.archs, rng))
         seconds, over_bare = time_single(supernet, archs, options)
-        speedup, memory, shared, own = measure_pools(job, path, archs, folder)
+        pools = [] if options.alone else measure_pools(job, path, archs, folder)
 
     on = "1 thread" if options.device == "cpu" else "GPU"
     where = f"{options.images} + {options.images} images, {options.side} px, {on}"
@@ -71,12 +71,7 @@ def main():
             Row("evaluation / bare forward passes, median", over_bare, "ratio", "<= 1.10"),
             Row("images a second, calibrated on or judged", 2 * options.images / seconds, ""),
             Row("the same / what bare forward passes do", 1 / over_bare, "share"),
-            Row("candidates a second, 2 evaluators / 1", speedup, "ratio", ">= 1.8"),
-            Row("images that evaluators of a node share", shared, "MB"),
-            Row(f"one evaluator's own memory, mean of {SINGLES}", statistics.mean(own), "MB"),
-            Row("the same, the smallest", min(own), "MB"),
-            Row("the same, the largest", max(own), "MB"),
-            Row("four evaluators / shared images + 4 x own memory", memory, "ratio", "<= 1"),
+            *pools,
         ],
         options.json,
     )
@@ -149,7 +144,7 @@ def time_single(supernet, archs, options):
 
 
 def measure_pools(job, supernet_path, archs, data_path):
-    """Candidates a second of two evaluators over one, turn about; memory of four over one's."""
+    """Rows of two evaluators beside one, turn about, and of the memory of four and of one."""
     ray.init(address="local", num_cpus=5, log_to_driver=False, include_dashboard=False)
     requests = [Request(arch=arch) for arch in archs * 3]
 
@@ -172,16 +167,30 @@ def measure_pools(job, supernet_path, archs, data_path):
 
     def megabytes(number, seed):
         wait_until_gone()
-        shuffled = random.Random(seed).sample(requests, len(requests))
+        order = np.random.default_rng(seed).permutation(len(requests))
+        shuffled = [requests[index] for index in order]
         with pool(number) as each:
             warm(each, number, shuffled)
             return sum(map(data_resident, evaluator_processes())) / 1e6
 
     shared = 2 * images_bytes(job) / 1e6
     alone = [megabytes(1, seed) - shared for seed in range(SINGLES)]
-    four = megabytes(4, SINGLES)
+    four = megabytes(4, seed=0)
     ray.shutdown()
-    return speedup, four / (shared + 4 * statistics.mean(alone)), shared, alone
+    own = statistics.mean(alone)
+    return [
+        Row("candidates a second, 2 evaluators / 1", speedup, "ratio", ">= 1.8"),
+        Row("images that evaluators of a node share", shared, "MB"),
+        Row(f"one evaluator's own memory, mean of {SINGLES}", own, "MB"),
+        Row("the same, the smallest", min(alone), "MB"),
+        Row("the same, the largest", max(alone), "MB"),
+        Row(
+            "four evaluators / shared images + 4 x own memory",
+            four / (shared + 4 * own),
+            "ratio",
+            "<= 1",
+        ),
+    ]
 
 
 def data_resident(process):

@@ -86,6 +86,7 @@ def recalibrate_bn(
     # Of all layers' channels, one after the other: a few sums a batch instead of some per layer.
     widths = [norm.num_features for norm in norms]
     sums, squares, counts = torch.zeros(3, sum(widths), dtype=torch.float64, device=device)
+    before: list[int] = []  # values of the last batch
     try:
         for norm in norms:
             norm.momentum = 1.0  # running statistics become those of the last batch
@@ -93,7 +94,9 @@ def recalibrate_bn(
         for batch in _batches(images, batch_size, device, side):
             with _autocast(device):
                 subnet(batch)
-            n = torch.from_numpy(np.repeat(np.array(values, dtype=np.float64), widths)).to(device)
+            if values != before:  # a GPU is waited for, so not with every batch
+                before = values.copy()
+                n = torch.tensor(np.repeat(values, widths), dtype=torch.float64, device=device)
             mean = torch.cat([norm.running_mean for norm in norms]).double()
             var = torch.cat([norm.running_var for norm in norms]).double()
             var *= (n - 1) / n  # torch stores n/(n-1) of it
@@ -106,6 +109,8 @@ def recalibrate_bn(
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
             norm.eval()
+    if not all(values):
+        raise ValueError("a BN layer of the subnet saw no images: it has no statistics")
     means = sums / counts
     variances = (squares / counts - means.square()).clamp_(min=0)
     for norm, mean, var in zip(norms, means.split(widths), variances.split(widths), strict=True):
@@ -129,6 +134,8 @@ def fold_bn(network: nn.Module) -> None:
         children = list(parent.named_children())
         for (_, conv), (norm_name, norm) in itertools.pairwise(children):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                if norm.training:
+                    raise ValueError("only BN layers in eval mode can be folded")
                 conv.weight, conv.bias = fuse_conv_bn_weights(
                     conv.weight,
                     conv.bias,

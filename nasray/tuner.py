@@ -179,8 +179,6 @@ def _tune(job: Job, trials: list[dict[str, Any]]) -> list[int]:
                 reduction_factor=config.reduction_factor,
             ),
             max_concurrent_trials=compute.concurrent_trials,
-            # A process for the next trial takes seconds to start, and it keeps nothing of this one.
-            reuse_actors=compute.workers_per_trial == 1,
             # By default names are made of all that a trial is given.
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,

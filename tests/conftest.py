@@ -92,7 +92,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def ray_cluster(begun_run: "BegunRun | None") -> Iterator[None]:
     """One cluster on this machine for all tests, with its dashboard: Tune needs it."""
     if begun_run:
-        begun_run.process.wait()  # its processes are not to be taken for the cluster's
+        begun_run.process.wait(timeout=300)  # lest its processes be taken for the cluster's
     ray.init(address="local", num_cpus=max(4, os.cpu_count() or 1), log_to_driver=False)
     yield
     ray.shutdown()
@@ -136,8 +136,7 @@ def needs_run(item: pytest.Item) -> bool:
 class BegunRun:
     """JOB being done from beginning to end by one `nasray run` that nothing disturbs."""
 
-    folder: str
-    job_file: str
+    folder: str  # of the job file and what the run prints; its directory is in it
     process: subprocess.Popen
 
 
@@ -151,8 +150,10 @@ def begun_run(
     folder = tmp_path_factory.mktemp("finished")
     job_file, small_data = folder / "job.toml", request.getfixturevalue("small_data")
     job_file.write_text(JOB.replace("[data]", f'[data]\npath = "{small_data}"'))
-    process = start_nasray("run", job_file, folder / "run")
-    yield BegunRun(str(folder / "run"), str(job_file), process)
+    command = [sys.executable, "-m", "nasray", "run", str(job_file), str(folder / "run")]
+    with open(folder / "stdout", "w") as stdout, open(folder / "stderr", "w") as stderr:
+        process = subprocess.Popen(command, stdout=stdout, stderr=stderr)
+    yield BegunRun(str(folder), process)
     process.kill()
     process.wait()
 
@@ -167,9 +168,11 @@ class FinishedRun:
 
 @pytest.fixture(scope="session")
 def finished_run(begun_run: BegunRun) -> FinishedRun:
-    stdout, stderr = begun_run.process.communicate(timeout=300)
+    begun_run.process.wait(timeout=300)
+    folder = Path(begun_run.folder)
+    stdout, stderr = ((folder / name).read_text() for name in ("stdout", "stderr"))
     assert begun_run.process.returncode == 0, stderr
-    return FinishedRun(begun_run.folder, begun_run.job_file, stdout, stderr)
+    return FinishedRun(str(folder / "run"), str(folder / "job.toml"), stdout, stderr)
 
 
 def start_nasray(*arguments: str | Path) -> subprocess.Popen:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,8 @@ def disturb(folder, cluster, nodes, algorithm, *, seed, kills, pause_s):
         time.sleep(chance.uniform(0, 2 * pause_s))
         kind = chance.choice([kind for kind in kills if counts[kind] < kills[kind]] or ["none"])
         if kind == "evaluator" and (pids := ray_processes("Sleeper")):
-            psutil.Process(chance.choice(pids)).kill()
+            with suppress(psutil.NoSuchProcess):  # of a node that is just going
+                psutil.Process(chance.choice(pids)).kill()
         elif kind == "node":
             cluster.remove_node(nodes.pop(chance.randrange(2)), allow_graceful=False)
             nodes.append(cluster.add_node(num_cpus=2))

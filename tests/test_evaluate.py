@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nasray.datasets.transforms import normalize
-from nasray.evaluate import evaluate, judge, recalibrate_bn, top1
+from nasray.evaluate import evaluate, fold_bn, judge, recalibrate_bn, top1
 
 
 def pictures(number, side=8, seed=0):
@@ -119,6 +119,25 @@ def test_read_only_images_are_not_touched():
     correct = evaluate(network(), images, images, np.zeros(20, int), batch_size=8)
     assert correct.shape == (20,) and correct.dtype == bool
     assert np.array_equal(images, before)
+
+
+class Bypassed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, images):
+        return self.used(images)
+
+
+def test_a_bn_layer_that_sees_no_images_is_a_mistake():
+    with pytest.raises(ValueError, match="saw no images"):
+        recalibrate_bn(Bypassed(), pictures(4), batch_size=2)
+
+
+def test_bn_layers_that_still_learn_are_not_folded():
+    with pytest.raises(ValueError, match="only BN layers in eval mode"):
+        fold_bn(network().train())
 
 
 def test_a_network_without_bn_needs_no_images():

@@ -152,8 +152,8 @@ def test_what_is_done_to_an_extracted_subnet_is_not_done_to_others(space):
     for module in subnet.modules():
         module.register_forward_pre_hook(lambda module, inputs: seen.append(module))
         module.register_forward_hook(lambda module, inputs, output: seen.append(module))
-    subnet.train()
     fold_bn(subnet)
+    subnet.train()
     other = supernet.extract(arch)
     torch.testing.assert_close(other(images(space)), supernet(images(space), arch))
     assert not seen and not any(module.training for module in other.modules())

@@ -7,7 +7,6 @@ supernet(images, arch) is extract(arch)(images) by construction. The original mu
 by a 0/1 mask before BN instead, which BN's shift undoes (spec 1.7).
 """
 
-import copy
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
@@ -156,12 +155,12 @@ def _places(module: nn.Module) -> Places:
 
 
 def _copied(module: nn.Module, weights: dict[str, Tensor], path: str = "") -> nn.Module:
-    """`module` once more, with copies of `weights` as its own.
+    """`module` with copies of `weights` as its own, and with children and hooks of its own.
 
-    As copy.deepcopy and load_state_dict, whose walk over all that a module consists of took as
-    long as judging thirty small images.
+    copy.deepcopy and load_state_dict, which copy all that a module consists of, took as long as
+    judging thirty small images.
     """
-    copied = copy.copy(module)
+    copied = module.__new__(type(module))
     copied.__dict__ = {
         name: value.copy() if isinstance(value, dict | set) else value
         for name, value in module.__dict__.items()
