@@ -215,7 +215,7 @@ class SearchConfig(Section):
         if self.num_parents >= self.population_size:
             raise ValueError(
                 f"num_parents must be below population_size = {self.population_size}, "
-                f"got {self.num_parents}"
+                f"got {self.num_parents} (10 if it is not set)"
             )
         return self
 

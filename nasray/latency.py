@@ -206,8 +206,8 @@ def _compile(space: Space, price: Price, path: str) -> list[np.ndarray]:
     if missing:
         more = f" (and {len(missing) - 1} more blocks)" if len(missing) > 1 else ""
         raise UserError(
-            f"{path} has no latency of {next(iter(missing.values()))}{more}; measure a table of "
-            "this space"
+            f"{path} has no latency of {next(iter(missing.values()))}{more}; measure what "
+            "is missing, or search only what was measured (resolutions, width, ... of the space)"
         )
     return tables
 
@@ -242,6 +242,8 @@ def _ofa_prices(folder: str, space: Space) -> tuple[Price, dict[str, str]]:
     except NotADirectoryError:
         names = []
     files = {int(match[1]): name for name in names if (match := OFA_FILE.fullmatch(name))}
+    if not names and not storage.exists(folder):
+        raise UserError(f"{folder}, the latency table, does not exist; measure one, or correct it")
     if not files:
         raise UserError(
             f"{folder} is neither a .parquet or .csv file nor a folder of NNN_lookup_table.yaml"

@@ -29,6 +29,7 @@ from nasray.search.candidate import (
 )
 from nasray.search.driver import Algorithm, run_search
 from nasray.search.generations import Generations
+from nasray.search.limits import Limits
 from nasray.spaces.space import Architecture
 
 if TYPE_CHECKING:
@@ -110,8 +111,8 @@ def search(run: Run) -> list[Candidate]:
         candidates = judged_fully(every)
         if not candidates:
             raise EvaluationError(f"no architecture could be evaluated: {every[-1].error}")
-        together = best_within(candidates, config.limits)
-        baseline = _compare_with_random(run, pool, together.arch) if together else None
+        answered = answers(run.job, candidates)
+        baseline = _compare_with_random(run, pool, *answered[0]) if answered else None
     ranked = best_first(candidates)
     front = pareto_front(candidates, axis(config.limits))
     storage.write_json(run.path("front.json"), [_entry(run, found) for found in front])
@@ -119,7 +120,7 @@ def search(run: Run) -> list[Candidate]:
     storage.write_json(
         run.path("search.json"),
         {
-            "winner": _entry(run, together or ranked[0]),
+            "winner": _entry(run, answered[0][1] if answered else ranked[0]),
             "num_evaluations": len(every),
             "num_failed": sum(candidate.failed for candidate in every),
             "num_images": sum(candidate.images for candidate in every),
@@ -128,7 +129,7 @@ def search(run: Run) -> list[Candidate]:
             "front_cost": axis(config.limits),
             "answers": [
                 {"limit": limit and limit.model_dump(), **_entry(run, answer)}
-                for limit, answer in answers(run.job, candidates)
+                for limit, answer in answered
             ],
             "baseline": baseline,
         },
@@ -154,11 +155,15 @@ def answers(job: Job, candidates: Sequence[Candidate]) -> list[tuple[Limit | Non
     config = job.search
     if not config.one_by_one or not config.limits:
         return [(None, best) for best in best_first(candidates)[: job.retrain.num_winners]]
-    cost = axis(config.limits)  # its limits are answered one by one, all others always hold
-    rungs = [limit for limit in config.limits if limit.cost == cost]
-    others = [limit for limit in config.limits if limit.cost != cost]
-    found = [(rung, best_within(candidates, [rung, *others])) for rung in rungs]
+    rungs = [limit for limit in config.limits if limit.cost == axis(config.limits)]
+    found = [(rung, best_within(candidates, _holding(job, rung))) for rung in rungs]
     return [(rung, answer) for rung, answer in found if answer is not None]
+
+
+def _holding(job: Job, rung: Limit | None) -> list[Limit]:
+    """The limits that an answer keeps: all, or of those answered one by one only its `rung`."""
+    limits = job.search.limits
+    return [each for each in limits if rung in (None, each) or each.cost != rung.cost]
 
 
 def begin(run: Run) -> dict[str, Any]:
@@ -300,19 +305,20 @@ def profile_json(ops: Sequence[cost.OpCount]) -> dict[str, Any]:
 
 
 def _compare_with_random(
-    run: Run, pool: "EvaluatorPool", winner: Architecture
+    run: Run, pool: "EvaluatorPool", limit: Limit | None, winner: Candidate
 ) -> dict[str, Any] | None:
-    """Winner and random feasible subnets on the validation folder, which search never saw.
-
-    For the report only: nothing is chosen by it.
+    """The winner, which answers `limit` or all of them, and random subnets under the same limits
+    on the validation folder, which search never saw. For the report only: nothing is chosen by it.
     """
     from nasray.evaluator import Request
 
     number = run.job.search.num_baseline
     if number == 0:
         return None
-    others = run.limits.draw(number, np.random.default_rng((run.job.seed, 0xBA5E)), {winner})
-    requests = [Request(arch=arch, on_validation=True) for arch in (winner, *others)]
+    limits = Limits(run.space, _holding(run.job, limit), run.latency)
+    rng = np.random.default_rng((run.job.seed, 0xBA5E))
+    others = limits.draw(number, rng, {winner.arch})
+    requests = [Request(arch=arch, on_validation=True) for arch in (winner.arch, *others)]
     evaluations = pool.evaluate(requests)
     if evaluations[0].failed:
         return None

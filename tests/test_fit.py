@@ -105,7 +105,9 @@ def test_a_verified_search_answers_every_limit(finished_run: FinishedRun, traine
     assert all(fitnesses[tuple(entry["genes"])] == entry["fitness"] for entry in entries)
     build_report(str(trained))
     assert "The best for each limit" in (trained / "report.html").read_text()
-    assert storage.read_json(str(trained / "search.json"))["answers"] == entries
+    summary = storage.read_json(str(trained / "search.json"))
+    assert summary["answers"] == entries
+    assert summary["winner"]["genes"] == entries[0]["genes"]  # not the one within all limits
     # Without --verify it is another search.
     again = CliRunner().invoke(main, ["search", str(job_file), str(trained)])
     assert "recorded with search.verify = True, the job says False" in again.stderr

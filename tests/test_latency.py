@@ -220,7 +220,7 @@ def test_a_damaged_table_is_one_line(tmp_path, name, content, message):
 
 def test_a_table_that_is_absent_is_one_line(tmp_path):
     for name in ("t.csv", "t.parquet", "folder"):
-        with pytest.raises(UserError, match=name):
+        with pytest.raises(UserError, match=rf"{name}\b.*does not exist"):
             LatencyTable.load(str(tmp_path / name), TINY)
 
 
