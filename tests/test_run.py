@@ -66,7 +66,10 @@ def clock(run_dir: str) -> dict[str, Any]:
     history = History(f"{run_dir}/history")
     folder = f"{run_dir}/history/_evaluations/search"
     names = [name for name in storage.list_names(folder) if name.endswith(".json")]  # whole ones
-    entries = [storage.read_json(f"{folder}/{name}") for name in names]
+    try:
+        entries = [storage.read_json(f"{folder}/{name}") for name in names]
+    except FileNotFoundError:  # the generation has just been put into one file
+        return clock(run_dir)
     pending = {tuple(entry["arch"]): entry["seconds"] for entry in entries}
     files = {"supernet": "curves/supernet.json", "retrain": "retrain/0/trial-0/curves.json"}
     paths = {stage: f"{run_dir}/{name}" for stage, name in files.items()}
