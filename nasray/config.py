@@ -213,9 +213,10 @@ class SearchConfig(Section):
     @model_validator(mode="after")
     def _parents_fit(self) -> "SearchConfig":
         if self.num_parents >= self.population_size:
+            default = "" if "num_parents" in self.model_fields_set else ", its default"
             raise ValueError(
                 f"num_parents must be below population_size = {self.population_size}, "
-                f"got {self.num_parents} (10 if it is not set)"
+                f"got {self.num_parents}{default}"
             )
         return self
 

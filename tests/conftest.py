@@ -150,9 +150,8 @@ def begun_run(
     folder = tmp_path_factory.mktemp("finished")
     job_file, small_data = folder / "job.toml", request.getfixturevalue("small_data")
     job_file.write_text(JOB.replace("[data]", f'[data]\npath = "{small_data}"'))
-    command = [sys.executable, "-m", "nasray", "run", str(job_file), str(folder / "run")]
     with open(folder / "stdout", "w") as stdout, open(folder / "stderr", "w") as stderr:
-        process = subprocess.Popen(command, stdout=stdout, stderr=stderr)
+        process = start_nasray("run", job_file, folder / "run", stdout=stdout, stderr=stderr)
     yield BegunRun(str(folder), process)
     process.kill()
     process.wait()
@@ -175,12 +174,11 @@ def finished_run(begun_run: BegunRun) -> FinishedRun:
     return FinishedRun(str(folder / "run"), str(folder / "job.toml"), stdout, stderr)
 
 
-def start_nasray(*arguments: str | Path) -> subprocess.Popen:
-    """Start a command of nasray's as a process of its own, with its output in pipes."""
+def start_nasray(*arguments: str | Path, **output: Any) -> subprocess.Popen:
+    """Start a command of nasray's as a process of its own, with its output in pipes or `output`."""
     return subprocess.Popen(
         [sys.executable, "-m", "nasray", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | output),
         text=True,
     )
 
