@@ -96,12 +96,14 @@ class Evaluator:
         race = self._race(request)
         batch_size = self.task.job.search.batch_size
         started = time.monotonic()
+        correct = None
         try:
             correct = self._judge(request.arch, calibration, images, race, batch_size)
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
-            logger.warning("%s; trying again with batches of half the size", error)
+            logger.warning("%s; trying again with batches of half the size", str(error))
+        if correct is None:  # and the error gone, which held what the first try had computed
             batch_size = max(2, batch_size // 2)
             correct = self._judge_in_less(request.arch, calibration, images, race, batch_size)
         number, seen = len(correct), b""
@@ -179,9 +181,13 @@ class Evaluator:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether torch or numpy found no memory; on CPUs torch says so only in words."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        "can't allocate memory" in str(error)
+    """Whether torch or numpy found no memory.
+
+    Of CPUs, pinned memory and what cuDNN and cuBLAS need, torch says so only in words.
+    """
+    words = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        each in str(error) for each in words
     )
 
 

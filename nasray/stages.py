@@ -104,7 +104,7 @@ def search(run: Run) -> list[Candidate]:
     else:
         algorithm = make_algorithm(run.space, config, run.limits, run.job.seed)
     with (
-        evaluators(run, begun["supernet"]) as pool,
+        evaluators(run) as pool,
         progress("search", config.num_generations, len(history)) as show,
     ):
         every = run_search(algorithm, run.limits, pool, history, show=show)
@@ -138,11 +138,18 @@ def search(run: Run) -> list[Candidate]:
     return candidates
 
 
-def evaluators(run: Run, digest: str = "") -> "EvaluatorPool":
-    """The pool of this run's evaluators, on its supernet of this digest, or as it now is."""
+def evaluators(run: Run) -> "EvaluatorPool":
+    """The pool of this run's evaluators, on the supernet that all in RUN/history is of."""
     from nasray.evaluator import EvaluationTask, EvaluatorPool
 
-    digest = digest or checkpoint.digest(run.supernet_path)
+    recorded, digest = run.path("history", "_supernet.json"), checkpoint.digest(run.supernet_path)
+    if not storage.exists(recorded):
+        storage.write_json(recorded, digest)
+    elif storage.read_json(recorded) != digest:
+        raise UserError(
+            f"{run.supernet_path} is not the file that {run.path('history')} tells of; restore "
+            "it, or remove history/ and search.json to evaluate the new one"
+        )
     return EvaluatorPool(
         EvaluationTask(
             supernet=run.supernet_path, digest=digest, data_path=run.data_path, job=run.job
@@ -167,10 +174,9 @@ def _holding(job: Job, rung: Limit | None) -> list[Limit]:
 
 
 def begin(run: Run) -> dict[str, Any]:
-    """What a search began with and must go on with, whatever has been trained or fitted since."""
+    """What a search began with and must go on with, whatever has been fitted or measured since."""
     path = run.job.search.predictor
     begun = {
-        "supernet": checkpoint.digest(run.supernet_path),
         "predictor": checkpoint.digest(path) if path else "",
         "latency_table": run.latency.digest() if run.latency else "",
         "num_known": len(run.sample.candidates),
@@ -185,11 +191,6 @@ def begin(run: Run) -> dict[str, Any]:
         raise UserError(
             f"search.latency_table = {run.job.search.latency_table}: not the table that this "
             f"search began with; restore it, or remove {run.path('history')} to search anew"
-        )
-    if before["supernet"] != begun["supernet"]:
-        raise UserError(
-            f"{run.supernet_path} is not the file that this search began with; restore it, or "
-            f"remove {run.path('history')} to search the new one"
         )
     return before
 

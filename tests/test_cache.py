@@ -69,7 +69,9 @@ def test_other_images_splits_and_resolutions_have_files_of_their_own(dataset, tm
     assert len(cache_files(tmp_path)) == 4
 
 
-@pytest.mark.parametrize("spoil", ["cut short", "too long", "no header", "empty"])
+@pytest.mark.parametrize(
+    "spoil", ["cut short", "too long", "no header", "empty", "zeros", "one bit"]
+)
 def test_a_damaged_cache_is_rebuilt_with_a_warning(dataset, tmp_path, caplog, spoil):
     expected = np.array(cached(dataset, tmp_path)[0])
     [file] = cache_files(tmp_path)
@@ -80,6 +82,8 @@ def test_a_damaged_cache_is_rebuilt_with_a_warning(dataset, tmp_path, caplog, sp
             "too long": content + b"x",
             "no header": b"x" * len(content),
             "empty": b"",
+            "zeros": content[:-2000] + bytes(2000),
+            "one bit": content[:-2000] + bytes([content[-2000] ^ 1]) + content[-1999:],
         }[spoil]
     )
     with caplog.at_level(logging.WARNING):

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +127,7 @@ def test_a_supernet_that_changed_is_a_users_mistake(make_task, tmp_path: Path):
     task = make_task(supernet=path)
     save_supernet(path, SPACE.supernet())
     with EvaluatorPool(task) as pool:
-        with pytest.raises(UserError, match=f"^{path} is not the file that this search began"):
+        with pytest.raises(UserError, match=f"^{path} is not the file that the run's"):
             evaluate_all(pool, ARCHS[:1])
 
 
@@ -148,13 +149,17 @@ def test_leaving_the_pool_ends_its_evaluators(make_task):
 class Hungry:
     """evaluate() that runs out of memory with batches above `most`."""
 
-    def __init__(self, most: int) -> None:
-        self.most, self.sizes = most, []
+    def __init__(self, most: int, words: str) -> None:
+        self.most, self.words, self.sizes = most, words, []
+        self.computed = lambda: None  # by the last try, as long as anything holds it
 
     def __call__(self, subnet, calibration, images, labels, *, batch_size, **options):
         self.sizes.append(batch_size)
+        assert self.computed() is None
+        features = torch.empty(1)
+        self.computed = weakref.ref(features)
         if batch_size > self.most:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 4096 bytes")
+            raise RuntimeError(self.words)
         return evaluate(subnet, calibration, images, labels, batch_size=batch_size, **options)
 
 
@@ -168,13 +173,21 @@ def evaluator(make_task, monkeypatch: pytest.MonkeyPatch):
     torch.set_num_threads(threads)
 
 
-def test_memory_that_runs_out_halves_the_batch_once(evaluator, monkeypatch):
-    hungry = Hungry(10)
+@pytest.mark.parametrize(
+    "words",
+    [
+        "DefaultCPUAllocator: can't allocate memory: 4096 bytes",
+        "CUDA out of memory. Tried to allocate 4.00 KiB",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_memory_that_runs_out_halves_the_batch_once(evaluator, monkeypatch, words):
+    hungry = Hungry(10, words)
     monkeypatch.setattr("nasray.evaluator.evaluate", hungry)
     found = evaluator.evaluate(1, Request(arch=ARCHS[0]))
     assert hungry.sizes == [20, 10] and found.batch_size == 10 and not found.failed
     hungry.most = 5
-    with pytest.raises(EvaluationError, match="batch_size = 20, and with 10: .* 4096 bytes; lower"):
+    with pytest.raises(EvaluationError, match=f"batch_size = 20, and with 10: {words}; lower"):
         evaluator.evaluate(1, Request(arch=ARCHS[0]))
 
 

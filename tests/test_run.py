@@ -23,13 +23,15 @@ from conftest import (
 )
 
 from nasray import storage
+from nasray.calibration_study import calibration_study
 from nasray.cli import main
 from nasray.config import DataConfig, load_job
 from nasray.datasets import import_dataset
 from nasray.errors import UserError
+from nasray.fit import sample
 from nasray.run import opened
 from nasray.search.history import History
-from nasray.stages import retrain, search
+from nasray.stages import evaluate, retrain, search
 
 pytestmark = pytest.mark.ray
 
@@ -247,9 +249,27 @@ def test_where_data_lie_and_how_many_evaluate_may_change(
 
 def test_a_mistake_found_by_a_worker_is_one_line(finished_run: FinishedRun, tmp_path: Path):
     copy = shutil.copytree(finished_run.folder, tmp_path / "run")
+    shutil.rmtree(copy / "history")
     (copy / "supernet.pt").write_bytes(b"not weights")
     line = refusal("evaluate", copy, "largest")
     assert line.startswith(f"{copy}/supernet.pt is not a readable checkpoint")
+
+
+def test_all_evaluations_of_a_run_are_of_one_supernet(finished_run: FinishedRun, tmp_path: Path):
+    copy = shutil.copytree(finished_run.folder, tmp_path / "run")
+    (copy / "search.json").unlink()
+    with open(copy / "supernet.pt", "ab") as file:
+        file.write(b"more")  # which torch does not mind
+    with opened(str(copy)) as run:
+        archs = [run.candidates[0].arch]
+        for again in (
+            lambda: search(run),
+            lambda: evaluate(run, archs),
+            lambda: sample(run, 10),
+            lambda: calibration_study(run, 1),
+        ):
+            with pytest.raises(UserError, match=f"^{copy}/supernet.pt is not .* {copy}/history "):
+                again()
 
 
 def test_evaluate_measures_what_the_search_has_measured(finished_run: FinishedRun):

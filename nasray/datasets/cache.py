@@ -2,7 +2,8 @@
 and evaluation.
 
 The file is a plain .npy, memory-mapped: pages are shared through the page cache exactly
-as an Arrow IPC file's would be, without code to wrap tensors in tables. Caches are kept
+as an Arrow IPC file's would be, without code to wrap tensors in tables. Behind the images
+stands their CRC-32, which readers of .npy skip: a disk may give back zeros. Caches are kept
 until someone removes their folder.
 """
 
@@ -12,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ from nasray.datasets.transforms import EVAL_VERSION, decode, eval_transform
 from nasray.errors import UserError
 
 CHUNK_IMAGES = 256  # decoded between two writes
+CHECKSUM_BYTES = 4
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +55,16 @@ def cached_images(
             f"{folder}: decoded images cannot be kept there ({error.strerror}); set NASRAY_CACHE "
             "to a folder that may be written"
         ) from None
-    with _locked(f"{path}.lock"):
+    with _locked(f"{path}.lock", fcntl.LOCK_SH):
         images = _open(path, shape)
-        if images is None:
-            _build(path, shape, dataset, split, indices)
-            images = np.load(path, mmap_mode="r")
+    if images is None:
+        with _locked(f"{path}.lock", fcntl.LOCK_EX):
+            images = _open(path, shape)  # another process may have built it meanwhile
+            if images is None:
+                if os.path.exists(path):
+                    log.warning("%s is damaged; decoding its images again", path)
+                _build(path, shape, dataset, split, indices)
+                images = np.load(path, mmap_mode="r")
     return images, dataset.labels(split)[indices].astype(np.int64)
 
 
@@ -68,28 +76,27 @@ def _key(dataset: Dataset, split: str, indices: np.ndarray, resolution: int) -> 
 
 
 @contextmanager
-def _locked(path: str) -> Iterator[None]:
-    """Keep the other processes of this node out; the kernel frees a dead one's lock."""
+def _locked(path: str, how: int) -> Iterator[None]:
+    """Hold a lock among the processes of this node; the kernel frees a dead one's."""
     with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, how)
         yield
 
 
 def _open(path: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Map the cache file; None if it is absent or not whole."""
-    if not os.path.exists(path):
-        return None
+    """Map the cache file; None if it is absent or not as it was written."""
     try:
         images = np.load(path, mmap_mode="r")
+        with open(path, "rb") as file:
+            file.seek(images.offset + images.nbytes)
+            checksum = file.read(CHECKSUM_BYTES + 1)
     except (OSError, ValueError, EOFError):
-        images = None
+        return None
     whole = (
-        images is not None
-        and (images.shape, images.dtype) == (shape, np.uint8)
-        and os.path.getsize(path) == images.offset + images.nbytes
+        (images.shape, images.dtype) == (shape, np.uint8)
+        and len(checksum) == CHECKSUM_BYTES
+        and zlib.crc32(images) == int.from_bytes(checksum)
     )
-    if not whole:
-        log.warning("%s is damaged; decoding its images again", path)
     return images if whole else None
 
 
@@ -98,6 +105,7 @@ def _build(
 ) -> None:
     partial = f"{path}.partial"
     crop = eval_transform(shape[-1])
+    checksum = 0
     try:
         # Written, not mapped: on a full disk a write fails, a store into a map kills.
         with open(partial, "wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -106,7 +114,10 @@ def _build(
             for start in range(0, len(indices), CHUNK_IMAGES):
                 encoded = dataset.read(split, indices[start : start + CHUNK_IMAGES])
                 for image in pool.map(lambda each: crop(decode(each)), encoded):
-                    file.write(image.numpy().tobytes())
+                    content = image.numpy().tobytes()
+                    checksum = zlib.crc32(content, checksum)
+                    file.write(content)
+            file.write(checksum.to_bytes(CHECKSUM_BYTES))
         os.replace(partial, path)
     except OSError as error:
         if error.errno not in DISK_FULL:

@@ -150,7 +150,7 @@ class History:
             path = storage.join(self.folder, f"{self.source}-{number:04d}.parquet")
             found = _read_file(path)
             if not found:
-                logger.warning("%s is damaged; it is made again from what else is known", path)
+                logger.warning("%s is damaged; of its evaluations, those kept singly count", path)
             elif number == len(self.generations):
                 self.generations.append(list(found.values()))
             else:
