@@ -36,7 +36,7 @@ def space_options(verb: Any) -> Any:
 
 @click.command()
 def spaces() -> None:
-    """List the design spaces, their sizes and their published architectures."""
+    """List the design spaces, their sizes and architectures with names; one of each as JSON."""
     from nasray.spaces import SPACES
     from nasray.spaces.ofa import num_networks
     from nasray.spaces.space import num_architectures
@@ -47,6 +47,8 @@ def spaces() -> None:
         is_ofa = name.startswith("ofa_")
         size = num_networks(space) if is_ofa else num_architectures(space.genes)
         click.echo(f"{name}: {len(space.genes)} genes, {size:.3g} architectures; named: {named}")
+        last, arch = list(space.named.items())[-1]
+        click.echo(f"  {last}: {json.dumps(space.to_json(arch))}")
 
 
 @click.command()

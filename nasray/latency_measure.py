@@ -142,7 +142,7 @@ def _measure(
         while unsure := {key: genes for key, genes in wanted.items() if table.share(key) < 1}:
             for arch in networks_with(space, unsure, rng):
                 table.add(time_blocks(space, arch, setup, seed=seed))
-                show(int(sum(map(table.share, wanted))), f"{len(unsure)} in this pass")
+                show(int(sum(map(table.share, wanted))), f"{len(unsure)} not yet sure")
                 if time.monotonic() - saved > SAVE_EVERY_S:
                     table.save()
                     saved = time.monotonic()

@@ -1,11 +1,13 @@
 """A job file is read whole, and a mistake in it is one line that says what to mend."""
 
+import json
 import os
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from nasray.config import Job, SupernetConfig, load_job, parse_job
 from nasray.errors import UserError
@@ -27,6 +29,30 @@ def test_there_are_jobs():
         "signdigits.toml",
         "oneshot_imagenet.toml",
     }
+
+
+def test_docs_tell_every_key_and_its_default():
+    text = (Path(__file__).parents[1] / "docs/job.md").read_text()
+    head, *sections = re.split(r"^## \[(\w+)\]$", text, flags=re.M)
+    told = {"": head, **dict(zip(sections[::2], sections[1::2], strict=True))}
+    models = {
+        name: field.annotation
+        for name, field in Job.model_fields.items()
+        if issubclass(field.annotation, BaseModel)
+    }
+    assert told.keys() == {"", *models}
+    for name, model in {"": Job, **models}.items():
+        rows = re.findall(r"^\| `(\w+)` \| (.+?) \|", told[name], flags=re.M)
+        found = {
+            key: ... if default == "needed" else tomllib.loads(f"x = {default.strip('`')}")["x"]
+            for key, default in rows
+        }
+        known = {
+            key: ... if field.is_required() else json.loads(json.dumps(field.default))
+            for key, field in model.model_fields.items()
+            if key not in models
+        }
+        assert list(found.items()) == list(known.items())
 
 
 @pytest.mark.parametrize(
