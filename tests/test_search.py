@@ -22,8 +22,9 @@ from nasray.search.candidate import FAILED, Candidate, Evaluation, best_first, p
 from nasray.search.driver import Direct, run_search
 from nasray.search.history import History
 from nasray.search.limits import Limits
+from nasray.search.steady import Offspring
 from nasray.spaces.shufflenet import ShuffleNet
-from nasray.spaces.space import random_population
+from nasray.spaces.space import as_population, random_population
 from nasray.spaces.tiny import Tiny
 
 SPACE = ShuffleNet()
@@ -323,6 +324,17 @@ def test_a_lagged_search_keeps_lag_evaluations_under_way(tmp_path, unlimited, al
     assert History(str(tmp_path)).candidates[-1].generation == 5
     other = search(tmp_path / "other", unlimited, algorithm=algorithm, lag=lag + 1)
     assert other != History(str(tmp_path)).candidates  # the lag belongs to the job
+
+
+def test_a_newcomer_that_is_still_to_come_may_be_born_as_a_child(unlimited):
+    """They are drawn in advance: many are never evaluated, and the best may be among them."""
+    offspring = Offspring(unlimited, np.random.default_rng(0))
+    assert offspring.newcomer() in offspring.seen
+    early, later = list(offspring.newcomers)[:2]
+    assert offspring.first_new(as_population([early])) == early
+    assert offspring.first_new(as_population([early])) is None
+    assert offspring.newcomer() == later
+    assert offspring.first_new(as_population([later])) is None
 
 
 def test_a_lagged_search_asks_for_more_whenever_one_ends_in_order(unlimited):

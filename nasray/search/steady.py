@@ -41,9 +41,15 @@ class Offspring:
 
     def newcomer(self) -> Architecture | None:
         """A random one, or none if the space is exhausted."""
-        if not self.newcomers:
-            self.newcomers.extend(self.limits.draw(NEWCOMERS, self.rng, self.seen))
-        return self.newcomers.popleft() if self.newcomers else None
+        while True:
+            if not self.newcomers:
+                self.newcomers.extend(self.limits.draw(NEWCOMERS, self.rng, set(self.seen)))
+            if not self.newcomers:
+                return None
+            # Seen from now on, not since it was drawn: until then it may be a child as well.
+            if (arch := self.newcomers.popleft()) not in self.seen:
+                self.seen.add(arch)
+                return arch
 
 
 class SteadyGenetic:
