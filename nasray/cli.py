@@ -21,6 +21,10 @@ from nasray.cli_spaces import latency, measure_latency, parse_arch, profile, sho
 from nasray.errors import EvaluationError, UserError
 
 
+class Stopped(click.ClickException):
+    exit_code = 130  # as a shell has it for Ctrl-C
+
+
 class Verbs(click.Group):
     """Prints a user's mistake as one line; every other failure keeps its traceback."""
 
@@ -28,7 +32,7 @@ class Verbs(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise click.ClickException(
+            raise Stopped(
                 "stopped; the same command goes on from what it has recorded, if anything"
             ) from None
         except (UserError, EvaluationError) as error:

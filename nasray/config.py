@@ -5,6 +5,7 @@ Knows no space, no network and no cluster.
 """
 
 import difflib
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -291,15 +292,22 @@ def _first_complaint(error: ValidationError) -> str:
     name = ".".join(keys) or "job"
     if first["type"] == "extra_forbidden":
         known = _known_keys(keys)
-        near = difflib.get_close_matches(keys[-1], known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ";"
+        hint = _did_you_mean(keys[-1], known) or ";"
         return f"unknown key {name!r}{hint} {_section_name(keys)} has {', '.join(known)}"
     if first["type"] == "missing":
         return f"{name!r} is missing"
     message = first["msg"].removeprefix("Value error, ")
     value = first["input"]
     shown = "" if isinstance(value, dict) else f", got {value!r}"
-    return f"{name}: {message[0].lower() + message[1:]}{shown}"
+    hint = ""
+    if first["type"] == "literal_error":
+        hint = _did_you_mean(str(value), re.findall(r"'(.+?)'", first["ctx"]["expected"]))
+    return f"{name}: {message[0].lower() + message[1:]}{shown}{hint}"
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _section_name(keys: list[str]) -> str:

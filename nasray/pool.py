@@ -36,7 +36,7 @@ FEWEST_FOR_MEDIAN = 5
 # evaluator is ended, whether or not another one is free to try.
 HANGS, HANGS_S = 20.0, 600.0
 MOST_STARTS = 20  # in a row that end before the evaluator is ready
-SAY_AFTER_S = 20.0  # that no evaluator has found a place
+SAY_AFTER_S = 20.0  # that no evaluator is ready
 
 
 @dataclass(eq=False)
@@ -241,7 +241,7 @@ class Pool:
         """End what hangs and what has long been idle; have stragglers tried a second time."""
         now = time.monotonic()
         if self.say_at is not None and now > self.say_at:
-            logger.warning("no evaluator has found a place in the cluster yet; waiting for one")
+            logger.warning("no evaluator is ready yet: none has a place, or they start slowly")
             self.say_at = now + 6 * SAY_AFTER_S
         if len(self.durations) >= FEWEST_FOR_MEDIAN:
             hangs = max(HANGS_S, HANGS * max(self.durations))

@@ -41,8 +41,12 @@ FREE_KEYS = {
 }
 
 
-# Of [search], what may change until the search has begun: not how a sample was evaluated.
-SEARCH_KEYS = set(SearchConfig.model_fields) - {"calibration_images", "batch_size", "latency_table"}
+# All of [search] may change until something is evaluated, and all but these until the search
+# begins: a sample for a predictor was evaluated with them.
+EVALUATION_KEYS = {"calibration_images", "batch_size", "latency_table"}
+
+# In RUN/history, beside evaluations: the supernet they are of, and what the search began with.
+SUPERNET, BEGUN = "_supernet.json", "_begun.json"
 
 
 @dataclass(frozen=True)
@@ -128,12 +132,7 @@ def opened(folder: str, job: Job | None = None, data_path: str | None = None) ->
         if _begun(folder):
             if recorded is None:
                 raise UserError(f"{recorded_path} is gone; restore it, or use another folder")
-            _check_same(
-                recorded,
-                job,
-                folder,
-                searched=storage.exists(storage.join(folder, "history", "_begun.json")),
-            )
+            _check_same(recorded, job, folder)
         elif recorded != job:
             storage.remove(storage.join(folder, "fingerprint.json"))
         if recorded != job:
@@ -174,12 +173,20 @@ def _begun(folder: str) -> bool:
     return any(storage.exists(storage.join(folder, name)) for name in made)
 
 
-def _check_same(recorded: Job, job: Job, folder: str, *, searched: bool) -> None:
-    """Refuse to continue a run with another job; name the first difference.
+def _free_keys(folder: str) -> set[tuple[str, str]]:
+    """What of the job of a run that was begun may still be another."""
+    found = set(storage.list_names(storage.join(folder, "history")))
+    if BEGUN in found:
+        return FREE_KEYS
+    keys = set(SearchConfig.model_fields)
+    if found - {SUPERNET}:
+        keys -= EVALUATION_KEYS
+    return FREE_KEYS | {("search", key) for key in keys}
 
-    What is searched for may change until the search has begun.
-    """
-    free = FREE_KEYS if searched else FREE_KEYS | {("search", key) for key in SEARCH_KEYS}
+
+def _check_same(recorded: Job, job: Job, folder: str) -> None:
+    """Refuse to continue a run with another job; name the first difference."""
+    free = _free_keys(folder)
     old, new = recorded.model_dump(), job.model_dump()
     for section, value in new.items():
         pairs = (

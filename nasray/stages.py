@@ -16,7 +16,7 @@ from nasray.errors import EvaluationError, UserError
 from nasray.images import JobImages
 from nasray.predictor import AccuracyPredictor
 from nasray.progress import progress
-from nasray.run import Run
+from nasray.run import BEGUN, SUPERNET, Run
 from nasray.sampler import check_trained_widths
 from nasray.search import ONE_BY_ONE, make_algorithm
 from nasray.search.candidate import (
@@ -84,6 +84,8 @@ def search(run: Run) -> list[Candidate]:
     """
     config, history = run.job.search, run.history
     if storage.exists(run.path("search.json")):
+        if storage.exists(run.supernet_path):
+            supernet_digest(run)
         found = storage.read_json(run.path("search.json"))["num_evaluations"]
         if found != len(history.candidates):
             raise UserError(
@@ -142,7 +144,19 @@ def evaluators(run: Run) -> "EvaluatorPool":
     """The pool of this run's evaluators, on the supernet that all in RUN/history is of."""
     from nasray.evaluator import EvaluationTask, EvaluatorPool
 
-    recorded, digest = run.path("history", "_supernet.json"), checkpoint.digest(run.supernet_path)
+    return EvaluatorPool(
+        EvaluationTask(
+            supernet=run.supernet_path,
+            digest=supernet_digest(run),
+            data_path=run.data_path,
+            job=run.job,
+        )
+    )
+
+
+def supernet_digest(run: Run) -> str:
+    """The digest of the run's supernet; refused if all in RUN/history is of another one."""
+    recorded, digest = run.path("history", SUPERNET), checkpoint.digest(run.supernet_path)
     if not storage.exists(recorded):
         storage.write_json(recorded, digest)
     elif storage.read_json(recorded) != digest:
@@ -150,11 +164,7 @@ def evaluators(run: Run) -> "EvaluatorPool":
             f"{run.supernet_path} is not the file that {run.path('history')} tells of; restore "
             "it, or remove history/ and search.json to evaluate the new one"
         )
-    return EvaluatorPool(
-        EvaluationTask(
-            supernet=run.supernet_path, digest=digest, data_path=run.data_path, job=run.job
-        )
-    )
+    return digest
 
 
 def answers(job: Job, candidates: Sequence[Candidate]) -> list[tuple[Limit | None, Candidate]]:
@@ -181,7 +191,7 @@ def begin(run: Run) -> dict[str, Any]:
         "latency_table": run.latency.digest() if run.latency else "",
         "num_known": len(run.sample.candidates),
     }
-    recorded = run.path("history", "_begun.json")
+    recorded = run.path("history", BEGUN)
     if not storage.exists(recorded):
         storage.write_json(recorded, begun)
     before = storage.read_json(recorded)

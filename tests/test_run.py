@@ -8,7 +8,9 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import pandas
 import pytest
 from click.testing import CliRunner
 from conftest import (
@@ -46,6 +48,19 @@ def test_a_run_leaves_a_report_a_front_and_a_model(finished_run: FinishedRun):
     assert len(evaluations(folder)) == 8 + 2 * 6  # a population, then its offspring twice
     named = re.findall(r"^(?:Report|Pareto front|ONNX): +(\S+)$", finished_run.stdout, re.M)
     assert len(named) == 3 and all(map(os.path.exists, named))
+
+
+def test_docs_tell_every_column_of_the_evaluations_and_how_to_read_them(finished_run: FinishedRun):
+    text = (Path(__file__).parents[1] / "docs/run.md").read_text()
+    prose, code, _ = text.split("```")
+    names: dict[str, Any] = {"pandas": pandas, "numpy": np}
+    exec(code.replace("RUN_DIR", finished_run.folder), names)
+    rows = re.findall(r"^\| (`.+?`) \|", prose.split("| column | |")[1], re.M)
+    told = set(re.findall(r"`(\w+)`", " ".join(rows)))
+    found = names["found"]
+    costs = History(f"{finished_run.folder}/history").candidates[0].costs
+    assert told == set(found.columns) - costs.keys()
+    assert names["right"].shape == (len(found), found.images.max())
 
 
 def test_a_run_says_what_it_does_and_no_more(finished_run: FinishedRun):
@@ -167,12 +182,22 @@ def test_a_run_directory_of_another_job_is_refused(
 
 def test_a_supernet_is_searched_again_for_other_limits(finished_run: FinishedRun, tmp_path: Path):
     job = load_job(finished_run.job_file)
-    other = job.search.model_copy(update={"limits": (), "num_parents": 3})
+    changes = {"limits": (), "num_parents": 3, "calibration_images": 9}
+    other = job.search.model_copy(update=changes)
     shutil.copytree(finished_run.folder, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "history")
     with opened(f"{tmp_path}/run", job.model_copy(update={"search": other})) as run:
         assert run.job.search == other
-    unlike = other.model_copy(update={"calibration_images": 7})
+    # What is evaluated from here on must be evaluated as the first was.
+    storage.write_json(f"{tmp_path}/run/history/_supernet.json", "as a study leaves it")
+    again = other.model_copy(update={"limits": job.search.limits, "calibration_images": 8})
+    with opened(f"{tmp_path}/run", job.model_copy(update={"search": again})) as run:
+        assert run.job.search == again
+    storage.write(f"{tmp_path}/run/history/sample-0000.parquet", b"")
+    limited = again.model_copy(update={"limits": ()})
+    with opened(f"{tmp_path}/run", job.model_copy(update={"search": limited})) as run:
+        assert run.job.search == limited
+    unlike = limited.model_copy(update={"calibration_images": 7})
     with (
         pytest.raises(UserError, match="search.calibration_images"),
         opened(f"{tmp_path}/run", job.model_copy(update={"search": unlike})),
@@ -257,9 +282,12 @@ def test_a_mistake_found_by_a_worker_is_one_line(finished_run: FinishedRun, tmp_
 
 def test_all_evaluations_of_a_run_are_of_one_supernet(finished_run: FinishedRun, tmp_path: Path):
     copy = shutil.copytree(finished_run.folder, tmp_path / "run")
-    (copy / "search.json").unlink()
     with open(copy / "supernet.pt", "ab") as file:
         file.write(b"more")  # which torch does not mind
+    unfinished = shutil.copytree(copy, tmp_path / "unfinished")
+    (unfinished / "search.json").unlink()
+    with opened(str(unfinished)) as run, pytest.raises(UserError, match="supernet.pt is not"):
+        search(run)
     with opened(str(copy)) as run:
         archs = [run.candidates[0].arch]
         for again in (
