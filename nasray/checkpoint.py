@@ -79,8 +79,8 @@ def load(path: str, device: str = "cpu", *, digest: str = "") -> dict[str, Any]:
     content = storage.read(path)
     if digest and hashlib.sha256(content).hexdigest() != digest:
         raise UserError(
-            f"{path} is not the file that the run's history/ tells of; restore it, or remove "
-            "history/ and search.json to evaluate the new one"
+            f"{path} is not the file that it was when this began; restore it, or run the same "
+            "command again"
         )
     try:
         return torch.load(io.BytesIO(content), map_location=device, weights_only=True)

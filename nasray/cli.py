@@ -22,6 +22,8 @@ from nasray.errors import EvaluationError, UserError
 
 
 class Stopped(click.ClickException):
+    """The user stopped it."""
+
     exit_code = 130  # as a shell has it for Ctrl-C
 
 

@@ -78,7 +78,6 @@ class Evaluator:
         self.device = worker_device(job.compute.cpus_per_evaluator)
         self.images = JobImages(job, task.data_path)
         space = make_space(job.space, len(self.images.dataset.classes))
-        self.opened: dict[Any, Any] = {}  # images by what they are for
         self.form: tuple[ray.ObjectRef | None, Form | None] = None, None  # of the latest race
         self._calibration(None)
         self.supernet = load_supernet(task.supernet, space, self.device, digest=task.digest)
@@ -91,7 +90,7 @@ class Evaluator:
 
     def evaluate(self, attempt: int, request: Request) -> Evaluation:
         """Recalibrate BN for an architecture and measure its top-1."""
-        images = self._judged_on(request.on_validation)
+        images = self.images.validation if request.on_validation else self.images.holdout
         calibration = self._calibration(request.calibration)
         race = self._race(request)
         batch_size = self.task.job.search.batch_size
@@ -102,6 +101,7 @@ class Evaluator:
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
+            # As text: a record that is kept would keep the error, and so what was computed.
             logger.warning("%s; trying again with batches of half the size", str(error))
         if correct is None:  # and the error gone, which held what the first try had computed
             batch_size = max(2, batch_size // 2)
@@ -165,19 +165,10 @@ class Evaluator:
         confidence = self.task.job.search.racing_confidence
         return self.form[1].race(request.vector, request.target, confidence)
 
-    def _judged_on(self, on_validation: bool) -> Images:
-        name = "validation" if on_validation else "holdout"
-        if name not in self.opened:
-            self.opened[name] = getattr(self.images, name)()
-        return self.opened[name]
-
     def _calibration(self, wanted: int | str | None) -> np.ndarray | str:
         if isinstance(wanted, str):
             return wanted
-        number = wanted or self.task.job.search.calibration_images
-        if number not in self.opened:
-            self.opened[number] = self.images.calibration(number)
-        return self.opened[number]
+        return self.images.calibration(wanted or self.task.job.search.calibration_images)
 
 
 def _out_of_memory(error: Exception) -> bool:

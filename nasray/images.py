@@ -51,17 +51,28 @@ class JobImages:
 
     def calibration(self, num_images: int) -> np.ndarray:
         """Un-augmented training images for BN recalibration; all if there are fewer."""
-        chosen = calibration_subset(self._split[0], num_images, self.job.seed)
-        return self._cached("train", chosen)[0]
+        if num_images not in self._calibrations:
+            chosen = calibration_subset(self._split[0], num_images, self.job.seed)
+            self._calibrations[num_images] = self._cached("train", chosen)[0]
+        return self._calibrations[num_images]
 
+    @cached_property
     def holdout(self) -> Images:
         """What subnets and recipes compete on."""
         return self._cached("train", self._split[1])
 
-    def validation(self, num_images: int | None = None) -> Images:
-        """The validation folder, or its first images: for final reports only."""
-        number = self.dataset.num("val")
-        return self._cached("val", np.arange(min(number, num_images or number)))
+    @cached_property
+    def validation(self) -> Images:
+        """The validation folder: for final reports only."""
+        return self.first_validation(self.dataset.num("val"))
+
+    def first_validation(self, num_images: int) -> Images:
+        """The first images of the validation folder, or all if there are fewer."""
+        return self._cached("val", np.arange(min(self.dataset.num("val"), num_images)))
+
+    @cached_property
+    def _calibrations(self) -> dict[int, np.ndarray]:
+        return {}  # by their number of images; opening them takes reading them
 
     @cached_property
     def _split(self) -> tuple[np.ndarray, np.ndarray]:

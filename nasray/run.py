@@ -15,13 +15,13 @@ from importlib.metadata import version
 from typing import Any
 
 import nasray
-from nasray import cost, storage
+from nasray import checkpoint, cost, storage
 from nasray.config import Job, SearchConfig, parse_job
 from nasray.datasets import Dataset, open_dataset
 from nasray.errors import UserError
 from nasray.latency import LatencyTable
 from nasray.search.candidate import Candidate, judged_fully
-from nasray.search.history import History
+from nasray.search.history import SINGLE, SOURCE, History
 from nasray.search.limits import LATENCY, Limits
 from nasray.spaces import make_space
 from nasray.spaces.space import Space
@@ -92,6 +92,19 @@ class Run:
     @property
     def supernet_path(self) -> str:
         return storage.join(self.folder, "supernet.pt")
+
+    @cached_property
+    def supernet_digest(self) -> str:
+        """The hash of the run's supernet; refused if evaluations are on record of another one."""
+        recorded, digest = self.path("history", SUPERNET), checkpoint.digest(self.supernet_path)
+        if not storage.exists(recorded):
+            storage.write_json(recorded, digest)
+        elif storage.read_json(recorded) != digest:
+            raise UserError(
+                f"{self.supernet_path} is not the file that {self.path('history')} tells of; "
+                "restore it, or remove history/ and search.json to evaluate the new one"
+            )
+        return digest
 
     @property
     def history(self) -> History:
@@ -175,11 +188,11 @@ def _begun(folder: str) -> bool:
 
 def _free_keys(folder: str) -> set[tuple[str, str]]:
     """What of the job of a run that was begun may still be another."""
-    found = set(storage.list_names(storage.join(folder, "history")))
-    if BEGUN in found:
+    files, _ = storage.list_below(storage.join(folder, "history"))
+    if any(file.startswith((f"{SOURCE}-", f"{SINGLE}/{SOURCE}/")) for file in files):
         return FREE_KEYS
     keys = set(SearchConfig.model_fields)
-    if found - {SUPERNET}:
+    if set(files) - {SUPERNET, BEGUN}:
         keys -= EVALUATION_KEYS
     return FREE_KEYS | {("search", key) for key in keys}
 

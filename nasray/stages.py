@@ -16,7 +16,7 @@ from nasray.errors import EvaluationError, UserError
 from nasray.images import JobImages
 from nasray.predictor import AccuracyPredictor
 from nasray.progress import progress
-from nasray.run import BEGUN, SUPERNET, Run
+from nasray.run import BEGUN, Run
 from nasray.sampler import check_trained_widths
 from nasray.search import ONE_BY_ONE, make_algorithm
 from nasray.search.candidate import (
@@ -29,6 +29,7 @@ from nasray.search.candidate import (
 )
 from nasray.search.driver import Algorithm, run_search
 from nasray.search.generations import Generations
+from nasray.search.history import History
 from nasray.search.limits import Limits
 from nasray.spaces.space import Architecture
 
@@ -83,9 +84,8 @@ def search(run: Run) -> list[Candidate]:
     Returns what was evaluated in full.
     """
     config, history = run.job.search, run.history
+    run.supernet_digest  # noqa: B018  asked for to be checked
     if storage.exists(run.path("search.json")):
-        if storage.exists(run.supernet_path):
-            supernet_digest(run)
         found = storage.read_json(run.path("search.json"))["num_evaluations"]
         if found != len(history.candidates):
             raise UserError(
@@ -100,7 +100,7 @@ def search(run: Run) -> list[Candidate]:
             config.lag,
             run.job.compute.num_evaluators,
         )
-    begun = begin(run)
+    begun = begin(run, history)
     if config.verify:
         algorithm = _verified(run, begun)
     else:
@@ -141,30 +141,17 @@ def search(run: Run) -> list[Candidate]:
 
 
 def evaluators(run: Run) -> "EvaluatorPool":
-    """The pool of this run's evaluators, on the supernet that all in RUN/history is of."""
+    """The pool of this run's evaluators."""
     from nasray.evaluator import EvaluationTask, EvaluatorPool
 
     return EvaluatorPool(
         EvaluationTask(
             supernet=run.supernet_path,
-            digest=supernet_digest(run),
+            digest=run.supernet_digest,
             data_path=run.data_path,
             job=run.job,
         )
     )
-
-
-def supernet_digest(run: Run) -> str:
-    """The digest of the run's supernet; refused if all in RUN/history is of another one."""
-    recorded, digest = run.path("history", SUPERNET), checkpoint.digest(run.supernet_path)
-    if not storage.exists(recorded):
-        storage.write_json(recorded, digest)
-    elif storage.read_json(recorded) != digest:
-        raise UserError(
-            f"{run.supernet_path} is not the file that {run.path('history')} tells of; restore "
-            "it, or remove history/ and search.json to evaluate the new one"
-        )
-    return digest
 
 
 def answers(job: Job, candidates: Sequence[Candidate]) -> list[tuple[Limit | None, Candidate]]:
@@ -183,7 +170,7 @@ def _holding(job: Job, rung: Limit | None) -> list[Limit]:
     return [each for each in limits if rung in (None, each) or each.cost != rung.cost]
 
 
-def begin(run: Run) -> dict[str, Any]:
+def begin(run: Run, history: History) -> dict[str, Any]:
     """What a search began with and must go on with, whatever has been fitted or measured since."""
     path = run.job.search.predictor
     begun = {
@@ -192,7 +179,7 @@ def begin(run: Run) -> dict[str, Any]:
         "num_known": len(run.sample.candidates),
     }
     recorded = run.path("history", BEGUN)
-    if not storage.exists(recorded):
+    if history.empty or not storage.exists(recorded):
         storage.write_json(recorded, begun)
     before = storage.read_json(recorded)
     if before["predictor"] != begun["predictor"]:
@@ -285,7 +272,7 @@ def export(run: Run) -> list[dict[str, Any]]:
                 run.path("retrain", name, "model.pt")
             )
             side = space.side(arch)
-            images, _ = JobImages(run.job, run.data_path, side).validation(64)
+            images, _ = JobImages(run.job, run.data_path, side).first_validation(64)
             found = export_onnx(
                 subnet,
                 model,

@@ -204,7 +204,7 @@ def _validator(
             total += evaluate(
                 supernet.extract(arch),
                 calibration,
-                *images.holdout(),
+                *images.holdout,
                 batch_size=job.search.batch_size,
                 device=device,
                 side=space.side(arch),

@@ -261,7 +261,7 @@ def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: 
     def validate(epoch: int) -> dict[str, float | None]:
         subnet.eval()
         size = job.search.batch_size
-        return {"holdout_top1": top1(subnet, *images.holdout(), batch_size=size, device=device)}
+        return {"holdout_top1": top1(subnet, *images.holdout, batch_size=size, device=device)}
 
     try:
         fit(
@@ -300,7 +300,7 @@ def _test(trial: dict[str, Any], path: str) -> dict[str, Any]:
     checkpoint.save_subnet(path, space, arch, subnet, classes=list(images.dataset.classes))
     accuracy = top1(
         subnet.to(device).eval(),
-        *images.validation(),
+        *images.validation,
         batch_size=job.search.batch_size,
         device=device,
     )

@@ -66,9 +66,7 @@ def plain(supernet: str, make_job: MakeJob) -> list[float]:
 def evaluate_plainly(supernet, job: Job, images: JobImages, arch: Architecture) -> float:
     calibration = images.calibration(job.search.calibration_images)
     batch_size = job.search.batch_size
-    correct = evaluate(
-        supernet.extract(arch), calibration, *images.holdout(), batch_size=batch_size
-    )
+    correct = evaluate(supernet.extract(arch), calibration, *images.holdout, batch_size=batch_size)
     return float(correct.mean())
 
 
@@ -127,7 +125,7 @@ def test_a_supernet_that_changed_is_a_users_mistake(make_task, tmp_path: Path):
     task = make_task(supernet=path)
     save_supernet(path, SPACE.supernet())
     with EvaluatorPool(task) as pool:
-        with pytest.raises(UserError, match=f"^{path} is not the file that the run's"):
+        with pytest.raises(UserError, match=f"^{path} is not the file that it was"):
             evaluate_all(pool, ARCHS[:1])
 
 

@@ -18,6 +18,7 @@ from nasray.latency import block_key, blocks_of, write_lines
 from nasray.predictor import AccuracyPredictor
 from nasray.report import build_report
 from nasray.run import opened
+from nasray.search.candidate import Evaluation
 from nasray.search.history import History
 from nasray.stages import answers, begin, check
 
@@ -122,11 +123,15 @@ def test_a_search_goes_on_only_with_what_it_began_with(trained: Path):
         write_lines(table, lines)
         search = run.job.search.model_copy(update={"latency_table": table})
         run = replace(run, job=run.job.model_copy(update={"search": search}))
-        begun = begin(run)
-        assert begin(replace(run)) == begun
+        begun = begin(run, run.history)
+        write_lines(table, [lines[0] | {"ms": "2"}, *lines[1:]])
+        again = begin(replace(run), run.history)  # nothing is on record yet
+        assert again["latency_table"] != begun["latency_table"]
+        run.history.record(0, (0,) * 6, Evaluation(fitness=0.5))
+        assert begin(replace(run), run.history) == again
         write_lines(table, [lines[0] | {"ms": "3"}, *lines[1:]])
         with pytest.raises(UserError, match=f"^search.latency_table = {table}: not the table"):
-            begin(replace(run))
+            begin(replace(run), run.history)
 
 
 def test_answers_are_the_best_for_each_limit_or_the_best_of_all(finished_run: FinishedRun):

@@ -85,7 +85,7 @@ def clock(run_dir: str) -> dict[str, Any]:
     names = [name for name in storage.list_names(folder) if name.endswith(".json")]  # whole ones
     try:
         entries = [storage.read_json(f"{folder}/{name}") for name in names]
-    except FileNotFoundError:  # the generation has just been put into one file
+    except FileNotFoundError:  # the search has just ended
         return clock(run_dir)
     pending = {tuple(entry["arch"]): entry["seconds"] for entry in entries}
     files = {"supernet": "curves/supernet.json", "retrain": "retrain/0/trial-0/curves.json"}
@@ -121,6 +121,7 @@ def test_a_run_killed_at_every_stage_ends_as_if_nothing_had_happened(
         os.kill(process.pid, signal.SIGTERM if stage == "search" else signal.SIGKILL)
         _, stderr = process.communicate(timeout=60)
         if stage == "search":
+            assert process.returncode == 130
             assert stderr.endswith(
                 "Error: stopped; the same command goes on from what it has recorded, if anything\n"
             )
@@ -188,11 +189,14 @@ def test_a_supernet_is_searched_again_for_other_limits(finished_run: FinishedRun
     shutil.rmtree(tmp_path / "run" / "history")
     with opened(f"{tmp_path}/run", job.model_copy(update={"search": other})) as run:
         assert run.job.search == other
-    # What is evaluated from here on must be evaluated as the first was.
-    storage.write_json(f"{tmp_path}/run/history/_supernet.json", "as a study leaves it")
+    # As a study leaves it, and a search of which nothing could be evaluated.
+    storage.write_json(f"{tmp_path}/run/history/_supernet.json", "a hash")
+    storage.write_json(f"{tmp_path}/run/history/_begun.json", {})
+    storage.make_folder(f"{tmp_path}/run/history/_evaluations/search")
     again = other.model_copy(update={"limits": job.search.limits, "calibration_images": 8})
     with opened(f"{tmp_path}/run", job.model_copy(update={"search": again})) as run:
         assert run.job.search == again
+    # What is evaluated from here on must be evaluated as the first was.
     storage.write(f"{tmp_path}/run/history/sample-0000.parquet", b"")
     limited = again.model_copy(update={"limits": ()})
     with opened(f"{tmp_path}/run", job.model_copy(update={"search": limited})) as run:
@@ -272,9 +276,8 @@ def test_where_data_lie_and_how_many_evaluate_may_change(
         assert run.data_path == str(moved)
 
 
-def test_a_mistake_found_by_a_worker_is_one_line(finished_run: FinishedRun, tmp_path: Path):
+def test_a_supernet_that_is_none_is_refused_in_one_line(finished_run: FinishedRun, tmp_path: Path):
     copy = shutil.copytree(finished_run.folder, tmp_path / "run")
-    shutil.rmtree(copy / "history")
     (copy / "supernet.pt").write_bytes(b"not weights")
     line = refusal("evaluate", copy, "largest")
     assert line.startswith(f"{copy}/supernet.pt is not a readable checkpoint")
@@ -286,8 +289,10 @@ def test_all_evaluations_of_a_run_are_of_one_supernet(finished_run: FinishedRun,
         file.write(b"more")  # which torch does not mind
     unfinished = shutil.copytree(copy, tmp_path / "unfinished")
     (unfinished / "search.json").unlink()
-    with opened(str(unfinished)) as run, pytest.raises(UserError, match="supernet.pt is not"):
+    (unfinished / "history/_begun.json").unlink()
+    with opened(str(unfinished)) as run, pytest.raises(UserError, match="tells of; restore it"):
         search(run)
+    assert not (unfinished / "history/_begun.json").exists()
     with opened(str(copy)) as run:
         archs = [run.candidates[0].arch]
         for again in (

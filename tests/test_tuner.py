@@ -65,7 +65,7 @@ def test_the_best_trial_is_tested_once_on_the_validation_folder(
     result = storage.read_json(f"{folder}/result.json")
     _, arch, subnet, extra = load_subnet(f"{folder}/model.pt")
     images = JobImages(job, job.data.path)
-    accuracy = top1(subnet, *images.validation(), batch_size=job.search.batch_size)
+    accuracy = top1(subnet, *images.validation, batch_size=job.search.batch_size)
     assert result["val_top1"] == accuracy
     assert result["num_val_images"] == 4 * 8
     assert result["genes"] == list(arch)

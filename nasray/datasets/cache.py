@@ -62,7 +62,7 @@ def cached_images(
             images = _open(path, shape)  # another process may have built it meanwhile
             if images is None:
                 if os.path.exists(path):
-                    log.warning("%s is damaged; decoding its images again", path)
+                    log.warning("%s is damaged, or too old; decoding its images again", path)
                 _build(path, shape, dataset, split, indices)
                 images = np.load(path, mmap_mode="r")
     return images, dataset.labels(split)[indices].astype(np.int64)
@@ -78,7 +78,7 @@ def _key(dataset: Dataset, split: str, indices: np.ndarray, resolution: int) -> 
 @contextmanager
 def _locked(path: str, how: int) -> Iterator[None]:
     """Hold a lock among the processes of this node; the kernel frees a dead one's."""
-    with open(path, "w") as file:
+    with open(path, "a+") as file:  # a shared lock needs one that may be read, on NFS
         fcntl.flock(file, how)
         yield
 

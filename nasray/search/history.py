@@ -71,6 +71,11 @@ class History:
         return iter(self.generations)
 
     @property
+    def empty(self) -> bool:
+        """Whether not one evaluation is on record."""
+        return not (self.generations or self.later or self.single)
+
+    @property
     def candidates(self) -> list[Candidate]:
         """All of the complete generations, those that could not be evaluated among them."""
         return [candidate for generation in self.generations for candidate in generation]
@@ -150,7 +155,7 @@ class History:
             path = storage.join(self.folder, f"{self.source}-{number:04d}.parquet")
             found = _read_file(path)
             if not found:
-                logger.warning("%s is damaged; of its evaluations, those kept singly count", path)
+                logger.warning("%s is damaged; what other files know of it counts", path)
             elif number == len(self.generations):
                 self.generations.append(list(found.values()))
             else:
