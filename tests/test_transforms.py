@@ -189,3 +189,5 @@ def test_normalize_gives_imagenet_statistics_in_float32():
     assert (result.dtype, result.shape) == (torch.float32, image.shape)
     assert np.allclose(result[0, :, 0, 0], expected, atol=1e-5)
     assert image[0, 0, 1, 0] == 255  # the batch itself stays as it was
+    batch = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    assert normalize(batch).is_contiguous(memory_format=torch.channels_last)
