@@ -144,20 +144,12 @@ def test_a_run_killed_at_every_stage_ends_as_if_nothing_had_happened(
     assert found["retrain"][: len(seen["retrain"])] == seen["retrain"]
 
 
-def refusal(*arguments: str | Path) -> str:
-    """The one line with which a command in a process of its own refuses its arguments."""
-    process = start_nasray(*arguments)
-    stdout, stderr = process.communicate(timeout=300)
-    assert process.returncode == 1
-    assert stdout == ""
-    [line] = stderr.splitlines()
-    return line.removeprefix("Error: ")
-
-
 def test_a_run_directory_in_use_is_refused(finished_run: FinishedRun):
     with opened(finished_run.folder):
-        line = refusal("run", finished_run.job_file, finished_run.folder)
-    assert line == f"{finished_run.folder} is in use by another nasray process"
+        process = start_nasray("run", finished_run.job_file, finished_run.folder)
+        stdout, stderr = process.communicate(timeout=300)
+    assert (process.returncode, stdout) == (1, "")
+    assert stderr == f"Error: {finished_run.folder} is in use by another nasray process\n"
 
 
 @pytest.mark.parametrize(
@@ -279,8 +271,9 @@ def test_where_data_lie_and_how_many_evaluate_may_change(
 def test_a_supernet_that_is_none_is_refused_in_one_line(finished_run: FinishedRun, tmp_path: Path):
     copy = shutil.copytree(finished_run.folder, tmp_path / "run")
     (copy / "supernet.pt").write_bytes(b"not weights")
-    line = refusal("evaluate", copy, "largest")
-    assert line.startswith(f"{copy}/supernet.pt is not a readable checkpoint")
+    result = CliRunner().invoke(main, ["evaluate", str(copy), "largest"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: {copy}/supernet.pt is not a readable checkpoint")
 
 
 def test_all_evaluations_of_a_run_are_of_one_supernet(finished_run: FinishedRun, tmp_path: Path):
