@@ -8,9 +8,9 @@ validation images, normalised and in the device's memory beforehand, in the same
 threads and types: what the device can do at most.
 Two evaluators over one: candidates a second of an EvaluatorPool of Ray actors. Memory:
 the data resident of four evaluators on one node (pages that several share counted once), over
-the images they share and four times what one evaluator has besides them. What its heap keeps
-depends on the order of the subnets that it met, so this is the mean of several, one after the
-other, each with an order of its own.
+the images they share and what each has besides them alone. What its heap keeps depends on the
+order of the subnets that it met, so each of the four meets them in the order of one of those
+that are measured alone.
 """
 
 import argparse
@@ -19,6 +19,8 @@ import statistics
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import numpy as np
 import ray
@@ -36,7 +38,7 @@ from nasray.spaces import make_space
 from nasray.spaces.space import as_architectures, random_population
 from nasray.train import amp_dtype
 
-SINGLES = 4  # evaluators whose memory is measured alone
+FOUR = 4  # evaluators whose memory is measured, each alone and all at once
 
 
 def main():
@@ -165,23 +167,27 @@ def measure_pools(job, supernet_path, archs, data_path):
         times = interleaved(calls, 3)
     speedup = median_ratio(times["one"], times["two"])
 
-    def megabytes(number, seed):
-        wait_until_gone()
+    def evaluate_in_order(seed, its_pool):
         order = np.random.default_rng(seed).permutation(len(requests))
-        shuffled = [requests[index] for index in order]
-        with pool(number) as each:
-            warm(each, number, shuffled)
+        its_pool.evaluate([requests[index] for index in order])
+
+    def megabytes(seeds):
+        """Of as many evaluators at once, each of which meets the subnets in an order of its own."""
+        wait_until_gone()
+        with ExitStack() as stack, ThreadPoolExecutor(len(seeds)) as threads:
+            pools = [stack.enter_context(pool(1)) for _ in seeds]
+            list(threads.map(evaluate_in_order, seeds, pools))
             return sum(map(data_resident, evaluator_processes())) / 1e6
 
     shared = 2 * images_bytes(job) / 1e6
-    alone = [megabytes(1, seed) - shared for seed in range(SINGLES)]
-    four = megabytes(4, seed=0)
+    alone = [megabytes([seed]) - shared for seed in range(FOUR)]
+    four = megabytes(range(FOUR))
     ray.shutdown()
     own = statistics.mean(alone)
     return [
         Row("candidates a second, 2 evaluators / 1", speedup, "ratio", ">= 1.8"),
         Row("images that evaluators of a node share", shared, "MB"),
-        Row(f"one evaluator's own memory, mean of {SINGLES}", own, "MB"),
+        Row(f"one evaluator's own memory, mean of {FOUR}", own, "MB"),
         Row("the same, the smallest", min(alone), "MB"),
         Row("the same, the largest", max(alone), "MB"),
         Row(
