@@ -272,8 +272,9 @@ def test_a_supernet_that_is_none_is_refused_in_one_line(finished_run: FinishedRu
     copy = shutil.copytree(finished_run.folder, tmp_path / "run")
     (copy / "supernet.pt").write_bytes(b"not weights")
     result = CliRunner().invoke(main, ["evaluate", str(copy), "largest"])
-    assert result.exit_code == 1
-    assert result.stderr.startswith(f"Error: {copy}/supernet.pt is not a readable checkpoint")
+    assert (result.exit_code, result.stdout) == (1, "")
+    [line] = result.stderr.splitlines()
+    assert line.startswith(f"Error: {copy}/supernet.pt is not a readable checkpoint")
 
 
 def test_all_evaluations_of_a_run_are_of_one_supernet(finished_run: FinishedRun, tmp_path: Path):
