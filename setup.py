@@ -21,13 +21,13 @@ setup(
         "ray[default,tune,train]>=2.60",
         "torch>=2.14",
         "torchvision>=0.29",
-        "pyarrow>=17",  # storage.py, history.py, datasets/
+        "pyarrow>=17",  # storage/, search/history.py, data/
         "numpy>=1.26",
-        "click>=8.1",  # cli.py
+        "click>=8.1",  # cli/
         "pydantic>=2.7",  # config.py
         "rich>=13",  # progress.py
-        "plotly>=6",  # report.py
-        "pyyaml>=6",  # latency.py
+        "plotly>=6",  # report/
+        "pyyaml>=6",  # costs/latency_files.py
     ],
     extras_require={
         "export": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
@@ -40,5 +40,5 @@ setup(
             "pre-commit>=4",
         ],
     },
-    entry_points={"console_scripts": ["nasray = nasray.cli:main"]},
+    entry_points={"console_scripts": ["nasray = nasray.cli.main:main"]},
 )

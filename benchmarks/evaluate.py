@@ -30,13 +30,13 @@ from table import Row, interleaved, median_ratio, show
 
 from nasray import checkpoint
 from nasray.config import parse_job
-from nasray.datasets import import_dataset
-from nasray.datasets.transforms import normalize
-from nasray.evaluate import evaluate
-from nasray.evaluator import EvaluationTask, EvaluatorPool, Request
+from nasray.data import import_dataset
+from nasray.data.transforms import normalize
+from nasray.devices import amp_dtype
+from nasray.evaluation.evaluate import evaluate
+from nasray.evaluation.evaluator import EvaluationTask, EvaluatorPool, Request
 from nasray.spaces import make_space
-from nasray.spaces.space import as_architectures, random_population
-from nasray.train import amp_dtype
+from nasray.spaces.population import as_architectures, random_population
 
 FOUR = 4  # evaluators whose memory is measured, each alone and all at once
 

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from table import Row, show
 
-from nasray.latency import LatencyTable
-from nasray.predictor import AccuracyPredictor
-from nasray.search.front import Front
+from nasray.algorithms.annealing import Front
+from nasray.costs.latency import LatencyTable
+from nasray.predictors.predictor import AccuracyPredictor
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
-from nasray.spaces.space import as_population
+from nasray.spaces.population import as_population
 
 LIMITS = [15.0, 20.0, 25.0, 30.0, 35.0, 40.0, 45.0, 50.0, 55.0, 60.0]  # ms
 # Predicted top-1 in per cent, from the notebook's outputs: the mean of all its top-down

@@ -21,9 +21,9 @@ import numpy as np
 import ray
 from table import Row, show
 
+from nasray.algorithms import make_algorithm
 from nasray.config import SearchConfig
-from nasray.pool import Pool
-from nasray.search import make_algorithm
+from nasray.evaluation.pool import Pool
 from nasray.search.candidate import Evaluation
 from nasray.search.driver import run_search
 from nasray.search.history import History

@@ -16,13 +16,12 @@ import argparse
 import numpy as np
 from table import Row, show
 
-from nasray import storage
 from nasray.config import parse_job
-from nasray.racing import Form, slice_ends, unpack
-from nasray.search.candidate import FEWEST_JUDGED, MOST_DROPPED, MOST_JUDGED
 from nasray.search.history import History
+from nasray.search.racing import FEWEST_JUDGED, MOST_DROPPED, MOST_JUDGED, Form, slice_ends, unpack
 from nasray.spaces import make_space
-from nasray.spaces.space import as_population, embedded
+from nasray.spaces.population import as_population, embedded
+from nasray.storage import files as storage
 
 SHARE = 0.8  # of the images in a draw
 

@@ -27,16 +27,16 @@ from table import Row, show
 from torch.nn import functional as F
 
 from nasray.config import load_job
-from nasray.cost import CostTable
-from nasray.datasets import Pictures, Record, open_dataset
-from nasray.datasets.loader import train_batches
-from nasray.datasets.shards import ROW_GROUP_BYTES, write_shards
-from nasray.datasets.transforms import decode, eval_transform, normalize
-from nasray.evaluate import fold_bn, judge, recalibrate_bn
-from nasray.sampler import sample
+from nasray.costs.table import CostTable
+from nasray.data import Pictures, Record, open_dataset
+from nasray.data.loader import train_batches
+from nasray.data.shards import ROW_GROUP_BYTES, write_shards
+from nasray.data.transforms import decode, eval_transform, normalize
+from nasray.evaluation.evaluate import fold_bn, judge, recalibrate_bn
 from nasray.search.limits import Limits
+from nasray.spaces.population import as_architectures, random_population
 from nasray.spaces.shufflenet import PUBLISHED, SCALES, ShuffleNet
-from nasray.spaces.space import as_architectures, random_population
+from nasray.training.sampler import sample
 
 JOB = load_job(str(Path(__file__).parent.parent / "jobs" / "oneshot_imagenet.toml"))
 SIDE = JOB.space.resolution
@@ -72,7 +72,7 @@ ASSUMPTIONS = (
     ("vcpu_share", 0.6, "cores", "assumed", "a vCPU is a hyper-thread"),
     ("loader_workers", JOB.data.loader_workers, "a GPU", "the job's", "[data]"),
     ("image_kb", 108, "KB", "published", "ImageNet: 138 GB of training images"),
-    ("rereads", 0.05, "a process", "published", "row groups read again, nasray/datasets/loader.py"),
+    ("rereads", 0.05, "a process", "published", "row groups read again, nasray/data/loader.py"),
     ("storage", 0.5, "GB/s a GPU", "assumed", "object store or shared folder"),
     ("network_share", 0.7, "of its rate", "assumed", "all-reduce, also inside a node"),
     ("hop_us", 20, "us", "assumed", "each of the ring's 2 (n - 1) hops"),

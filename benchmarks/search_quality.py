@@ -17,19 +17,22 @@ import warnings
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before numpy; each process has one core
 
+from functools import partial
+
 import numpy as np
 import optuna
 import torch
 from macro_space import Macro, read_truth
 from table import Row, show
 
+from nasray.algorithms import ALGORITHMS, make_algorithm
+from nasray.algorithms.verified import VerifiedSearch
 from nasray.config import SearchConfig
-from nasray.search import ALGORITHMS, make_algorithm
+from nasray.predictors.predictor import AccuracyPredictor
 from nasray.search.candidate import Candidate
-from nasray.search.generations import Generations
 from nasray.search.limits import Limits
-from nasray.spaces.space import as_population
-from nasray.verified import VerifiedSearch
+from nasray.search.schedules import Generations
+from nasray.spaces.population import as_population
 
 TRUTH = "nas-bench-macro_unique3969.csv"
 BUDGETS = (50, 100, 200, 500)
@@ -103,7 +106,10 @@ def run_nasray(kind, space, truth, seed, number):
     limits = Limits(space, ())
     if kind == "verify":
         config = SearchConfig(**CONFIG, verify=True, proposals=5000)
-        algorithm = Generations(VerifiedSearch(space, config, limits, seed), 1000)
+        algorithm = Generations(
+            VerifiedSearch(space, config, limits, seed, fit=partial(AccuracyPredictor.fit, space)),
+            1000,
+        )
     else:
         # Annealing has to know when the search ends.
         generations = number // CONFIG["population_size"] if kind == "front" else 1000

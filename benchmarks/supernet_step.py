@@ -16,12 +16,12 @@ import torch
 from table import Row, interleaved, median_ratio, show
 from torch.nn import functional as F
 
-from nasray.cost import CostTable
-from nasray.datasets.transforms import normalize
-from nasray.spaces.elastic import build_subnet
+from nasray.costs.table import CostTable
+from nasray.data.transforms import normalize
+from nasray.spaces.population import as_architectures, random_population
 from nasray.spaces.shufflenet import SCALES, ShuffleNet
-from nasray.spaces.space import as_architectures, random_population
-from nasray.train import Recipe, clear_gradients, make_optimizer
+from nasray.spaces.supernet import build_subnet
+from nasray.training.loop import Recipe, clear_gradients, make_optimizer
 
 RECIPE = Recipe(
     epochs=1,

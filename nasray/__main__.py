@@ -1,5 +1,5 @@
 """`python -m nasray` is `nasray`."""
 
-from nasray.cli import main
+from nasray.cli.main import main
 
 main()

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from nasray import storage
 from nasray.errors import UserError
 from nasray.spaces import describe, space_by_name
-from nasray.spaces.elastic import Supernet, build_subnet
 from nasray.spaces.space import Architecture, Space
+from nasray.spaces.supernet import Supernet, build_subnet
+from nasray.storage import files as storage
 
 
 def save_supernet(path: str, supernet: Supernet, **extra: Any) -> None:

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from nasray import storage
 from nasray.errors import UserError
+from nasray.storage import files as storage
 
 # Keys that hold paths: a job file may be relative to where nasray is called, a run is not.
 PATHS = (("data", "path"), ("search", "latency_table"), ("search", "predictor"))

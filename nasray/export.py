@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from nasray import __version__, storage
-from nasray.datasets.transforms import MEAN, STD  # RGB, on the 0..255 scale
+from nasray import __version__
+from nasray.data.transforms import MEAN, STD
 from nasray.errors import UserError
+from nasray.storage import files as storage
 
 logger = logging.getLogger(__name__)
 

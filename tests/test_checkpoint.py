@@ -6,10 +6,11 @@ import pickle
 import pytest
 import torch
 
-from nasray import checkpoint, storage
+from nasray import checkpoint
 from nasray.errors import UserError
-from nasray.spaces.elastic import build_subnet
+from nasray.spaces.supernet import build_subnet
 from nasray.spaces.tiny import Tiny
+from nasray.storage import files as storage
 
 SPACE = Tiny(num_classes=4, resolution=32)
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from nasray.config import Job, SupernetConfig, load_job, parse_job
 from nasray.errors import UserError
-from nasray.run import check_names
+from nasray.pipeline.run import check_names
 
 JOBS = sorted(Path(__file__).parents[1].glob("jobs/**/*.toml"))
 MINIMAL = {"data": {"source": "synthetic"}}

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from torchvision.models import mobilenet_v3_small, shufflenet_v2_x0_5
 
-from nasray import __version__, storage
+from nasray import __version__
 from nasray.errors import UserError
 from nasray.export import ExportError, check_logits, export_onnx
+from nasray.storage import files as storage
 
 CLASSES = ("ant", "bee", "cat", "dog", "emu", "fox", "gnu")
 SIDE = 64  # pixels

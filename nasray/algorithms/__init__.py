@@ -1,33 +1,32 @@
 """The search algorithms: one line each in this table.
 
 Each is built from (space, config, limits, seed), draws from its own seeded generators only,
-and breeds either whole generations (generations.py) or one candidate at a time (lagged.py).
+and breeds either whole generations or one candidate at a time (search/schedules.py).
 """
 
 from collections.abc import Callable
 from typing import Any
 
+from nasray.algorithms import many_limits
+from nasray.algorithms.bayesian import BayesianSearch
+from nasray.algorithms.evolution import RegularizedEvolution
+from nasray.algorithms.genetic import GeneticSearch
+from nasray.algorithms.random import RandomSearch
+from nasray.algorithms.steady import SteadyGenetic
 from nasray.config import SearchConfig
-from nasray.search import ladder
-from nasray.search.bayesian import BayesianSearch
 from nasray.search.driver import Algorithm
-from nasray.search.evolution import RegularizedEvolution
-from nasray.search.generations import Generations
-from nasray.search.genetic import GeneticSearch
-from nasray.search.lagged import Lagged
 from nasray.search.limits import Limits
-from nasray.search.random import RandomSearch
-from nasray.search.steady import SteadyGenetic
+from nasray.search.schedules import Generations, Lagged
 from nasray.spaces.space import Space
 
 GENERATIONAL: dict[str, Callable[..., Any]] = {
     "genetic": GeneticSearch,
     "random": RandomSearch,
-    "front": ladder.front_search,
-    "nsga2": ladder.nsga2_search,
-    "vanilla": ladder.vanilla_search,
-    "top-down": ladder.topdown_search,
-    "bottom-up": ladder.bottomup_search,
+    "front": many_limits.front_search,
+    "nsga2": many_limits.nsga2_search,
+    "vanilla": many_limits.vanilla_search,
+    "top-down": many_limits.topdown_search,
+    "bottom-up": many_limits.bottomup_search,
 }
 ONE_BY_ONE: dict[str, Callable[..., Any]] = {
     "steady": SteadyGenetic,

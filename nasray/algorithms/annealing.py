@@ -23,8 +23,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nasray.search.active import Activity
-from nasray.search.within import Answer, Price, Within
+from nasray.search.limits import Answer, Price, Within
+from nasray.spaces.active import Activity
 from nasray.spaces.space import Population, Space
 
 SIZES = (300, 2000)  # of a generation; the larger ones cost less for each candidate

@@ -4,21 +4,18 @@ For few evaluations. The kernel is exponential in the distance of two architectu
 (space.embedded). Fitness enters by rank, so that a few bad architectures do not hide how the
 good ones differ. Candidates that are still being evaluated count as if they were as good as
 predicted (Ginsbourger et al. 2010, the kriging believer), so that those under way at once
-differ. Runs with a fixed lag (lagged.py).
+differ. Runs with a fixed lag (search/schedules.py).
 """
 
 from statistics import NormalDist
 
 import numpy as np
 
+from nasray.algorithms.offspring import Offspring
 from nasray.config import SearchConfig
 from nasray.search.candidate import Candidate, best_first
 from nasray.search.limits import Limits
-from nasray.search.steady import Offspring
-from nasray.spaces.space import (
-    Architecture,
-    Population,
-    Space,
+from nasray.spaces.population import (
     as_population,
     crossover,
     embedded,
@@ -26,6 +23,7 @@ from nasray.spaces.space import (
     random_population,
     squared_distances,
 )
+from nasray.spaces.space import Architecture, Population, Space
 
 STEPS = (1, 4, 12)  # genes that mutate, on average
 NUM_RANDOM = 10  # first candidates

@@ -1,17 +1,18 @@
 """Regularised evolution (Real et al. 2019, algorithm 1): the oldest dies, not the worst.
 
-Here with a fixed lag (lagged.py), so that it runs on any number of evaluators.
+Here with a fixed lag (search/schedules.py), so that it runs on any number of evaluators.
 """
 
 from collections import deque
 
 import numpy as np
 
+from nasray.algorithms.offspring import LITTER, MAX_LITTERS, Offspring
 from nasray.config import SearchConfig
 from nasray.search.candidate import Candidate, best_first
 from nasray.search.limits import Limits
-from nasray.search.steady import LITTER, MAX_LITTERS, Offspring
-from nasray.spaces.space import Architecture, Population, Space, as_population
+from nasray.spaces.population import as_population
+from nasray.spaces.space import Architecture, Population, Space
 
 SAMPLE = 0.25  # of the population competes to be the parent, as published: 25 of 100
 

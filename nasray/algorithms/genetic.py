@@ -7,17 +7,11 @@ ends where no feasible architecture is left.
 import numpy as np
 
 from nasray.config import SearchConfig
-from nasray.search.candidate import Candidate, Rivals, best_first, latest_known
+from nasray.search.candidate import Candidate, best_first
 from nasray.search.limits import Limits
-from nasray.spaces.space import (
-    Architecture,
-    Space,
-    as_architectures,
-    as_population,
-    crossover,
-    draw_pairs,
-    mutate,
-)
+from nasray.search.racing import Rivals, latest_known
+from nasray.spaces.population import as_architectures, as_population, crossover, draw_pairs, mutate
+from nasray.spaces.space import Architecture, Space
 
 PAIRS = 512  # mated at once
 MAX_ROUNDS = 50  # of mating, before random newcomers fill what offspring could not

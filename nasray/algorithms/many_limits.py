@@ -10,13 +10,14 @@ from collections.abc import Callable
 
 import numpy as np
 
+from nasray.algorithms.annealing import Front
+from nasray.algorithms.nsga2 import Nsga2
+from nasray.algorithms.staged import FIRST, LATER, Staged
 from nasray.config import Limit, SearchConfig, axis
 from nasray.search.candidate import Candidate
-from nasray.search.front import Front
 from nasray.search.limits import Limits
-from nasray.search.nsga2 import Nsga2
-from nasray.search.topdown import FIRST, LATER, Staged
-from nasray.spaces.space import Architecture, Population, Space, as_architectures, as_population
+from nasray.spaces.population import as_architectures, as_population
+from nasray.spaces.space import Architecture, Population, Space
 
 MAX_ROUNDS = 30  # of breeding, before random newcomers fill what offspring could not
 
@@ -82,7 +83,7 @@ class LadderSearch:
 
 
 def front_search(space: Space, config: SearchConfig, limits: Limits, seed: int) -> LadderSearch:
-    """All limits at once, by one population (front.py)."""
+    """All limits at once, by one population (annealing.py)."""
     ladder = Ladder(limits)
     size, budget = config.population_size, config.population_size * config.num_generations
     core = Front(space, ladder.price, ladder.rungs, seed, budget=budget, size=size)
@@ -92,7 +93,7 @@ def front_search(space: Space, config: SearchConfig, limits: Limits, seed: int) 
 def staged_search(
     space: Space, config: SearchConfig, limits: Limits, seed: int, *, strategy: str
 ) -> LadderSearch:
-    """One limit after another, as published (topdown.py)."""
+    """One limit after another, as published (staged.py)."""
     ladder = Ladder(limits)
     core = Staged(
         space,

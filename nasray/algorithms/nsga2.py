@@ -5,7 +5,8 @@ Knows no network: breed() a generation, evaluate it, absorb() it; repeat.
 
 import numpy as np
 
-from nasray.spaces.space import Population, Space, crossover, mutate, random_population
+from nasray.spaces.population import crossover, mutate, random_population
+from nasray.spaces.space import Population, Space
 
 CROWDED = np.inf  # distance of the extremes of a rank: always kept before the crowded
 

@@ -13,15 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nasray.search.within import Answer, Price, Within
-from nasray.spaces.space import (
-    Architecture,
-    Gene,
-    Population,
-    Space,
-    crossover,
-    random_population,
-)
+from nasray.search.limits import Answer, Price, Within
+from nasray.spaces.population import crossover, random_population
+from nasray.spaces.space import Architecture, Gene, Population, Space
 
 STRATEGIES = ("vanilla", "top-down", "bottom-up")
 MUTATION_PROB = 0.1  # of each group of genes

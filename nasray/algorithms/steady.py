@@ -1,55 +1,14 @@
-"""Steady-state genetic search: every child is bred from the best known by then (lagged.py)."""
-
-from collections import deque
+"""Steady-state genetic search: every child is bred from the best known by then (schedules.py)."""
 
 import numpy as np
 
+from nasray.algorithms.offspring import LITTER, MAX_LITTERS, Offspring
 from nasray.config import SearchConfig
-from nasray.search.candidate import Candidate, Rivals, best_first, latest_known
+from nasray.search.candidate import Candidate, best_first
 from nasray.search.limits import Limits
-from nasray.spaces.space import (
-    Architecture,
-    Population,
-    Space,
-    as_architectures,
-    as_population,
-    crossover,
-    draw_pairs,
-    mutate,
-)
-
-LITTER = 64  # children bred at once, of which the first new and feasible one is taken
-NEWCOMERS = 32  # drawn at once: thousands are priced to find one
-MAX_LITTERS = 10  # then a random newcomer
-
-
-class Offspring:
-    """Finds new feasible architectures: a child if one is born, else a random one."""
-
-    def __init__(self, limits: Limits, rng: np.random.Generator) -> None:
-        self.limits, self.rng = limits, rng
-        self.seen: set[Architecture] = set()
-        self.newcomers: deque[Architecture] = deque()
-
-    def first_new(self, litter: Population) -> Architecture | None:
-        """The first row of `litter` that is within the limits and was never seen."""
-        for arch in as_architectures(self.limits.feasible(litter)):
-            if arch not in self.seen:
-                self.seen.add(arch)
-                return arch
-        return None
-
-    def newcomer(self) -> Architecture | None:
-        """A random one, or none if the space is exhausted."""
-        while True:
-            if not self.newcomers:
-                self.newcomers.extend(self.limits.draw(NEWCOMERS, self.rng, set(self.seen)))
-            if not self.newcomers:
-                return None
-            # Seen from now on, not since it was drawn: until then it may be a child as well.
-            if (arch := self.newcomers.popleft()) not in self.seen:
-                self.seen.add(arch)
-                return arch
+from nasray.search.racing import Rivals, latest_known
+from nasray.spaces.population import as_population, crossover, draw_pairs, mutate
+from nasray.spaces.space import Architecture, Population, Space
 
 
 class SteadyGenetic:

@@ -7,31 +7,41 @@ has not evaluated yet go to the evaluators. An ask/tell algorithm like any other
 
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
+from typing import Protocol
 
 import numpy as np
 
+from nasray.algorithms.annealing import Front
+from nasray.algorithms.many_limits import Ladder
 from nasray.config import SearchConfig
-from nasray.predictor import AccuracyPredictor
 from nasray.search.candidate import Candidate
-from nasray.search.front import Front
-from nasray.search.ladder import Ladder
 from nasray.search.limits import Limits
-from nasray.spaces.space import (
-    Architecture,
-    Population,
-    Space,
-    as_architectures,
-    as_population,
-)
+from nasray.spaces.population import as_architectures, as_population
+from nasray.spaces.space import Architecture, Population, Space
 
 FEWEST = 20  # evaluations to fit to; fewer say nothing about those held out
+
+
+class Predictor(Protocol):
+    """What predicts top-1 of architectures."""
+
+    def begin(self, population: Population) -> Callable[[], np.ndarray]:
+        """Begin to predict; calling what is returned waits for top-1 (n,)."""
+
+
+class Fit(Protocol):
+    """What fits a predictor to architectures (n, genes) and their top-1."""
+
+    def __call__(
+        self, population: Population, top1: Sequence[float], *, seed: int
+    ) -> Predictor: ...
 
 
 class VerifiedSearch:
     """Ask for the predictor's best for every limit, evaluate them, tell; repeat.
 
-    `known` are evaluations of the same supernet from elsewhere, to fit to. The first
-    generation is random unless there are enough of them, or a `predictor` is given.
+    `fit` fits a predictor to evaluations; `known` are some of the same supernet from elsewhere.
+    The first generation is random unless there are enough of them, or a `predictor` is given.
     """
 
     carries_state = False
@@ -43,10 +53,11 @@ class VerifiedSearch:
         limits: Limits,
         seed: int,
         *,
+        fit: Fit,
         known: Sequence[Candidate] = (),
-        predictor: AccuracyPredictor | None = None,
+        predictor: Predictor | None = None,
     ) -> None:
-        self.space, self.config, self.seed = space, config, seed
+        self.space, self.config, self.seed, self.fit = space, config, seed, fit
         self.ladder = Ladder(limits)
         self.known, self.given = list(known), predictor
         self.told: list[Candidate] = []
@@ -66,16 +77,16 @@ class VerifiedSearch:
         self.told += generation
         self.generation += 1
 
-    def _predictor(self) -> AccuracyPredictor | None:
+    def _predictor(self) -> Predictor | None:
         """Fitted to all that is known by now; the given one while that is too little."""
         candidates = unique(self.known + self.told)
         if len(candidates) < FEWEST or (self.given is not None and not self.told):
             return self.given
         population, top1 = as_data(candidates)
-        return AccuracyPredictor.fit(self.space, population, top1, seed=self.seed + self.generation)
+        return self.fit(population, top1, seed=self.seed + self.generation)
 
     def _proposed(
-        self, predictor: AccuracyPredictor, number: int, seen: set[Architecture]
+        self, predictor: Predictor, number: int, seen: set[Architecture]
     ) -> list[Architecture]:
         """The best unseen of each rung in turn: first the best of all rungs, then the next."""
         budget = self.config.proposals

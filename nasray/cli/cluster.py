@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from nasray.cli_ray import keep_token_private
+from nasray.cluster.connect import keep_token_private
 from nasray.errors import UserError
 
 run_argument = click.argument("run_dir", metavar="URI")
@@ -50,10 +50,11 @@ def submit(
     s3://bucket/run, gs://, az://, or an absolute path that all nodes share. Ctrl-C only stops
     looking: the job goes on.
     """
-    from nasray import run, storage
+    from nasray.cluster.tunnel import is_on_this_machine
+    from nasray.cluster.upload import sent_path
     from nasray.config import load_job
-    from nasray.reach import is_on_this_machine
-    from nasray.sent import sent_path
+    from nasray.pipeline import run
+    from nasray.storage import files as storage
 
     in_place = cluster is not None and is_on_this_machine(cluster)
     job_file = job if in_place else sent_path(job)
@@ -85,15 +86,16 @@ def status(
     run_dir: str, cluster: str | None, address: str | None, as_json: bool, follow: bool
 ) -> None:
     """Say how far the run at URI is and, of a cluster, which jobs work on it."""
-    from nasray import storage
-    from nasray.status import stages
+    from nasray.pipeline.status import stages
+    from nasray.storage import files as storage
+    from nasray.storage import locks
 
     folder = storage.absolute(run_dir)
     on_cluster = bool(cluster or _address(address, cluster))
     found: dict[str, Any] = {"run": folder, "stages": [], "holder": "", "jobs": []}
     try:
         found["stages"] = [vars(stage) for stage in stages(folder)]
-        found["holder"] = storage.holder(folder)
+        found["holder"] = locks.holder(folder)
     except (UserError, OSError):  # a path or a bucket of the cluster's own
         if not on_cluster:
             raise
@@ -131,7 +133,7 @@ def status(
 @cluster_options
 def stop(run_dir: str, cluster: str | None, address: str | None) -> None:
     """Stop the cluster's jobs that work on the run at URI; the same submit goes on with it."""
-    from nasray import storage
+    from nasray.storage import files as storage
 
     folder = storage.absolute(run_dir)
     with _jobs(cluster, address) as jobs:
@@ -159,8 +161,8 @@ def _follow(jobs: Any, job_id: str) -> None:
 
 def _check_seen_by_cluster(job: str, data_path: str | None) -> None:
     """Refuse paths that mean nothing on another machine."""
-    from nasray import storage
     from nasray.config import PATHS
+    from nasray.storage import files as storage
 
     values = tomllib.loads(Path(job).read_text("utf-8-sig"))
     for section, key in PATHS:
@@ -177,7 +179,7 @@ def _check_seen_by_cluster(job: str, data_path: str | None) -> None:
 
 
 def _shared(run_dir: str) -> str:
-    from nasray import storage
+    from nasray.storage import files as storage
 
     if not storage.is_uri(run_dir) and not os.path.isabs(run_dir):
         raise UserError(
@@ -196,8 +198,8 @@ def _jobs(cluster: str | None, address: str | None) -> Iterator[Any]:
     keep_token_private()
     if _has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-    from nasray.jobs import Jobs
-    from nasray.reach import reached
+    from nasray.cluster.jobs import Jobs
+    from nasray.cluster.tunnel import reached
 
     if not click.get_current_context().find_root().params["verbose"]:
         for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk"):

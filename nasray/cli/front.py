@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from nasray.cli_spaces import make_space, space_argument, space_options
+from nasray.cli.options import make_space, space_argument, space_options
 from nasray.errors import UserError
 
 
@@ -57,13 +57,13 @@ def front(
     for limit in limits:
         if not math.isfinite(limit):
             raise UserError(f"--limit {limit} must be a finite number")
+    from nasray.algorithms.annealing import Front
+    from nasray.algorithms.many_limits import Ladder
+    from nasray.algorithms.staged import Staged
     from nasray.config import Limit
-    from nasray.latency import LatencyTable
-    from nasray.predictor import AccuracyPredictor
-    from nasray.search.front import Front
-    from nasray.search.ladder import Ladder
+    from nasray.costs.latency import LatencyTable
+    from nasray.predictors.predictor import AccuracyPredictor
     from nasray.search.limits import LATENCY, Limits
-    from nasray.search.topdown import Staged
 
     if cost is None:
         cost = "macs" if latency_table is None else LATENCY

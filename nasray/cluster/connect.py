@@ -9,24 +9,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import click
-
 from nasray.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-address_option = click.option(
-    "--address",
-    envvar="RAY_ADDRESS",
-    help="Ray cluster to use, e.g. auto; without it, this machine.",
-)
-
 
 @contextmanager
-def ray_cluster(address: str | None, compute: Any) -> Iterator[None]:
+def ray_cluster(address: str | None, compute: Any, *, verbose: bool) -> Iterator[None]:
     """Connect to the cluster at `address`, or start one on this machine that ends with us.
 
-    Ray's own words are left out unless --verbose asks for them: its bars and tables say what
+    Ray's own words are left out unless `verbose`: its bars and tables say what
     ours do. Its errors stay.
     """
     # Threads that wait must sleep: on a machine that does other things too, spinning ones
@@ -40,13 +32,12 @@ def ray_cluster(address: str | None, compute: Any) -> Iterator[None]:
         # Then Ray takes 127.0.0.1 for this machine, and listens there only: nobody from
         # outside can reach what it starts. On macOS and Windows that is Ray's own default.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    verbose = click.get_current_context().find_root().params["verbose"]
     if not verbose:
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's tables, whatever its `verbose`
 
     import ray
 
-    from nasray.placement import check_labels
+    from nasray.cluster.placement import check_labels
 
     check_labels(compute)
     # The token of a cluster on this machine is Ray's affair from beginning to end.

@@ -15,9 +15,9 @@ import aiohttp
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from nasray import storage
+from nasray.cluster.upload import excludes
 from nasray.errors import UserError
-from nasray.sent import excludes
+from nasray.storage import files as storage
 
 # A job that is stopped gets so long to give back what it holds, then SIGKILL.
 GRACE_S = 30

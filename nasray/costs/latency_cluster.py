@@ -9,12 +9,12 @@ from typing import Any
 
 import ray
 
-from nasray import storage
-from nasray.latency import read_lines
-from nasray.latency_measure import Setup, measure, wanted_blocks
+from nasray.cluster.worker import raise_user_error
+from nasray.costs.latency_files import read_lines
+from nasray.costs.latency_measure import Setup, measure, wanted_blocks
 from nasray.progress import following
 from nasray.spaces.space import Space
-from nasray.worker import raise_user_error
+from nasray.storage import files as storage
 
 logger = logging.getLogger(__name__)
 

@@ -32,26 +32,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from nasray import storage
+from nasray.costs.latency import LatencyTable, blocks_of
+from nasray.costs.latency_files import block_key, provenance_of, read_lines, write_lines
+from nasray.devices import computing_with
 from nasray.errors import UserError
-from nasray.latency import (
-    LatencyTable,
-    block_key,
-    blocks_of,
-    provenance_of,
-    read_lines,
-    write_lines,
-)
 from nasray.progress import Show
-from nasray.spaces.elastic import build_subnet
-from nasray.spaces.space import (
-    Architecture,
-    Block,
-    Space,
-    as_architectures,
-    random_population,
-)
-from nasray.threads import computing_with
+from nasray.spaces.population import as_architectures, random_population
+from nasray.spaces.space import Architecture, Block, Space
+from nasray.spaces.supernet import build_subnet
+from nasray.storage import files as storage
+from nasray.storage import locks
 
 WARMUP_RUNS, RUNS = 2, 15  # of a network, each time it is drawn
 # Of the runs of one network: what is slower shared its processor with something else. On a
@@ -124,7 +114,7 @@ def measure(
     setup = setup or Setup()
     wanted = wanted_blocks(space, resolutions)
     lock = f"{path}.in-use"
-    with storage.held(lock):
+    with locks.held(lock):
         try:
             _measure(space, _Table(path, describe(space, setup)), wanted, setup, seed, show)
         finally:

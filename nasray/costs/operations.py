@@ -57,7 +57,7 @@ def count_ops(network: nn.Module, shape: tuple[int, ...]) -> list[OpCount]:
         if not list(module.children()):
             if type(module) not in COUNTERS:
                 raise TypeError(
-                    f"{path}: no rule to count a {type(module).__name__}; see opcount.py"
+                    f"{path}: no rule to count a {type(module).__name__}; see costs/operations.py"
                 )
             handles.append(module.register_forward_hook(counted(path, COUNTERS[type(module)])))
             if type(module) in _SHAPE_KEEPING:

@@ -8,23 +8,21 @@ Three conventions, three sets of names (spec 4.1):
   permutation matrix that must be stored.
 - `micronet_score`, `score:<baseline>`: weighted sums of those.
 
-There are two ways to a number. profile() walks the built network op by op; users read it
-and tests trust it. CostTable holds the sum of each block's walk by position and genes,
+There are two ways to a number. profile.profile() walks the built network op by op; users read
+it and tests trust it. CostTable holds the sum of each block's walk by position and genes,
 and prices a whole population by gathers.
 """
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
 from nasray.errors import UserError
-from nasray.opcount import OpCount, build_on_meta, count_ops
-from nasray.spaces.elastic import build_subnet
-from nasray.spaces.space import Architecture, Population, Space
+from nasray.spaces.space import Population, Space
 
 COUNTS = ("params", "macs", "micronet_params", "mults", "adds")
 
@@ -55,88 +53,6 @@ COSTS: dict[str, dict[str, float]] = {
 
 
 Term = tuple[tuple[int, ...], np.ndarray]  # genes (columns), a table over their choices
-
-
-def profile(space: Space, arch: Architecture) -> list[OpCount]:
-    """Count `arch` operation by operation, in the order of execution."""
-    subnet = build_on_meta(lambda: build_subnet(space.decode(arch)))
-    return count_ops(subnet, (1, 3, space.side(arch), space.side(arch)))
-
-
-def total(ops: Sequence[OpCount]) -> dict[str, float]:
-    """Sum the counts of `ops` and derive every cost of COSTS."""
-    counts = {name: float(sum(getattr(op, name) for op in ops)) for name in COUNTS}
-    return {
-        cost: sum(weight * counts[count] for count, weight in weights.items())
-        for cost, weights in COSTS.items()
-    }
-
-
-@dataclass(frozen=True)
-class MicroNetRow:
-    """A network's MicroNet score at one precision, with the accumulators it assumes."""
-
-    precision: str
-    accumulator: str
-    params: float
-    ops: float
-
-    @property
-    def score(self) -> float:
-        return self.params / MICRONET_PARAMS + self.ops / MICRONET_OPS
-
-
-def micronet_rows(ops: Sequence[OpCount]) -> list[MicroNetRow]:
-    """The MicroNet counts at fp32, fp16 and int8 by the organisers' rules (spec 4.4).
-
-    A b-bit parameter or multiplication counts b/32. fp16 is the rules' free storage and
-    multiplication width for a network that quantises nothing: additions stay 32-bit. int8
-    covers convolutions and ReLU with int32 accumulators, so additions count in full, and
-    whatever is not quantised counts as 32-bit.
-    """
-    totals = total(ops)
-    rest = total([op for op in ops if not op.quantizable])
-    params, mults, adds = totals["micronet_params"], totals["mults"], totals["adds"]
-    int8_params = (params - rest["micronet_params"]) / 4 + rest["micronet_params"]
-    int8_mults = (mults - rest["mults"]) / 4 + rest["mults"]
-    return [
-        MicroNetRow("fp32", "fp32", params, mults + adds),
-        MicroNetRow("fp16", "fp32", params / 2, mults / 2 + adds),
-        MicroNetRow("int8", "int32", int8_params, int8_mults + adds),
-    ]
-
-
-def format_table(ops: Sequence[OpCount]) -> str:
-    """The published profile table (spec 4.1 B): parameters and operations in millions."""
-    lines = [
-        f"{'op_name':<38}{'inp_size':>9}{'kernel_size':>12}{'Cin':>6}{'Cout':>6}"
-        f"{'params(M)':>11}{'mults(M)':>10}{'adds(M)':>10}{'MFLOPS':>10}"
-    ]
-    for op in ops:
-        if op.listed:
-            lines.append(
-                f"{op.op_name:<38}{op.inp_size:>9}{op.kernel_size:>12}{op.cin:>6}{op.cout:>6}"
-                f"{op.micronet_params / 1e6:>11.3f}{op.mults / 1e6:>10.3f}{op.adds / 1e6:>10.3f}"
-                f"{(op.mults + op.adds) / 1e6:>10.3f}"
-            )
-    sums = total(ops)
-    mults, adds = sums["mults"] / 1e6, sums["adds"] / 1e6
-    lines.append(
-        f"{'total':<71}{sums['micronet_params'] / 1e6:>11.3f}{mults:>10.1f}{adds:>10.1f}"
-        f"{mults + adds:>10.1f}"
-    )
-    lines.append("")
-    for row in micronet_rows(ops):
-        lines.append(
-            f"MicroNet score {row.precision} ({row.accumulator} accumulators): {row.score:.4f} = "
-            f"{row.params / 1e6:.3f} M / 6.9 M parameters + {row.ops / 1e6:.1f} M / 1170 M "
-            "operations"
-        )
-    lines.append(
-        f"As papers count: {sums['params'] / 1e6:.3f} M trainable parameters, "
-        f"{sums['macs'] / 1e6:.1f} M MACs"
-    )
-    return "\n".join(lines)
 
 
 class CostTable:
@@ -235,5 +151,8 @@ def _weights(cost: str) -> np.ndarray:
 
 @lru_cache(maxsize=65536)
 def _block_counts(block: Any) -> tuple[float, ...]:
+    # Here, so that a search whose table is compiled already needs no torch.
+    from nasray.costs.operations import build_on_meta, count_ops
+
     ops = count_ops(build_on_meta(block.build), (1, block.in_channels, block.side, block.side))
     return tuple(float(sum(getattr(op, name) for op in ops)) for name in COUNTS)

@@ -6,11 +6,9 @@ every image once, so that training meets none it cannot read.
 
 from collections.abc import Callable, Iterable
 
-from nasray import storage
 from nasray.config import DataConfig
-from nasray.datasets.folders import imagefolder, tar
-from nasray.datasets.pictures import Pictures, Record
-from nasray.datasets.shards import (
+from nasray.data.folders import imagefolder, tar
+from nasray.data.shards import (
     INFO_NAME,
     Dataset,
     DatasetInfo,
@@ -18,9 +16,12 @@ from nasray.datasets.shards import (
     read_info,
     write_shards,
 )
-from nasray.datasets.synthetic import GENERATOR_KEYS, shapes
-from nasray.datasets.torchvision_sets import cifar10, fashion_mnist
+from nasray.data.source import Pictures, Record
+from nasray.data.synthetic import GENERATOR_KEYS, shapes
+from nasray.data.torchvision_sets import cifar10, fashion_mnist
 from nasray.errors import UserError
+from nasray.storage import files as storage
+from nasray.storage import locks
 
 __all__ = [
     "SOURCES",
@@ -59,7 +60,7 @@ def import_dataset(
     if storage.exists(storage.join(destination, INFO_NAME)):
         return _complete(config, destination, options)
     pictures = SOURCES[config.source](config, seed)
-    with storage.held(destination):
+    with locks.held(destination):
         if storage.exists(storage.join(destination, INFO_NAME)):  # meanwhile, by another
             return _complete(config, destination, options)
         return write_shards(

@@ -20,9 +20,10 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from nasray.datasets.shards import DISK_FULL, Dataset
-from nasray.datasets.transforms import EVAL_VERSION, decode, eval_transform
+from nasray.data.shards import Dataset
+from nasray.data.transforms import EVAL_VERSION, decode, eval_transform
 from nasray.errors import UserError
+from nasray.storage.files import DISK_FULL
 
 CHUNK_IMAGES = 256  # decoded between two writes
 CHECKSUM_BYTES = 4

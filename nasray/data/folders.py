@@ -12,10 +12,10 @@ from typing import Any
 
 from pyarrow import NativeFile
 
-from nasray import storage
 from nasray.config import DataConfig
-from nasray.datasets.pictures import SPLITS, Pictures, Record, shuffled
+from nasray.data.source import SPLITS, Pictures, Record, shuffled
 from nasray.errors import UserError
+from nasray.storage import files as storage
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff")
 VAL_NAMES = ("val", "valid", "validation", "test")  # the first found counts

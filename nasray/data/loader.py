@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from nasray.config import DataConfig
-from nasray.datasets.shards import Dataset
-from nasray.datasets.transforms import decode, train_transform
+from nasray.data.shards import Dataset
+from nasray.data.transforms import decode, train_transform
 from nasray.errors import UserError
 
 WINDOW_BYTES = 512 << 20  # of encoded images, shuffled together
@@ -186,5 +186,5 @@ def _context() -> multiprocessing.context.BaseContext:
     # fork is unsafe where threads run, as in a Ray actor. The fork server imports torch
     # once (seconds), then starts each epoch's processes at no cost.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["nasray.datasets.loader", "torch"])
+    context.set_forkserver_preload(["nasray.data.loader", "torch"])
     return context

@@ -5,7 +5,6 @@ shuffled, so every shard and every row group is a random sample of its split.
 dataset.json is written last: a folder without it holds no data set.
 """
 
-import errno
 import hashlib
 import json
 import logging
@@ -23,10 +22,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nasray import storage
-from nasray.datasets.pictures import SPLITS, Pictures, Record
-from nasray.datasets.transforms import UNDECODABLE, decode
+from nasray.data.source import SPLITS, Pictures, Record
+from nasray.data.transforms import UNDECODABLE, decode
 from nasray.errors import UserError
+from nasray.storage import files as storage
+from nasray.storage.files import DISK_FULL
 
 INFO_NAME = "dataset.json"
 SCHEMA = pa.schema([("image", pa.binary()), ("label", pa.int32()), ("name", pa.string())])
@@ -36,7 +36,6 @@ SHARD_BYTES = 256 << 20
 CACHE_BYTES = 768 << 20  # row groups one reader keeps
 MAX_SKIPPED = 0.01  # of all images; more undecodable ones point to a broken data set
 MAX_NAMED = 10
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from functools import cached_property
 import numpy as np
 
 from nasray.config import Job
-from nasray.datasets import Dataset, open_dataset
-from nasray.datasets.cache import cached_images, default_folder
-from nasray.datasets.loader import TrainBatches, calibration_subset, holdout_split, train_batches
+from nasray.data import Dataset, open_dataset
+from nasray.data.cache import cached_images, default_folder
+from nasray.data.loader import TrainBatches, calibration_subset, holdout_split, train_batches
 
 Images = tuple[np.ndarray, np.ndarray]  # uint8 (n, 3, side, side), int64 labels (n,)
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from nasray.config import DataConfig
-from nasray.datasets.pictures import SPLITS, Pictures, Record, shuffled
+from nasray.data.source import SPLITS, Pictures, Record, shuffled
 
 # What of DataConfig decides which pictures there are.
 GENERATOR_KEYS = ("num_classes", "train_per_class", "val_per_class", "image_side")

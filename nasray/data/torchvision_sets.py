@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from nasray.config import DataConfig
-from nasray.datasets.pictures import SPLITS, Pictures, Record, shuffled
+from nasray.data.source import SPLITS, Pictures, Record, shuffled
 from nasray.errors import UserError
 
 

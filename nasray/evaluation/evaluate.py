@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from nasray.datasets.transforms import normalize, resized
-from nasray.racing import Race, slice_ends
-from nasray.train import amp_dtype
+from nasray.data.transforms import normalize, resized
+from nasray.devices import amp_dtype
+from nasray.search.racing import Race, slice_ends
 
 
 def evaluate(

@@ -17,17 +17,18 @@ import ray
 import torch
 
 from nasray.checkpoint import load_supernet
+from nasray.cluster.placement import evaluator_options
+from nasray.cluster.worker import worker_device
 from nasray.config import Job
+from nasray.data.splits import Images, JobImages
 from nasray.errors import EvaluationError
-from nasray.evaluate import evaluate
-from nasray.images import Images, JobImages
-from nasray.placement import evaluator_options
-from nasray.pool import Pool
-from nasray.racing import Form, Race, as_record, pack, slice_top1
-from nasray.search.candidate import Candidate, Evaluation, Rivals
+from nasray.evaluation.evaluate import evaluate
+from nasray.evaluation.pool import Pool
+from nasray.search.candidate import Candidate, Evaluation
+from nasray.search.racing import Form, Race, Rivals, as_record, pack, slice_top1
 from nasray.spaces import make_space
-from nasray.spaces.space import Architecture, as_population, embedded
-from nasray.worker import worker_device
+from nasray.spaces.population import as_population, embedded
+from nasray.spaces.space import Architecture
 
 logger = logging.getLogger(__name__)
 

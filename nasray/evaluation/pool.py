@@ -19,9 +19,9 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
+from nasray.cluster.worker import raise_user_error
 from nasray.errors import EvaluationError
 from nasray.search.candidate import FAILED, Evaluation
-from nasray.worker import raise_user_error
 
 logger = logging.getLogger(__name__)
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from nasray import storage
 from nasray.errors import EvaluationError
-from nasray.evaluator import Request
-from nasray.predictor import kendall_tau
+from nasray.evaluation.evaluator import Request
+from nasray.pipeline.run import Run
+from nasray.pipeline.search import evaluators, require_supernet
+from nasray.predictors.quality import kendall_tau
 from nasray.progress import progress
-from nasray.run import Run
-from nasray.stages import evaluators, require_supernet
+from nasray.storage import files as storage
 
 SIZES = (500, 2_000, 5_000, 20_000)  # images
 

@@ -7,18 +7,19 @@ to four fifths of it predicts the rest. Random architectures come first if asked
 import math
 from typing import Any
 
-from nasray import storage
+from nasray.algorithms.random import RandomSearch
+from nasray.algorithms.verified import FEWEST, as_data, unique
 from nasray.errors import UserError
-from nasray.predictor import STEPS, AccuracyPredictor, quality_of_fit
+from nasray.pipeline.run import Run
+from nasray.pipeline.search import evaluators, require_supernet
+from nasray.predictors.predictor import STEPS, AccuracyPredictor
+from nasray.predictors.quality import quality_of_fit
 from nasray.progress import progress
-from nasray.run import Run
 from nasray.search.candidate import Candidate
 from nasray.search.driver import run_search
-from nasray.search.generations import Generations
 from nasray.search.limits import Limits
-from nasray.search.random import RandomSearch
-from nasray.stages import evaluators, require_supernet
-from nasray.verified import FEWEST, as_data, unique
+from nasray.search.schedules import Generations
+from nasray.storage import files as storage
 
 CHUNK = 10  # architectures of a sample that are recorded together
 

@@ -15,16 +15,19 @@ from importlib.metadata import version
 from typing import Any
 
 import nasray
-from nasray import checkpoint, cost, storage
+from nasray import checkpoint
 from nasray.config import Job, SearchConfig, parse_job
-from nasray.datasets import Dataset, open_dataset
+from nasray.costs.latency import LatencyTable
+from nasray.costs.table import check_cost
+from nasray.data import Dataset, open_dataset
 from nasray.errors import UserError
-from nasray.latency import LatencyTable
 from nasray.search.candidate import Candidate, judged_fully
 from nasray.search.history import SINGLE, SOURCE, History
 from nasray.search.limits import LATENCY, Limits
 from nasray.spaces import make_space
 from nasray.spaces.space import Space
+from nasray.storage import files as storage
+from nasray.storage import locks
 
 # What may differ when a run is continued: where the data lies, and how much of the cluster
 # is used for work whose results do not depend on it.
@@ -139,7 +142,7 @@ def opened(folder: str, job: Job | None = None, data_path: str | None = None) ->
     recorded_path = storage.join(folder, "job.json")
     if job is None and not storage.exists(recorded_path):
         raise UserError(f"{folder} is not a run directory: it has no job.json")
-    with storage.held(folder):
+    with locks.held(folder):
         recorded = _recorded_job(recorded_path, data_path)
         job = job or recorded
         if _begun(folder):
@@ -159,7 +162,7 @@ def check_names(job: Job, origin: str) -> None:
         make_space(job.space, 10)
         for limit in job.search.limits:
             if limit.cost != LATENCY:
-                cost.check_cost(limit.cost)
+                check_cost(limit.cost)
             elif not job.search.latency_table:
                 raise UserError(f"search.limits: {LATENCY} needs search.latency_table = PATH")
     except UserError as error:

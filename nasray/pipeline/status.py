@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nasray import storage
 from nasray.config import Job, parse_job
 from nasray.errors import UserError
+from nasray.storage import files as storage
 
 
 @dataclass(frozen=True)

@@ -20,20 +20,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nasray import storage
+from nasray.devices import computing_with
 from nasray.errors import UserError
-from nasray.predictor_files import published_layers
+from nasray.predictors.ofa_files import published_layers
+from nasray.predictors.shared_work import SharedWork
 from nasray.progress import Show
-from nasray.search.active import Activity
 from nasray.spaces import describe
+from nasray.spaces.active import Activity
 from nasray.spaces.space import Population, Space
-from nasray.threads import SharedWork, computing_with
+from nasray.storage import files as storage
 
 HIDDEN = (400, 400, 400)
 FORMAT = "nasray accuracy predictor 1"
 CHUNK = 512  # architectures at once: their hidden units stay in cache, and on the heap
 MAX_ROWS = 256  # of one table of the first layer
-HELD_OUT = 0.2  # of the evaluations, to judge the fit by
 STEPS = 2000
 BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 512, 1e-3, 1e-4  # once-for-all issue 30
 
@@ -181,47 +181,6 @@ class AccuracyPredictor:
             if gene not in group.members:
                 features[:, self.starts[gene] : self.starts[gene + 1]] = 0
         return (torch.from_numpy(features).double() @ self.layers[0][0].double().T).float()
-
-
-def quality_of_fit(
-    space: Space,
-    population: Population,
-    top1: Sequence[float] | np.ndarray,
-    *,
-    seed: int,
-    steps: int = STEPS,
-    show: Show = lambda done, text: None,
-) -> dict[str, Any]:
-    """How well a predictor that is fitted to four fifths of the evaluations predicts the rest."""
-    targets = np.asarray(top1, dtype=np.float32)
-    if len(targets) != len(population) or len(targets) < 5:
-        raise UserError(
-            f"a predictor is judged by 5 architectures or more with one top-1 each, got "
-            f"{len(population)} and {len(targets)}"
-        )
-    order = np.random.default_rng(seed).permutation(len(targets))
-    held, used = np.split(order, [max(1, round(HELD_OUT * len(order)))])
-    predictor = AccuracyPredictor.fit(
-        space, population[used], targets[used], seed=seed, steps=steps, show=show
-    )
-    measured, predicted = targets[held], predictor(population[held])
-    return {
-        "num_fitted": len(used),
-        "num_held_out": len(held),
-        "rmse": float(np.sqrt(np.mean((predicted - measured) ** 2))),
-        "kendall_tau": kendall_tau(measured, predicted),
-        "measured": measured.tolist(),
-        "predicted": predicted.tolist(),
-    }
-
-
-def kendall_tau(first: np.ndarray, second: np.ndarray) -> float:
-    """Kendall's rank correlation (tau-b: ties are counted out); 0 where it is undefined."""
-    above_first = np.sign(first[:, None] - first).astype(np.int8)
-    above_second = np.sign(second[:, None] - second).astype(np.int8)
-    agreement = float((above_first * above_second).sum(dtype=np.int64))
-    untied = np.count_nonzero(above_first) * np.count_nonzero(above_second)
-    return agreement / untied**0.5 if untied else 0.0
 
 
 def _group(sizes: list[int], activity: Activity) -> list[Group]:

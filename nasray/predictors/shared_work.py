@@ -1,25 +1,15 @@
-"""Threads that torch computes with: another number for a while, and work shared among threads."""
+"""Work shared among threads that torch computes with."""
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
 
-
-@contextmanager
-def computing_with(number: int) -> Iterator[None]:
-    """Let torch compute with `number` threads meanwhile."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+from nasray.devices import computing_with
 
 
 class SharedWork:

@@ -13,9 +13,9 @@ from statistics import mean
 from string import Template
 from typing import Any
 
-from nasray import figures, storage
 from nasray.errors import UserError
-from nasray.report_page import (
+from nasray.report import figures
+from nasray.report.page import (
     PAGE,
     SEARCH_CONTROLS,
     amount,
@@ -28,7 +28,7 @@ from nasray.report_page import (
     section,
     table,
 )
-from nasray.report_tables import (
+from nasray.report.tables import (
     answers_section,
     candidates_table,
     costs_of,
@@ -37,6 +37,7 @@ from nasray.report_tables import (
 )
 from nasray.search.candidate import Candidate
 from nasray.search.history import History
+from nasray.storage import files as storage
 
 logger = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from nasray import figures
-from nasray.report_page import amount, embed, percent, section, table
+from nasray.report import figures
+from nasray.report.page import amount, embed, percent, section, table
 
 Entry = dict[str, Any]
 

@@ -10,8 +10,6 @@ from nasray.config import Limit
 from nasray.spaces.space import Architecture
 
 FAILED = -np.inf  # fitness of what could not be evaluated
-FEWEST_JUDGED, MOST_JUDGED = 20, 200  # judged on all images, that races learn from
-MOST_DROPPED = 200  # of those that races dropped, that they learn from, too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,28 +48,6 @@ class Candidate(Evaluation):
         """What `evaluation` found of the architecture that `known` names with its costs."""
         found = {each.name: getattr(evaluation, each.name) for each in fields(Evaluation)}
         return cls(**found, **known)
-
-
-@dataclass(frozen=True)
-class Rivals:
-    """What newcomers race against (racing.py)."""
-
-    bar: Candidate  # whose place they must take to be of use
-    known: tuple[Candidate, ...]  # the latest that it was told of, those dropped among them
-
-    @classmethod
-    def of(cls, bar: Candidate | None, known: tuple[Candidate, ...]) -> "Rivals | None":
-        """None, so no race, before there is a bar and enough to learn from."""
-        if bar is None or len(judged_fully(known)) < FEWEST_JUDGED:
-            return None
-        return cls(bar, known)
-
-
-def latest_known(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """Those of `candidates` that races learn from."""
-    full = judged_fully(candidates)
-    dropped = [each for each in candidates if each.judged]
-    return (*full[-MOST_JUDGED:], *dropped[-MOST_DROPPED:])
 
 
 def judged_fully(candidates: Sequence[Candidate]) -> list[Candidate]:

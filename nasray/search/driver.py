@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from nasray.errors import EvaluationError, UserError
-from nasray.search.candidate import Candidate, Evaluation, Rivals
+from nasray.search.candidate import Candidate, Evaluation
 from nasray.search.history import History
 from nasray.search.limits import Limits
+from nasray.search.racing import Rivals
 from nasray.spaces.space import Architecture
 
 # So many evaluations in a row that fail end a search: something else than they is wrong.

@@ -19,10 +19,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nasray import storage
 from nasray.errors import UserError
 from nasray.search.candidate import FAILED, Candidate, Evaluation
 from nasray.spaces.space import Architecture
+from nasray.storage import files as storage
 
 logger = logging.getLogger(__name__)
 

@@ -9,12 +9,14 @@ network is better at than foretold, its ability. How far all this is off is meas
 networks judged on all images, each foretold from the others.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
 
-from nasray.spaces.space import squared_distances
+from nasray.search.candidate import Candidate, judged_fully
+from nasray.spaces.population import squared_distances
 
 FEWEST = 32  # images of a slice
 SLICES = 16  # at most; a race looks after each
@@ -28,6 +30,8 @@ NEWTON_STEPS, MOST_CHANGE, MOST_SLOPE = 20, 0.5, 10.0
 LEAST_ABILITY = 0.002  # variance
 DIGITS = 5  # of what is learned, so that the last bits of sums, which threads and machines
 # change, decide nothing
+FEWEST_JUDGED, MOST_JUDGED = 20, 200  # judged on all images, that races learn from
+MOST_DROPPED = 200  # of those that races dropped, that they learn from, too
 
 
 def slice_ends(number: int) -> tuple[int, ...]:
@@ -250,3 +254,25 @@ def as_record(correct: bytes, judged: bytes, number: int) -> np.ndarray:
 def unpack(packed: bytes, number: int) -> np.ndarray:
     """The `number` bools that pack() was given."""
     return np.unpackbits(np.frombuffer(packed, np.uint8), count=number).astype(bool)
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """What newcomers race against."""
+
+    bar: Candidate  # whose place they must take to be of use
+    known: tuple[Candidate, ...]  # the latest that it was told of, those dropped among them
+
+    @classmethod
+    def of(cls, bar: Candidate | None, known: tuple[Candidate, ...]) -> "Rivals | None":
+        """None, so no race, before there is a bar and enough to learn from."""
+        if bar is None or len(judged_fully(known)) < FEWEST_JUDGED:
+            return None
+        return cls(bar, known)
+
+
+def latest_known(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Those of `candidates` that races learn from."""
+    full = judged_fully(candidates)
+    dropped = [each for each in candidates if each.judged]
+    return (*full[-MOST_JUDGED:], *dropped[-MOST_DROPPED:])

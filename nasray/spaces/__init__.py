@@ -1,25 +1,27 @@
 """The design spaces: one file each, one line each in this table."""
 
 import dataclasses
+import pkgutil
 import typing
 from typing import Any
 
 from nasray.config import SpaceConfig
 from nasray.errors import UserError
-from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
-from nasray.spaces.ofa_proxyless import OfaProxyless
-from nasray.spaces.ofa_resnet50d import OfaResNet50D
-from nasray.spaces.shufflenet import ShuffleNet
 from nasray.spaces.space import Space
-from nasray.spaces.tiny import Tiny
 
-SPACES: dict[str, type] = {
-    "ofa_mobilenetv3": OfaMobileNetV3,
-    "ofa_proxyless": OfaProxyless,
-    "ofa_resnet50d": OfaResNet50D,
-    "shufflenet": ShuffleNet,
-    "tiny": Tiny,
+# Imported when they are asked for: what knows no network does not wait for torch.
+SPACES = {
+    "ofa_mobilenetv3": "nasray.spaces.ofa_mobilenetv3:OfaMobileNetV3",
+    "ofa_proxyless": "nasray.spaces.ofa_proxyless:OfaProxyless",
+    "ofa_resnet50d": "nasray.spaces.ofa_resnet50d:OfaResNet50D",
+    "shufflenet": "nasray.spaces.shufflenet:ShuffleNet",
+    "tiny": "nasray.spaces.tiny:Tiny",
 }
+
+
+def space_class(name: str) -> Any:
+    """The class of a space in this table."""
+    return pkgutil.resolve_name(SPACES[name])
 
 
 def make_space(config: SpaceConfig, num_classes: int) -> Space:
@@ -38,13 +40,12 @@ def space_by_name(name: str, **options: Any) -> Space:
     """Build a space from its name and options, which are the fields of its dataclass."""
     if name not in SPACES:
         raise UserError(f"space.name = {name!r} is unknown; there are {sorted(SPACES)}")
-    fields = {field.name: field for field in dataclasses.fields(SPACES[name])}
+    make = space_class(name)
+    fields = {field.name: field for field in dataclasses.fields(make)}
     for key in options:
         if key not in fields:
             raise UserError(f"unknown key 'space.{key}'; {name} has {sorted(fields)}")
-    return SPACES[name](
-        **{key: _checked(key, value, fields[key].type) for key, value in options.items()}
-    )
+    return make(**{key: _checked(key, value, fields[key].type) for key, value in options.items()})
 
 
 def describe(space: Space) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nasray.spaces.space import Gene, Population, Space, random_population
+from nasray.spaces.population import random_population
+from nasray.spaces.space import Gene, Population, Space
 
 PROBES = 512  # random architectures; a switch that none of them shows does not exist for us
 

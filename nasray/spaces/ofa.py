@@ -12,14 +12,7 @@ import torch
 from torch import nn
 
 from nasray.errors import UserError
-from nasray.spaces.space import (
-    Architecture,
-    Block,
-    Gene,
-    Population,
-    Space,
-    check_architecture,
-)
+from nasray.spaces.space import Architecture, Block, Gene, Population, Space, check_architecture
 
 
 class Condition(NamedTuple):

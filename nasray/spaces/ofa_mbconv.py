@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nasray.spaces.ofa import Condition
-from nasray.spaces.space import Architecture, Block, Gene
+from nasray.spaces.space import Architecture, Block, Gene, out_side
 
 KERNELS = (3, 5, 7)
 EXPANDS = (3, 4, 6)  # middle channels per input channel
@@ -101,11 +101,6 @@ def div8(value: float) -> int:
     """Round to a multiple of 8, at least 8, never more than a tenth down."""
     rounded = max(8, int(value + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * value else rounded
-
-
-def out_side(side: int, stride: int) -> int:
-    """The output side of a layer with padding kernel // 2."""
-    return (side - 1) // stride + 1
 
 
 def stem_rows(

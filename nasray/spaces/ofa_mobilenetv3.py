@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from nasray.spaces import mbconv, ofa
-from nasray.spaces.elastic import Supernet
+from nasray.spaces import ofa, ofa_mbconv
 from nasray.spaces.space import Architecture, Block, Gene, Population
+from nasray.spaces.supernet import Supernet
 
 # Before the width multiplier: stem, fixed block, five stages, the head's two convolutions.
 BASE_WIDTHS = (16, 16, 24, 40, 80, 112, 160, 960, 1280)
@@ -25,7 +25,7 @@ STAGES = (  # stride, activation, SE
     (1, "h_swish", True),
     (2, "h_swish", True),
 )
-NUM_BLOCKS = mbconv.STAGE_BLOCKS * len(STAGES)
+NUM_BLOCKS = ofa_mbconv.STAGE_BLOCKS * len(STAGES)
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class OfaMobileNetV3:
     """7371^5 networks for each of `resolutions`; published at widths 1.0 and 1.2."""
 
     name = "ofa_mobilenetv3"
-    keys = mbconv.KEYS
+    keys = ofa_mbconv.KEYS
 
     num_classes: int = 1000
     resolution: int = 224  # side of the images that are loaded
@@ -46,16 +46,16 @@ class OfaMobileNetV3:
 
     @cached_property
     def genes(self) -> tuple[Gene, ...]:
-        return mbconv.make_genes(NUM_BLOCKS, self.resolutions)
+        return ofa_mbconv.make_genes(NUM_BLOCKS, self.resolutions)
 
     @cached_property
     def conditions(self) -> tuple[ofa.Condition, ...]:
-        return mbconv.make_conditions(NUM_BLOCKS)
+        return ofa_mbconv.make_conditions(NUM_BLOCKS)
 
     @cached_property
     def parts(self) -> tuple[tuple[int, ...], ...]:
         side = (len(self.genes) - 1,)
-        return (side, side, *mbconv.make_parts(NUM_BLOCKS), side)
+        return (side, side, *ofa_mbconv.make_parts(NUM_BLOCKS), side)
 
     @property
     def named(self) -> Mapping[str, Architecture]:
@@ -65,13 +65,15 @@ class OfaMobileNetV3:
         return self.resolutions[arch[-1]]
 
     def decode(self, arch: Architecture) -> tuple[Block | None, ...]:
-        widths = [mbconv.div8(base * self.width) for base in BASE_WIDTHS]
-        stem, fixed = mbconv.stem_rows(*widths[:2], side=self.side(arch), acts=("h_swish", "relu"))
+        widths = [ofa_mbconv.div8(base * self.width) for base in BASE_WIDTHS]
+        stem, fixed = ofa_mbconv.stem_rows(
+            *widths[:2], side=self.side(arch), acts=("h_swish", "relu")
+        )
         stages = [
-            mbconv.Stage(out_channels, *stage)
+            ofa_mbconv.Stage(out_channels, *stage)
             for out_channels, stage in zip(widths[2:7], STAGES, strict=True)
         ]
-        blocks, side = mbconv.decode_blocks(
+        blocks, side = ofa_mbconv.decode_blocks(
             arch, stages, in_channels=widths[1], side=fixed.side, eps=1e-5
         )
         head = Head("head", widths[6], widths[7], widths[8], side, self.num_classes)
@@ -117,7 +119,7 @@ class Head:
         conv = nn.Conv2d(self.in_channels, self.mid_channels, 1, bias=False)
         return nn.Sequential(
             OrderedDict(
-                mix=nn.Sequential(mbconv.with_bn(conv, act="h_swish")),
+                mix=nn.Sequential(ofa_mbconv.with_bn(conv, act="h_swish")),
                 pool=nn.AdaptiveAvgPool2d(1),
                 features=nn.Conv2d(self.mid_channels, self.out_channels, 1, bias=False),
                 h_swish=nn.Hardswish(inplace=True),

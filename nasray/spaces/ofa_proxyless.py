@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from nasray.spaces import mbconv, ofa
-from nasray.spaces.elastic import Supernet
+from nasray.spaces import ofa, ofa_mbconv
 from nasray.spaces.space import Architecture, Block, Gene, Population
+from nasray.spaces.supernet import Supernet
 
 # Before the width multiplier: stem, fixed block, six stages, the head's convolution.
 BASE_WIDTHS = (32, 16, 24, 40, 80, 96, 192, 320, 1280)
 STRIDES = (2, 2, 2, 1, 2, 1)
-NUM_BLOCKS = 5 * mbconv.STAGE_BLOCKS + 1
+NUM_BLOCKS = 5 * ofa_mbconv.STAGE_BLOCKS + 1
 BN_EPS = 1e-3
 
 
@@ -30,7 +30,7 @@ class OfaProxyless:
     """9 * 7371^5 networks for each of `resolutions`; published at width 1.3."""
 
     name = "ofa_proxyless"
-    keys = mbconv.KEYS
+    keys = ofa_mbconv.KEYS
 
     num_classes: int = 1000
     resolution: int = 224  # side of the images that are loaded
@@ -43,16 +43,16 @@ class OfaProxyless:
 
     @cached_property
     def genes(self) -> tuple[Gene, ...]:
-        return mbconv.make_genes(NUM_BLOCKS, self.resolutions)
+        return ofa_mbconv.make_genes(NUM_BLOCKS, self.resolutions)
 
     @cached_property
     def conditions(self) -> tuple[ofa.Condition, ...]:
-        return mbconv.make_conditions(NUM_BLOCKS)
+        return ofa_mbconv.make_conditions(NUM_BLOCKS)
 
     @cached_property
     def parts(self) -> tuple[tuple[int, ...], ...]:
         side = (len(self.genes) - 1,)
-        return (side, side, *mbconv.make_parts(NUM_BLOCKS), side)
+        return (side, side, *ofa_mbconv.make_parts(NUM_BLOCKS), side)
 
     @property
     def named(self) -> Mapping[str, Architecture]:
@@ -62,16 +62,16 @@ class OfaProxyless:
         return self.resolutions[arch[-1]]
 
     def decode(self, arch: Architecture) -> tuple[Block | None, ...]:
-        widths = [mbconv.div8(base * self.width) for base in BASE_WIDTHS]
-        stem, fixed = mbconv.stem_rows(
+        widths = [ofa_mbconv.div8(base * self.width) for base in BASE_WIDTHS]
+        stem, fixed = ofa_mbconv.stem_rows(
             *widths[:2], side=self.side(arch), acts=("relu6", "relu6"), eps=BN_EPS
         )
         stages = [
-            mbconv.Stage(out_channels, stride, "relu6", se=False)
+            ofa_mbconv.Stage(out_channels, stride, "relu6", se=False)
             for out_channels, stride in zip(widths[2:8], STRIDES, strict=True)
         ]
         stages[-1] = replace(stages[-1], blocks=1)
-        blocks, side = mbconv.decode_blocks(
+        blocks, side = ofa_mbconv.decode_blocks(
             arch, stages, in_channels=widths[1], side=fixed.side, eps=BN_EPS
         )
         head = Head("head", widths[7], widths[8], side, self.num_classes)
@@ -116,7 +116,7 @@ class Head:
         conv = nn.Conv2d(self.in_channels, self.out_channels, 1, bias=False)
         return nn.Sequential(
             OrderedDict(
-                mix=nn.Sequential(mbconv.with_bn(conv, act="relu6", eps=BN_EPS)),
+                mix=nn.Sequential(ofa_mbconv.with_bn(conv, act="relu6", eps=BN_EPS)),
                 pool=nn.AdaptiveAvgPool2d(1),
                 flatten=nn.Flatten(),
                 output=nn.Linear(self.out_channels, self.num_classes),

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nasray.spaces import mbconv, ofa
-from nasray.spaces.elastic import Supernet
-from nasray.spaces.space import Architecture, Block, Gene, Population
+from nasray.spaces import ofa, ofa_mbconv
+from nasray.spaces.space import Architecture, Block, Gene, Population, out_side
+from nasray.spaces.supernet import Supernet
 
 EXPANDS = (0.2, 0.25, 0.35)  # middle channels per output channel
 WIDTHS = (0.65, 0.8, 1.0)
@@ -93,16 +93,16 @@ class OfaResNet50D:
 
     def decode(self, arch: Architecture) -> tuple[Block | None, ...]:
         middle, stem, *stages = (
-            mbconv.div8(base * self.width * WIDTHS[choice])
+            ofa_mbconv.div8(base * self.width * WIDTHS[choice])
             for base, choice in zip(BASE_WIDTHS, arch[WIDTH:DEPTH], strict=True)
         )
-        side = mbconv.out_side(self.side(arch), 2)
+        side = out_side(self.side(arch), 2)
         rows: list[Block | None] = [
-            mbconv.ConvStem(name="stem", side=self.side(arch), out_channels=middle, act="relu"),
+            ofa_mbconv.ConvStem(name="stem", side=self.side(arch), out_channels=middle, act="relu"),
             StemResidual("stem_residual", middle, side) if STEM_DEPTHS[arch[DEPTH]] else None,
             StemEnd("stem_end", middle, stem, side),
         ]
-        in_channels, side = stem, mbconv.out_side(side, 2)
+        in_channels, side = stem, out_side(side, 2)
         for stage, out_channels in enumerate(stages):
             depth = BASE_DEPTHS[stage] + DEPTHS[arch[DEPTH + 1 + stage]]
             for position in range(STAGE_BLOCKS[stage]):
@@ -110,7 +110,7 @@ class OfaResNet50D:
                     rows.append(None)
                     continue
                 index, stride = STARTS[stage] + position, 1 if position else STRIDES[stage]
-                mid = mbconv.div8(round(out_channels * EXPANDS[arch[index]]))
+                mid = ofa_mbconv.div8(round(out_channels * EXPANDS[arch[index]]))
                 rows.append(
                     Bottleneck(
                         name=f"block{index}",
@@ -122,7 +122,7 @@ class OfaResNet50D:
                         identity=position > 0,
                     )
                 )
-                in_channels, side = out_channels, mbconv.out_side(side, stride)
+                in_channels, side = out_channels, out_side(side, stride)
         return (*rows, Head("head", in_channels, side, self.num_classes))
 
     def canonical(self, population: Population) -> Population:
@@ -174,7 +174,7 @@ class StemEnd:
     def build(self) -> nn.Module:
         conv = nn.Conv2d(self.in_channels, self.out_channels, 3, 1, 1, bias=False)
         pool = nn.MaxPool2d(3, stride=2, padding=1)
-        return nn.Sequential(OrderedDict(**mbconv.with_bn(conv, act="relu"), pool=pool))
+        return nn.Sequential(OrderedDict(**ofa_mbconv.with_bn(conv, act="relu"), pool=pool))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +221,7 @@ class StemResidualUnit(nn.Module):
     def __init__(self, row: StemResidual) -> None:
         super().__init__()
         conv = nn.Conv2d(row.in_channels, row.in_channels, 3, 1, 1, bias=False)
-        self.main = nn.Sequential(mbconv.with_bn(conv, act="relu"))
+        self.main = nn.Sequential(ofa_mbconv.with_bn(conv, act="relu"))
 
     def forward(self, features: Tensor) -> Tensor:
         return features + self.main(features)
@@ -236,15 +236,15 @@ class BottleneckUnit(nn.Module):
         inner = nn.Conv2d(row.in_channels, mid, 1, bias=False)
         middle = nn.Conv2d(mid, mid, row.kernel, stride, row.kernel // 2, bias=False)
         outer = nn.Conv2d(mid, row.out_channels, 1, bias=False)
-        self.inner = nn.Sequential(mbconv.with_bn(inner, act=row.act))
-        self.middle = nn.Sequential(mbconv.with_bn(middle, act=row.act))
-        self.outer = nn.Sequential(mbconv.with_bn(outer))
+        self.inner = nn.Sequential(ofa_mbconv.with_bn(inner, act=row.act))
+        self.middle = nn.Sequential(ofa_mbconv.with_bn(middle, act=row.act))
+        self.outer = nn.Sequential(ofa_mbconv.with_bn(outer))
         if row.identity:
             self.shortcut = nn.Identity()
         else:
             conv = nn.Conv2d(row.in_channels, row.out_channels, 1, bias=False)
             pool = nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
-            self.shortcut = nn.Sequential(OrderedDict(pool=pool, **mbconv.with_bn(conv)))
+            self.shortcut = nn.Sequential(OrderedDict(pool=pool, **ofa_mbconv.with_bn(conv)))
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from nasray.errors import UserError
-from nasray.spaces import mbconv
+from nasray.spaces import ofa_mbconv
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
 from nasray.spaces.ofa_proxyless import OfaProxyless
 from nasray.spaces.ofa_resnet50d import BASE_WIDTHS, EXPANDS, STAGE_BLOCKS, WIDTHS, OfaResNet50D
@@ -111,13 +111,13 @@ def _shortcut(identity: bool) -> str:
 
 def _read_mbconv(space: OfaMobileNetV3 | OfaProxyless, lines: Sequence[str]) -> dict[str, Any]:
     num_blocks = sum(gene.kind == "kernel" for gene in space.genes)
-    places = [min(mbconv.STAGE_BLOCKS, num_blocks - start) for start in range(0, num_blocks, 4)]
+    places = [min(ofa_mbconv.STAGE_BLOCKS, num_blocks - start) for start in range(0, num_blocks, 4)]
     found = [match for line in lines if (match := _MBCONV.fullmatch(line))]
     stages = _stages(space, found, places, starts=lambda match: match[5] == "None")
     return {
         "ks": _laid_out(stages, places, lambda match: int(match[4])),
         "e": _laid_out(stages, places, lambda match: int(match[3])),
-        "d": [len(stage) for stage in stages[: mbconv.NUM_DEPTHS]],
+        "d": [len(stage) for stage in stages[: ofa_mbconv.NUM_DEPTHS]],
     }
 
 
@@ -131,7 +131,7 @@ def _read_resnet(space: OfaResNet50D, lines: Sequence[str]) -> dict[str, Any]:
 
     def expand(match: re.Match[str]) -> float:
         mid, out = int(match[1]), int(match[2])
-        ratios = {mbconv.div8(round(out * ratio)): ratio for ratio in reversed(EXPANDS)}
+        ratios = {ofa_mbconv.div8(round(out * ratio)): ratio for ratio in reversed(EXPANDS)}
         return _one_of(ratios, mid, f"middle channels of {out}")
 
     return {
@@ -187,7 +187,7 @@ def _laid_out(
 
 def _width_ratios(base: float) -> dict[int, float]:
     """Width -> its ratio to `base`."""
-    return {mbconv.div8(base * ratio): ratio for ratio in reversed(WIDTHS)}
+    return {ofa_mbconv.div8(base * ratio): ratio for ratio in reversed(WIDTHS)}
 
 
 def _one_of(choices: dict[int, float], value: int, what: str) -> float:

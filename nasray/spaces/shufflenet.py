@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from nasray.errors import UserError
-from nasray.spaces.elastic import Supernet, embed
 from nasray.spaces.space import (
     Architecture,
     Block,
@@ -26,6 +25,7 @@ from nasray.spaces.space import (
     check_architecture,
     index_lists,
 )
+from nasray.spaces.supernet import Supernet, embed
 
 OPS = ("shuffle3", "shuffle5", "shuffle7", "xception3")
 SCALES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0)  # of half the output channels

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from nasray.errors import UserError
-from nasray.spaces.elastic import Supernet, embed
 from nasray.spaces.space import (
     Architecture,
     Block,
@@ -22,6 +21,7 @@ from nasray.spaces.space import (
     check_architecture,
     index_lists,
 )
+from nasray.spaces.supernet import Supernet, embed
 
 OPS = ("conv3", "conv5")
 SCALES = (0.5, 1.0, 2.0)  # of the block's output channels

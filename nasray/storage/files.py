@@ -4,11 +4,9 @@ The only user of pyarrow.fs. A path is a `str` (`Path` would mangle `s3://`). Fi
 written whole: a reader sees the old file or the new one, never half of one.
 """
 
+import errno
 import json
 import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +18,7 @@ OBJECT_STORES = ("s3", "gcs", "abfs")  # which have no folders
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "file", "hdfs", "viewfs")  # of Arrow's, and az
 # Arrow would try for a quarter of an hour to find out who asks.
 GOOGLE_PATIENCE = "?retry_limit_seconds=60"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a write to a full disk raises
 
 
 def is_uri(path: str) -> bool:
@@ -169,52 +168,3 @@ def remove(path: str) -> None:
         filesystem.delete_dir(place)
     elif info.type == fs.FileType.File:
         filesystem.delete_file(place)
-
-
-def holder(folder: str) -> str:
-    """Who holds a folder, as far as can be seen; empty if nobody does."""
-    filesystem, place = resolve(folder)
-    if not isinstance(filesystem, fs.LocalFileSystem):
-        from nasray.lease import holders
-
-        return " and ".join(holders(folder))
-    import fcntl
-
-    try:
-        with open(os.path.join(place, "lock")) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return "another nasray process"
-    except OSError:  # no lock file, or a file system without locks
-        pass
-    return ""
-
-
-@contextmanager
-def held(folder: str) -> Iterator[None]:
-    """Hold a folder alone, making it; a local lock goes with the process, however it ends."""
-    filesystem, place = resolve(folder)
-    if not isinstance(filesystem, fs.LocalFileSystem):
-        from nasray.lease import leased
-
-        with leased(folder):
-            yield
-        return
-    import fcntl
-
-    make_folder(folder)
-    with open(os.path.join(place, "lock"), "w") as file:
-        try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(0.1)  # it may have been somebody who only looks, as holder() does
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder} is in use by another nasray process") from None
-        except OSError as error:
-            raise UserError(
-                f"{folder}: this file system has no locks ({error.strerror}); use another one, "
-                "or a URI"
-            ) from None
-        yield

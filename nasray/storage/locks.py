@@ -1,11 +1,12 @@
-"""Who works in a folder of an object store, which has no locks: leases that are renewed.
+"""Who works in a folder: a lock of the file system, or leases where there are none.
 
-A process writes a file of its own and renews it every few seconds. Another one that finds
-it waits to see whether it is renewed: then someone works there; else its owner is dead. No
-clocks are compared.
+An object store has no locks. There a process writes a file of its own and renews it every few
+seconds. Another one that finds it waits to see whether it is renewed: then someone works there;
+else its owner is dead. No clocks are compared.
 """
 
 import _thread
+import fcntl
 import json
 import logging
 import os
@@ -15,8 +16,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from nasray import storage
+from pyarrow import fs
+
 from nasray.errors import UserError
+from nasray.storage import files as storage
 
 logger = logging.getLogger(__name__)
 
@@ -104,3 +107,44 @@ def _content(path: str) -> bytes | None:
         return storage.read(path)
     except OSError:
         return None
+
+
+def holder(folder: str) -> str:
+    """Who holds a folder, as far as can be seen; empty if nobody does."""
+    filesystem, place = storage.resolve(folder)
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        return " and ".join(holders(folder))
+    try:
+        with open(os.path.join(place, "lock")) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "another nasray process"
+    except OSError:  # no lock file, or a file system without locks
+        pass
+    return ""
+
+
+@contextmanager
+def held(folder: str) -> Iterator[None]:
+    """Hold a folder alone, making it; a local lock goes with the process, however it ends."""
+    filesystem, place = storage.resolve(folder)
+    if not isinstance(filesystem, fs.LocalFileSystem):
+        with leased(folder):
+            yield
+        return
+    storage.make_folder(folder)
+    with open(os.path.join(place, "lock"), "w") as file:
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.1)  # it may have been somebody who only looks, as holder() does
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder} is in use by another nasray process") from None
+        except OSError as error:
+            raise UserError(
+                f"{folder}: this file system has no locks ({error.strerror}); use another one, "
+                "or a URI"
+            ) from None
+        yield

@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nasray.datasets.transforms import normalize
+from nasray.data.transforms import normalize
+from nasray.devices import amp_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,14 +144,6 @@ def learning_rate(recipe: Recipe, epoch: float) -> float:
 def make_scaler(device: str) -> torch.amp.GradScaler:
     """Loss scaling, needed only where mixed precision means float16."""
     return torch.amp.GradScaler(device, enabled=amp_dtype(device) is torch.float16)
-
-
-def amp_dtype(device: str) -> torch.dtype | None:
-    """The type of mixed precision: bfloat16 where the GPU computes it, else float16; CPU none."""
-    if device != "cuda":
-        return None
-    native = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if native else torch.float16
 
 
 def train_epoch(

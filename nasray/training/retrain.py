@@ -21,19 +21,20 @@ from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 
-from nasray import checkpoint, storage
+from nasray import checkpoint
+from nasray.cluster.placement import on_gpu, worker_labels
+from nasray.cluster.worker import raise_user_error, worker_device
 from nasray.config import Job, RetrainConfig, parse_job
+from nasray.data.splits import JobImages
 from nasray.errors import UserError
-from nasray.evaluate import top1
-from nasray.images import JobImages
-from nasray.placement import on_gpu, worker_labels
+from nasray.evaluation.evaluate import top1
 from nasray.progress import following
 from nasray.spaces import make_space
-from nasray.spaces.elastic import build_subnet
 from nasray.spaces.space import Architecture, Space
-from nasray.train import LossNotFiniteError, Recipe, fit
-from nasray.trainer import check_batches, scaling, use_own_gpu
-from nasray.worker import raise_user_error, worker_device
+from nasray.spaces.supernet import build_subnet
+from nasray.storage import files as storage
+from nasray.training.loop import LossNotFiniteError, Recipe, fit
+from nasray.training.workers import check_batches, scaling, use_own_gpu
 
 logger = logging.getLogger(__name__)
 TUNED = ("learning_rate", "weight_decay", "label_smoothing")

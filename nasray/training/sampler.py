@@ -8,7 +8,8 @@ import numpy as np
 
 from nasray.config import SupernetConfig
 from nasray.errors import UserError
-from nasray.spaces.space import Architecture, Gene, Space, as_architectures, random_population
+from nasray.spaces.population import as_architectures, random_population
+from nasray.spaces.space import Architecture, Gene, Space
 
 # Channel-selection warm-up: epochs since its start -> index of the lowest scale drawn.
 # The ten rows that OneShot+ published (spec 2.1): 1.8 first, 0.2 from its 19th epoch on.

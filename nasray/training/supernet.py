@@ -1,4 +1,4 @@
-"""Supernet training on a cluster: Ray Train around train.py.
+"""Supernet training on a cluster: Ray Train around loop.py.
 
 Every worker draws the same architectures from (seed, epoch, step), sees its own part of
 each batch, and averages gradients. Ray Train restarts lost workers from the last checkpoint
@@ -19,24 +19,25 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, get_device
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig
+from ray.train.torch import TorchTrainer
 from torch import Tensor
 
-from nasray import checkpoint, storage
-from nasray.config import ComputeConfig, Job, SupernetConfig, parse_job
-from nasray.datasets.loader import TrainBatches
-from nasray.datasets.transforms import resized
+from nasray import checkpoint
+from nasray.cluster.worker import raise_user_error, worker_device
+from nasray.config import Job, SupernetConfig, parse_job
+from nasray.data.loader import TrainBatches
+from nasray.data.splits import JobImages
+from nasray.data.transforms import resized
 from nasray.errors import UserError
-from nasray.evaluate import evaluate
-from nasray.images import JobImages
-from nasray.placement import on_gpu, worker_labels
+from nasray.evaluation.evaluate import evaluate
 from nasray.progress import following
-from nasray.sampler import fixed_architectures, lowest_scale, sample
 from nasray.spaces import make_space
-from nasray.spaces.elastic import Supernet
-from nasray.train import LossNotFiniteError, Recipe, fit
-from nasray.worker import raise_user_error, worker_device
+from nasray.spaces.supernet import Supernet
+from nasray.storage import files as storage
+from nasray.training.loop import LossNotFiniteError, Recipe, fit
+from nasray.training.sampler import fixed_architectures, lowest_scale, sample
+from nasray.training.workers import check_batches, scaling, use_own_gpu
 
 logger = logging.getLogger(__name__)
 STATE_FILE = "state.pt"
@@ -88,31 +89,6 @@ def _own_interrupts() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, before)
-
-
-def scaling(compute: ComputeConfig, num_workers: int, cpus_per_worker: int) -> ScalingConfig:
-    """What `num_workers` training workers ask of the cluster."""
-    use_gpu = on_gpu(compute, num_workers)
-    resources = {"CPU": cpus_per_worker, **({"GPU": 1} if use_gpu else {})}
-    return ScalingConfig(
-        num_workers=num_workers,
-        use_gpu=use_gpu,
-        resources_per_worker=resources,
-        label_selector=worker_labels(compute, gpu=use_gpu),
-    )
-
-
-def check_batches(job: Job, data_path: str, batch_size: int, num_workers: int) -> None:
-    """Refuse what every worker would refuse, and be restarted for."""
-    images = JobImages(job, data_path)
-    images.training_batches(batch_size, 0, rank=0, world_size=num_workers)
-
-
-def use_own_gpu() -> None:
-    """Settle on this worker's GPU: Ray Train shows each worker all that its node has."""
-    device = get_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
 
 
 def recipe_of(config: SupernetConfig) -> Recipe:

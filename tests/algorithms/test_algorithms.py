@@ -14,18 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nasray import storage
+from nasray.algorithms import ALGORITHMS, GENERATIONAL, ONE_BY_ONE, make_algorithm
+from nasray.algorithms.offspring import Offspring
 from nasray.config import Limit, SearchConfig
 from nasray.errors import EvaluationError, InfeasibleError, UserError
-from nasray.search import ALGORITHMS, GENERATIONAL, ONE_BY_ONE, make_algorithm
 from nasray.search.candidate import FAILED, Candidate, Evaluation, best_first, pareto_front
 from nasray.search.driver import Direct, run_search
 from nasray.search.history import History
 from nasray.search.limits import Limits
-from nasray.search.steady import Offspring
+from nasray.spaces.population import as_population, random_population
 from nasray.spaces.shufflenet import ShuffleNet
-from nasray.spaces.space import as_population, random_population
 from nasray.spaces.tiny import Tiny
+from nasray.storage import files as storage
 
 SPACE = ShuffleNet()
 every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -95,7 +95,7 @@ def test_same_seed_same_history_another_seed_another(tmp_path, unlimited, algori
 def test_same_histories_in_another_process(tmp_path):
     """String hashes differ between processes; histories must not."""
     program = (
-        "import sys, json; sys.path.insert(0, sys.argv[1]); import test_search as t;"
+        "import sys, json; sys.path.insert(0, sys.argv[1]); import test_algorithms as t;"
         "from nasray.search.limits import Limits; from nasray.spaces.tiny import Tiny;"
         "limits = Limits(Tiny(), ());"
         "found = [t.search(sys.argv[2] + name, limits, algorithm=name, evaluate=t.evaluate_tiny)"

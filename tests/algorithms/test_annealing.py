@@ -9,21 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nasray.algorithms import annealing as front_module
+from nasray.algorithms.annealing import Front
+from nasray.algorithms.many_limits import front_search
 from nasray.config import Limit, SearchConfig
+from nasray.costs.latency import LatencyTable
 from nasray.errors import InfeasibleError
-from nasray.latency import LatencyTable
-from nasray.predictor import AccuracyPredictor
-from nasray.search import front as front_module
+from nasray.predictors.predictor import AccuracyPredictor
 from nasray.search.candidate import Candidate
-from nasray.search.front import Front
-from nasray.search.ladder import front_search
-from nasray.search.limits import Limits
-from nasray.search.within import Within
+from nasray.search.limits import Limits, Within
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
-from nasray.spaces.space import Gene, as_architectures, as_population, random_population
+from nasray.spaces.population import as_architectures, as_population, random_population
+from nasray.spaces.space import Gene
 from nasray.spaces.tiny import Tiny
 
-OFA = Path(__file__).parents[2] / "shared" / "data" / "ofa"
+OFA = Path(__file__).parents[3] / "shared" / "data" / "ofa"
 SPACE = OfaMobileNetV3()
 
 

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
+from nasray.algorithms import make_algorithm
+from nasray.algorithms.bayesian import BayesianSearch, _Process, ranked
 from nasray.config import SearchConfig
-from nasray.search import make_algorithm
-from nasray.search.bayesian import BayesianSearch, _Process, ranked
 from nasray.search.candidate import FAILED, Candidate, Evaluation
 from nasray.search.driver import Direct, run_search
 from nasray.search.history import History
 from nasray.search.limits import Limits
+from nasray.spaces.population import random_population
 from nasray.spaces.shufflenet import ShuffleNet
-from nasray.spaces.space import random_population
 
 SPACE = ShuffleNet()
 TARGET = np.tile((1, 6), 20)

@@ -4,7 +4,7 @@ from itertools import product
 
 import numpy as np
 
-from nasray.search.nsga2 import Nsga2, crowding, rank
+from nasray.algorithms.nsga2 import Nsga2, crowding, rank
 from nasray.spaces.tiny import Tiny
 
 SPACE = Tiny()

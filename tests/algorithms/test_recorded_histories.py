@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from recorded import compute
+from tests.recorded import compute
 
 RECORDED = json.loads(Path(compute.__file__).with_name("histories.json").read_text())
 

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nasray.algorithms.staged import STRATEGIES, Staged, prune
+from nasray.costs.latency import LatencyTable
 from nasray.errors import InfeasibleError
-from nasray.latency import LatencyTable
-from nasray.predictor import AccuracyPredictor
-from nasray.search.topdown import STRATEGIES, Staged, prune
+from nasray.predictors.predictor import AccuracyPredictor
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
-from nasray.spaces.space import as_population, random_population
+from nasray.spaces.population import as_population, random_population
 
-OFA = Path(__file__).parents[2] / "shared" / "data" / "ofa"
+OFA = Path(__file__).parents[3] / "shared" / "data" / "ofa"
 SPACE = OfaMobileNetV3()
 WEIGHTS = 0.5 + np.random.default_rng(0).random(46)
 RESOLUTION = 45  # its column

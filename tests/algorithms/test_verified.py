@@ -1,22 +1,29 @@
 """A predictor proposes, evaluations verify: no cluster, a made-up accuracy."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
+from nasray.algorithms.random import RandomSearch
+from nasray.algorithms.verified import FEWEST, VerifiedSearch
 from nasray.config import Limit, SearchConfig
+from nasray.predictors.predictor import AccuracyPredictor
 from nasray.search.candidate import FAILED, Candidate, Evaluation
 from nasray.search.driver import Direct, run_search
-from nasray.search.generations import Generations
 from nasray.search.history import History
 from nasray.search.limits import Limits
-from nasray.search.random import RandomSearch
+from nasray.search.schedules import Generations
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
-from nasray.spaces.space import as_population, random_population
-from nasray.verified import FEWEST, VerifiedSearch
+from nasray.spaces.population import as_population, random_population
 
 SPACE = OfaMobileNetV3()
 WORTH = np.random.default_rng(3).random(len(SPACE.genes))
 CONFIG = SearchConfig(population_size=20, num_generations=3, num_parents=2, proposals=20_000)
+
+
+def verified(*arguments, **options):
+    return VerifiedSearch(SPACE, *arguments, fit=partial(AccuracyPredictor.fit, SPACE), **options)
 
 
 class Predicts:
@@ -65,7 +72,7 @@ def best_at(found, rung):
 
 
 def test_it_finds_better_ones_than_as_many_random_evaluations(tmp_path, limits):
-    found = search(tmp_path / "a", limits, VerifiedSearch(SPACE, CONFIG, limits, 0))
+    found = search(tmp_path / "a", limits, verified(CONFIG, limits, 0))
     wide = Limits(SPACE, (limits.limits[0], limits.limits[3]))
     random = search(tmp_path / "b", wide, RandomSearch(SPACE, CONFIG, wide, 0))
     assert len(found) == len(random) == 60
@@ -74,7 +81,7 @@ def test_it_finds_better_ones_than_as_many_random_evaluations(tmp_path, limits):
 
 
 def test_every_candidate_is_new_and_within_the_loosest_rung_and_the_other_limits(tmp_path, limits):
-    found = search(tmp_path, limits, VerifiedSearch(SPACE, CONFIG, limits, 0))
+    found = search(tmp_path, limits, verified(CONFIG, limits, 0))
     assert len({candidate.arch for candidate in found}) == len(found)
     assert all(c.costs["macs"] <= limits.limits[0].max for c in found)
     assert all(c.costs["params"] <= limits.limits[3].max for c in found)
@@ -85,9 +92,9 @@ def test_every_candidate_is_new_and_within_the_loosest_rung_and_the_other_limits
 
 def test_the_first_generation_is_random_until_there_is_something_to_fit_to(limits):
     few, enough = candidates(limits, FEWEST - 1), candidates(limits, 60)
-    random = VerifiedSearch(SPACE, CONFIG, limits, 0).ask()
-    assert VerifiedSearch(SPACE, CONFIG, limits, 0, known=few).ask() == random
-    proposed = VerifiedSearch(SPACE, CONFIG, limits, 0, known=enough).ask()
+    random = verified(CONFIG, limits, 0).ask()
+    assert verified(CONFIG, limits, 0, known=few).ask() == random
+    proposed = verified(CONFIG, limits, 0, known=enough).ask()
     assert proposed != random
     mean = {
         name: np.mean([accuracy(a) for a in archs])
@@ -98,18 +105,18 @@ def test_the_first_generation_is_random_until_there_is_something_to_fit_to(limit
 
 def test_a_given_predictor_proposes_the_first_generation(limits):
     prefers_small = Predicts(lambda population: -limits.price(population)["params"])
-    asked = VerifiedSearch(SPACE, CONFIG, limits, 0, predictor=prefers_small).ask()
-    random = VerifiedSearch(SPACE, CONFIG, limits, 0).ask()
+    asked = verified(CONFIG, limits, 0, predictor=prefers_small).ask()
+    random = verified(CONFIG, limits, 0).ask()
     params = [limits.price(as_population(archs))["params"].mean() for archs in (asked, random)]
     assert params[0] < 0.8 * params[1]
 
 
 def test_a_stopped_search_goes_on_as_if_nothing_had_happened(tmp_path, limits):
-    whole = search(tmp_path / "a", limits, VerifiedSearch(SPACE, CONFIG, limits, 0))
-    search(tmp_path / "b", limits, VerifiedSearch(SPACE, CONFIG, limits, 0), generations=2)
-    resumed = search(tmp_path / "b", limits, VerifiedSearch(SPACE, CONFIG, limits, 0))
+    whole = search(tmp_path / "a", limits, verified(CONFIG, limits, 0))
+    search(tmp_path / "b", limits, verified(CONFIG, limits, 0), generations=2)
+    resumed = search(tmp_path / "b", limits, verified(CONFIG, limits, 0))
     assert [(c.arch, c.fitness) for c in resumed] == [(c.arch, c.fitness) for c in whole]
-    assert VerifiedSearch(SPACE, CONFIG, limits, 1).ask() != [c.arch for c in whole[:20]]
+    assert verified(CONFIG, limits, 1).ask() != [c.arch for c in whole[:20]]
 
 
 def test_what_cannot_be_evaluated_is_not_proposed_again(tmp_path, limits):
@@ -118,7 +125,7 @@ def test_what_cannot_be_evaluated_is_not_proposed_again(tmp_path, limits):
             return Evaluation(fitness=FAILED, error="it would not")
         return evaluate(arch)
 
-    algorithm = Generations(VerifiedSearch(SPACE, CONFIG, limits, 0), 3)
+    algorithm = Generations(verified(CONFIG, limits, 0), 3)
     found = run_search(algorithm, limits, Direct(moody), History(str(tmp_path)))
     assert len({candidate.arch for candidate in found}) == len(found) == 60
     assert any(candidate.failed for candidate in found)
@@ -127,8 +134,10 @@ def test_what_cannot_be_evaluated_is_not_proposed_again(tmp_path, limits):
 def test_the_best_that_the_predictor_found_is_proposed_even_if_no_chain_is_there_now(
     limits, monkeypatch
 ):
-    monkeypatch.setattr("nasray.search.front.Front.members", lambda self, limit: as_population([]))
+    monkeypatch.setattr(
+        "nasray.algorithms.annealing.Front.members", lambda self, limit: as_population([])
+    )
     macs = limits.limits[0].max
     prefers_large = Predicts(lambda population: limits.price(population)["macs"])
-    asked = VerifiedSearch(SPACE, CONFIG, limits, 0, predictor=prefers_large).ask()
+    asked = verified(CONFIG, limits, 0, predictor=prefers_large).ask()
     assert max(cost["macs"] for cost in limits.costs(asked[:3])) > 0.97 * macs

@@ -6,7 +6,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from nasray.cli import main
+from nasray.cli.main import main
 
 
 @pytest.fixture

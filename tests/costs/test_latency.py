@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import ray
 
-from nasray import storage
 from nasray.config import Limit
-from nasray.errors import InfeasibleError, UserError
-from nasray.latency import LatencyTable, block_key, blocks_of, read_lines, write_lines
-from nasray.latency_cluster import measure_on_cluster
-from nasray.latency_measure import (
+from nasray.costs.latency import LatencyTable, blocks_of
+from nasray.costs.latency_cluster import measure_on_cluster
+from nasray.costs.latency_files import block_key, read_lines, write_lines
+from nasray.costs.latency_measure import (
     MIN_SAMPLES,
     Setup,
     check,
@@ -25,13 +24,15 @@ from nasray.latency_measure import (
     time_blocks,
     wanted_blocks,
 )
+from nasray.errors import InfeasibleError, UserError
 from nasray.search.limits import Limits
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
+from nasray.spaces.population import as_architectures, as_population, random_population
 from nasray.spaces.shufflenet import ShuffleNet
-from nasray.spaces.space import as_architectures, as_population, random_population
 from nasray.spaces.tiny import Tiny
+from nasray.storage import locks
 
-OFA = Path(__file__).parents[2] / "shared" / "data" / "ofa"
+OFA = Path(__file__).parents[3] / "shared" / "data" / "ofa"
 needs_ofa = pytest.mark.skipif(not OFA.exists(), reason=f"{OFA} is not here")
 
 TINY = Tiny(resolution=16)
@@ -273,7 +274,7 @@ def test_an_interrupted_measurement_goes_on_where_it_was(tmp_path):
 
 def test_a_table_is_measured_by_one_process_at_a_time(tmp_path):
     path = str(tmp_path / "t.csv")
-    with storage.held(f"{path}.in-use"):
+    with locks.held(f"{path}.in-use"):
         with pytest.raises(UserError, match=f"^{path}.in-use is in use by another nasray process"):
             measure(TINY, path)
     measure(TINY, path)
@@ -308,7 +309,7 @@ def test_blocks_that_stay_unsure_are_counted(tmp_path, monkeypatch):
         return [(key, float(rng.lognormal(sigma=1))) for key in keys]
 
     path = str(tmp_path / "t.csv")
-    monkeypatch.setattr("nasray.latency_measure.time_blocks", disturbed)
+    monkeypatch.setattr("nasray.costs.latency_measure.time_blocks", disturbed)
     measure(TINY, path)
     number = len(wanted_blocks(TINY))
     assert doubt(path).startswith(f"{path}: {number} of {number} blocks are known to ")

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from recorded import compute
+
+from tests.recorded import compute
 
 RECORDED = json.loads(Path(compute.__file__).with_name("numbers.json").read_text())
 # What the last bits of a sum depend on differs between kinds of CPUs.

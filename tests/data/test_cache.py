@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from nasray.config import DataConfig
-from nasray.datasets import Dataset, import_dataset, open_dataset
-from nasray.datasets.cache import cached_images, default_folder
-from nasray.datasets.transforms import decode, eval_transform
+from nasray.data import Dataset, import_dataset, open_dataset
+from nasray.data.cache import cached_images, default_folder
+from nasray.data.transforms import decode, eval_transform
 from nasray.errors import UserError
 
 CONFIG = DataConfig(source="synthetic", train_per_class=30, val_per_class=3, image_side=24)

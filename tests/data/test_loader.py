@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from nasray.config import DataConfig
-from nasray.datasets import Dataset, import_dataset, loader, open_dataset, shards
-from nasray.datasets.loader import calibration_subset, epoch_order, holdout_split, train_batches
+from nasray.data import Dataset, import_dataset, loader, open_dataset, shards
+from nasray.data.loader import calibration_subset, epoch_order, holdout_split, train_batches
 from nasray.errors import UserError
 
 CONFIG = DataConfig(source="synthetic", train_per_class=20, val_per_class=1, image_side=16)

@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nasray import storage
 from nasray.config import DataConfig
-from nasray.datasets import SOURCES, Dataset, import_dataset, open_dataset, shards
-from nasray.datasets.folders import imagefolder
-from nasray.datasets.transforms import decode
+from nasray.data import SOURCES, Dataset, import_dataset, open_dataset, shards
+from nasray.data.folders import imagefolder
+from nasray.data.transforms import decode
 from nasray.errors import UserError
+from nasray.storage import files as storage
+from nasray.storage import locks
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 def encode(color: int, kind: str = "PNG") -> bytes:
@@ -265,7 +266,7 @@ def test_an_image_that_cannot_be_read_is_skipped_like_one_that_cannot_be_decoded
 def test_two_imports_into_one_folder_are_kept_apart(tmp_path):
     root = make_folder(tmp_path / "raw")
     with (
-        storage.held(str(tmp_path / "out")),
+        locks.held(str(tmp_path / "out")),
         pytest.raises(UserError, match="out is in use by another nasray process"),
     ):
         load("imagefolder", root, tmp_path / "out")

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 
 from nasray.config import DataConfig
-from nasray.datasets.transforms import (
+from nasray.data.transforms import (
     EIGENVALUES,
     EIGENVECTORS,
     MEAN,
@@ -22,7 +22,7 @@ from nasray.datasets.transforms import (
     train_transform,
 )
 
-FULLSIZE = Path(__file__).parents[2] / "shared" / "data" / "imagenet_fullsize" / "images"
+FULLSIZE = Path(__file__).parents[3] / "shared" / "data" / "imagenet_fullsize" / "images"
 SYNTHETIC = DataConfig(source="synthetic")
 PLAIN = SYNTHETIC.model_copy(
     update={"color_jitter": 0.0, "lighting": 0.0, "flip": False, "min_crop_area": 1.0}

@@ -19,7 +19,6 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from conftest import wait_for
 from ray.autoscaler._private import _azure
 from ray.autoscaler._private.kuberay.autoscaling_config import (
     _derive_autoscaling_config_from_ray_cr,
@@ -39,7 +38,9 @@ from ray.core.generated.autoscaler_pb2 import (
 from ray.core.generated.common_pb2 import LabelSelectorOperator
 from ray.core.generated.instance_manager_pb2 import Instance
 
-ROOT = Path(__file__).parents[1]
+from tests.conftest import wait_for
+
+ROOT = Path(__file__).parents[2]
 CLUSTERS = ROOT / "clusters"
 FILES = sorted(path for path in CLUSTERS.rglob("*") if path.is_file())
 CLOUDS = ("aws", "gcp", "azure")

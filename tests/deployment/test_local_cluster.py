@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import (
+
+from nasray.cluster.placement import evaluator_options, worker_labels
+from nasray.config import ComputeConfig
+from tests.conftest import (
     FinishedRun,
     assert_same_weights,
     evaluations,
@@ -26,10 +29,7 @@ from conftest import (
     wait_for,
 )
 
-from nasray.config import ComputeConfig
-from nasray.placement import evaluator_options, worker_labels
-
-CLUSTERS = Path(__file__).parents[1] / "clusters"
+CLUSTERS = Path(__file__).parents[2] / "clusters"
 BIN = Path(sys.executable).parent
 HEAD_NODE = "f" * 51 + "00000"
 

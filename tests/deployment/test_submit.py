@@ -15,7 +15,15 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from conftest import (
+from ray._private.runtime_env import packaging
+
+from nasray.cli.main import main
+from nasray.cluster.connect import keep_token_private
+from nasray.cluster.tunnel import reached
+from nasray.cluster.upload import excludes
+from nasray.errors import UserError
+from nasray.storage import files as storage
+from tests.conftest import (
     FinishedRun,
     assert_same_weights,
     evaluations,
@@ -25,16 +33,8 @@ from conftest import (
     started,
     wait_for,
 )
-from ray._private.runtime_env import packaging
 
-from nasray import storage
-from nasray.cli import main
-from nasray.cli_ray import keep_token_private
-from nasray.errors import UserError
-from nasray.reach import reached
-from nasray.sent import excludes
-
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent  # where `ray` and `nasray` are, as in an active environment
 
 pytestmark = pytest.mark.ray

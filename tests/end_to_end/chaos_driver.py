@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from nasray import storage
+from nasray.algorithms import make_algorithm
 from nasray.config import SearchConfig
-from nasray.pool import Pool
-from nasray.search import make_algorithm
+from nasray.evaluation.pool import Pool
 from nasray.search.candidate import Evaluation
 from nasray.search.driver import run_search
 from nasray.search.history import History
 from nasray.search.limits import Limits
 from nasray.spaces.shufflenet import ShuffleNet
+from nasray.storage import locks
 
 NUM_EVALUATIONS = 200
 TARGET = np.tile((1, 6), 20)
@@ -70,7 +70,7 @@ def main() -> None:
     folder, address, algorithm = sys.argv[1:]
     ray.init(address=address, log_to_driver=False)
     os.makedirs(f"{folder}/begun", exist_ok=True)
-    with storage.held(f"{folder}/lock"):
+    with locks.held(f"{folder}/lock"):
         pool = Pool(lambda: Sleeper.remote(f"{folder}/begun"), number=4, max_failures=10)
         with pool:
             found = search(folder, algorithm, pool)

@@ -14,13 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from chaos_driver import fitness, name_of, search
-from conftest import psutil, ray_processes, wait_for
 from ray.cluster_utils import Cluster
 
 from nasray.search.candidate import Evaluation
 from nasray.search.driver import Direct
 from nasray.search.history import History
+from tests.conftest import psutil, ray_processes, wait_for
+from tests.end_to_end.chaos_driver import fitness, name_of, search
 
 pytestmark = pytest.mark.ray
 

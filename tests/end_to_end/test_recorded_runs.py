@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import evaluations, start_nasray
 
-from nasray.cli import main
+from nasray.cli.main import main
+from tests.conftest import evaluations, start_nasray
 
 RECORDED = Path(__file__).parents[1] / "recorded"
 FINISHED = json.loads((RECORDED / "finished.json").read_text())

@@ -13,7 +13,19 @@ import onnx
 import pandas
 import pytest
 from click.testing import CliRunner
-from conftest import (
+
+from nasray.cli.main import main
+from nasray.config import DataConfig, load_job
+from nasray.data import import_dataset
+from nasray.errors import UserError
+from nasray.pipeline.calibration_study import calibration_study
+from nasray.pipeline.fit_predictor import sample
+from nasray.pipeline.run import opened
+from nasray.pipeline.search import evaluate, search
+from nasray.pipeline.stages import retrain
+from nasray.search.history import History
+from nasray.storage import files as storage
+from tests.conftest import (
     FinishedRun,
     MakeJob,
     assert_same_weights,
@@ -23,17 +35,6 @@ from conftest import (
     start_nasray,
     wait_for,
 )
-
-from nasray import storage
-from nasray.calibration_study import calibration_study
-from nasray.cli import main
-from nasray.config import DataConfig, load_job
-from nasray.datasets import import_dataset
-from nasray.errors import UserError
-from nasray.fit import sample
-from nasray.run import opened
-from nasray.search.history import History
-from nasray.stages import evaluate, retrain, search
 
 pytestmark = pytest.mark.ray
 
@@ -51,7 +52,7 @@ def test_a_run_leaves_a_report_a_front_and_a_model(finished_run: FinishedRun):
 
 
 def test_docs_tell_every_column_of_the_evaluations_and_how_to_read_them(finished_run: FinishedRun):
-    text = (Path(__file__).parents[1] / "docs/run.md").read_text()
+    text = (Path(__file__).parents[2] / "docs/run.md").read_text()
     prose, code, _ = text.split("```")
     names: dict[str, Any] = {"pandas": pandas, "numpy": np}
     exec(code.replace("RUN_DIR", finished_run.folder), names)

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from nasray import stages, storage
 from nasray.config import Job, load_job
-from nasray.run import opened
+from nasray.pipeline import stages
+from nasray.pipeline.run import opened
+from nasray.storage import files as storage
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PHOTOS = ROOT.parent / "shared" / "data" / "signdigits" / "signdigits.tar"
 
 pytestmark = [

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from nasray.datasets.transforms import normalize
-from nasray.evaluate import evaluate, fold_bn, judge, recalibrate_bn, top1
+from nasray.data.transforms import normalize
+from nasray.evaluation.evaluate import evaluate, fold_bn, judge, recalibrate_bn, top1
 
 
 def pictures(number, side=8, seed=0):

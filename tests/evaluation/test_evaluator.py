@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 import ray
 import torch
-from conftest import MakeJob, ray_processes, wait_for
 
 from nasray.checkpoint import digest, load_supernet, save_supernet
 from nasray.config import Job
+from nasray.data.splits import JobImages
 from nasray.errors import EvaluationError, UserError
-from nasray.evaluate import evaluate
-from nasray.evaluator import EvaluationTask, Evaluator, EvaluatorPool, Request
-from nasray.images import JobImages
-from nasray.racing import pack, unpack
-from nasray.search.candidate import Candidate, Evaluation, Rivals
-from nasray.spaces.space import Architecture, as_architectures, random_population
+from nasray.evaluation.evaluate import evaluate
+from nasray.evaluation.evaluator import EvaluationTask, Evaluator, EvaluatorPool, Request
+from nasray.search.candidate import Candidate, Evaluation
+from nasray.search.racing import Rivals, pack, unpack
+from nasray.spaces.population import as_architectures, random_population
+from nasray.spaces.space import Architecture
 from nasray.spaces.tiny import Tiny
+from tests.conftest import MakeJob, ray_processes, wait_for
 
 pytestmark = pytest.mark.ray
 
@@ -181,7 +182,7 @@ def evaluator(make_task, monkeypatch: pytest.MonkeyPatch):
 )
 def test_memory_that_runs_out_halves_the_batch_once(evaluator, monkeypatch, words):
     hungry = Hungry(10, words)
-    monkeypatch.setattr("nasray.evaluator.evaluate", hungry)
+    monkeypatch.setattr("nasray.evaluation.evaluator.evaluate", hungry)
     found = evaluator.evaluate(1, Request(arch=ARCHS[0]))
     assert hungry.sizes == [20, 10] and found.batch_size == 10 and not found.failed
     hungry.most = 5

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import ray
-from conftest import wait_for
 
-from nasray import pool as pool_module
 from nasray.errors import EvaluationError, UserError
-from nasray.pool import Pool
+from nasray.evaluation import pool as pool_module
+from nasray.evaluation.pool import Pool
 from nasray.search.candidate import Evaluation
+from tests.conftest import wait_for
 
 pytestmark = pytest.mark.ray
 

@@ -7,20 +7,22 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import FinishedRun, evaluations, start_nasray
 
-from nasray import storage
-from nasray.cli import main
+from nasray.cli.main import main
 from nasray.config import load_job
+from nasray.costs.latency import blocks_of
+from nasray.costs.latency_files import block_key, write_lines
 from nasray.errors import UserError
-from nasray.fit import fit_predictor, is_sampled, sample
-from nasray.latency import block_key, blocks_of, write_lines
-from nasray.predictor import AccuracyPredictor
-from nasray.report import build_report
-from nasray.run import opened
+from nasray.pipeline.fit_predictor import fit_predictor, is_sampled, sample
+from nasray.pipeline.run import opened
+from nasray.pipeline.search import answers, begin
+from nasray.pipeline.stages import check
+from nasray.predictors.predictor import AccuracyPredictor
+from nasray.report.build import build_report
 from nasray.search.candidate import Evaluation
 from nasray.search.history import History
-from nasray.stages import answers, begin, check
+from nasray.storage import files as storage
+from tests.conftest import FinishedRun, evaluations, start_nasray
 
 
 @pytest.fixture

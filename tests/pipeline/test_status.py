@@ -4,10 +4,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nasray import storage
 from nasray.config import parse_job
 from nasray.errors import UserError
-from nasray.status import stages
+from nasray.pipeline.status import stages
+from nasray.storage import files as storage
 
 
 @pytest.fixture

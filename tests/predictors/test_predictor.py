@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 import torch
 
+from nasray.costs.latency import LatencyTable
 from nasray.errors import UserError
-from nasray.latency import LatencyTable
-from nasray.predictor import FORMAT, AccuracyPredictor, kendall_tau, quality_of_fit
-from nasray.search.active import Activity
+from nasray.predictors.predictor import FORMAT, AccuracyPredictor
+from nasray.predictors.quality import kendall_tau, quality_of_fit
+from nasray.spaces.active import Activity
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
 from nasray.spaces.ofa_proxyless import OfaProxyless
 from nasray.spaces.ofa_resnet50d import OfaResNet50D
+from nasray.spaces.population import random_population
 from nasray.spaces.shufflenet import ShuffleNet
-from nasray.spaces.space import random_population
 from nasray.spaces.tiny import Tiny
 
-OFA = Path(__file__).parents[2] / "shared" / "data" / "ofa"
+OFA = Path(__file__).parents[3] / "shared" / "data" / "ofa"
 published = pytest.mark.skipif(not OFA.exists(), reason=f"published predictors are not at {OFA}")
 SPACES = (OfaMobileNetV3(), OfaProxyless(), OfaResNet50D(), ShuffleNet(), Tiny())
 every_space = pytest.mark.parametrize("space", SPACES, ids=lambda space: space.name)
@@ -98,7 +99,7 @@ def test_the_quick_way_predicts_what_the_plain_one_does(space):
 def test_more_architectures_than_fit_into_one_chunk_keep_their_order(monkeypatch):
     predictor, population = random_predictor(Tiny()), population_of(Tiny())
     at_once = predictor(population)
-    monkeypatch.setattr("nasray.predictor.CHUNK", 7)
+    monkeypatch.setattr("nasray.predictors.predictor.CHUNK", 7)
     np.testing.assert_allclose(predictor(population), at_once, atol=1e-6)
 
 

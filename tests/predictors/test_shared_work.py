@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from nasray.threads import SharedWork, lone_threads
+from nasray.predictors.shared_work import SharedWork, lone_threads
 
 HELPERS = max(1, torch.get_num_threads() - 1)
 CALLS = HELPERS + 5

@@ -15,17 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from nasray.algorithms import ALGORITHMS, make_algorithm
 from nasray.config import Limit, SearchConfig
-from nasray.latency import LatencyTable, block_key, blocks_of, write_lines
-from nasray.predictor import AccuracyPredictor
-from nasray.racing import Form, as_record, pack, slice_ends, slice_top1
-from nasray.search import ALGORITHMS, make_algorithm
+from nasray.costs.latency import LatencyTable, blocks_of
+from nasray.costs.latency_files import block_key, write_lines
+from nasray.predictors.predictor import AccuracyPredictor
 from nasray.search.candidate import FAILED, Evaluation
 from nasray.search.driver import Direct, run_search
 from nasray.search.history import History
 from nasray.search.limits import Limits
-from nasray.spaces import SPACES
-from nasray.spaces.space import as_architectures, as_population, embedded, random_population
+from nasray.search.racing import Form, as_record, pack, slice_ends, slice_top1
+from nasray.spaces import SPACES, space_class
+from nasray.spaces.population import as_architectures, as_population, embedded, random_population
 
 # The middle of the range of MACs that both spaces below leave to a search.
 RUNGS = {"tiny": (0.6e6, 0.9e6, 1.2e6), "shufflenet": (230e6, 270e6, 310e6)}
@@ -43,7 +44,7 @@ def histories() -> dict[str, str]:
 
 def _histories() -> Iterator[tuple[str, str]]:
     for name, sizes in (("tiny", SMALL), ("shufflenet", LARGE)):
-        space = SPACES[name]()
+        space = space_class(name)()
         free = Limits(space, ())
         tops = RUNGS[name]
         ladder = _with(free, [Limit(cost="macs", max=top) for top in tops])
@@ -56,7 +57,7 @@ def _histories() -> Iterator[tuple[str, str]]:
                 for seed in (0, 1):
                     found = _search(limits, Direct(_evaluate), seed, algorithm=algorithm, **sizes)
                     yield f"{name}/{algorithm}/{which}/{seed}", _hash_history(found)
-    space = SPACES["shufflenet"]()
+    space = space_class("shufflenet")()
     for algorithm in RACING:
         for seed in (0, 1):
             pool = RacingPool(space)
@@ -141,7 +142,8 @@ def _closeness(arch: tuple[int, ...]) -> float:
 def numbers() -> dict[str, Any]:
     """For each space: costs, latencies, predictions, extracted weights and their logits."""
     torch.set_num_threads(1)
-    return {"cpu": cpu(), **{name: _numbers_of(SPACES[name](num_classes=10)) for name in SPACES}}
+    numbers_of = {name: _numbers_of(space_class(name)(num_classes=10)) for name in SPACES}
+    return {"cpu": cpu(), **numbers_of}
 
 
 def cpu() -> list[str]:

@@ -9,11 +9,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from nasray import figures, storage
 from nasray.errors import UserError
-from nasray.report import build_report
+from nasray.report import figures
+from nasray.report.build import build_report
 from nasray.search.candidate import Candidate, best_first, pareto_front
 from nasray.search.history import History
+from nasray.storage import files as storage
 
 NUM_GENERATIONS, POPULATION_SIZE = 12, 30
 MAX_MACS = 330e6

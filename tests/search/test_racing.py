@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from nasray.evaluate import evaluate
-from nasray.racing import (
+from nasray.evaluation.evaluate import evaluate
+from nasray.search.racing import (
     Form,
     Race,
     _best_kernel,

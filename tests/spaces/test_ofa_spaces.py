@@ -9,18 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-from nasray.cost import CostTable, profile, total
+from nasray.costs.profile import profile, total
+from nasray.costs.table import CostTable
 from nasray.errors import UserError
 from nasray.spaces import space_by_name
-from nasray.spaces.elastic import build_subnet
-from nasray.spaces.mbconv import div8
 from nasray.spaces.ofa import num_networks
+from nasray.spaces.ofa_mbconv import div8
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
 from nasray.spaces.ofa_proxyless import OfaProxyless
 from nasray.spaces.ofa_resnet50d import OfaResNet50D
-from nasray.spaces.space import as_architectures, random_population
+from nasray.spaces.population import as_architectures, random_population
+from nasray.spaces.supernet import build_subnet
 
-DATA = Path(__file__).parents[2] / "shared" / "data" / "ofa"
+DATA = Path(__file__).parents[3] / "shared" / "data" / "ofa"
 NETWORKS = sorted(DATA.glob("specialized/*.json"))
 needs_data = pytest.mark.skipif(
     not NETWORKS, reason="needs the published OFA networks beside the repository"

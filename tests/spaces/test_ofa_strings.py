@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from nasray.errors import UserError
-from nasray.spaces.module_strings import format, parse
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
 from nasray.spaces.ofa_proxyless import OfaProxyless
 from nasray.spaces.ofa_resnet50d import OfaResNet50D
-from nasray.spaces.space import as_architectures, random_population
+from nasray.spaces.ofa_strings import format, parse
+from nasray.spaces.population import as_architectures, random_population
 
 SPACES = [OfaMobileNetV3(), OfaProxyless(), OfaResNet50D()]
 every_space = pytest.mark.parametrize("space", SPACES, ids=lambda space: space.name)

@@ -9,27 +9,27 @@ import torch
 from torch import nn
 
 from nasray.errors import UserError
-from nasray.evaluate import fold_bn
-from nasray.spaces import SPACES, describe, make_space, space_by_name
-from nasray.spaces.elastic import build_subnet
-from nasray.spaces.shufflenet import LAYOUTS, SCALES, ShuffleNet, SqueezeExcite
-from nasray.spaces.space import (
+from nasray.evaluation.evaluate import fold_bn
+from nasray.spaces import describe, make_space, space_by_name, space_class
+from nasray.spaces.population import (
     as_architectures,
     crossover,
     embedded,
     mutate,
-    num_architectures,
     random_population,
 )
+from nasray.spaces.shufflenet import LAYOUTS, SCALES, ShuffleNet, SqueezeExcite
+from nasray.spaces.space import num_architectures
+from nasray.spaces.supernet import build_subnet
 
 SMALL = [
     ShuffleNet(num_classes=7, resolution=32, first_scale=0),
     ShuffleNet(num_classes=7, resolution=64, layout="shufflenetv2plus", head="shufflenetv2plus"),
     ShuffleNet(num_classes=7, resolution=32, se=False, head="spos"),
-    SPACES["tiny"](num_classes=7, resolution=32),
-    SPACES["ofa_mobilenetv3"](7, resolution=64, resolutions=(32, 48, 64), width=0.4),
-    SPACES["ofa_proxyless"](7, resolution=64, resolutions=(32, 48, 64), width=0.4),
-    SPACES["ofa_resnet50d"](7, resolution=64, resolutions=(32, 48, 64), width=0.6),
+    space_class("tiny")(num_classes=7, resolution=32),
+    space_class("ofa_mobilenetv3")(7, resolution=64, resolutions=(32, 48, 64), width=0.4),
+    space_class("ofa_proxyless")(7, resolution=64, resolutions=(32, 48, 64), width=0.4),
+    space_class("ofa_resnet50d")(7, resolution=64, resolutions=(32, 48, 64), width=0.6),
 ]
 SIBLINGS = [space for space in SMALL if any(gene.kind == "op" for gene in space.genes)]
 every_space = pytest.mark.parametrize("space", SMALL, ids=lambda space: repr(space)[:60])
@@ -299,7 +299,7 @@ def test_children_get_each_gene_from_one_parent_and_the_other_from_the_other():
 
 def test_embedded_architectures_are_as_far_apart_as_their_genes():
     """An operation is another one or not; a scale is nearer or farther."""
-    space = SPACES["tiny"](num_classes=7)
+    space = space_class("tiny")(num_classes=7)
     kinds = [gene.kind for gene in space.genes]
     assert kinds == ["op", "scale"] * 3
     population = np.zeros((4, 6), dtype=np.int8)

@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-from nasray import storage
 from nasray.errors import UserError
+from nasray.storage import files as storage
+from nasray.storage import locks
 
 
 def test_json_comes_back(tmp_path):
@@ -98,7 +99,7 @@ def test_list_below_tells_files_from_folders(tmp_path):
 
 def test_a_held_folder_is_refused_to_others_and_free_afterwards(tmp_path):
     folder = str(tmp_path / "new")
-    with storage.held(folder), pytest.raises(UserError, match="in use"), storage.held(folder):
+    with locks.held(folder), pytest.raises(UserError, match="in use"), locks.held(folder):
         raise AssertionError("held twice")
-    with storage.held(folder):
+    with locks.held(folder):
         pass

@@ -7,9 +7,10 @@ import time
 import pytest
 from pyarrow import fs
 
-from nasray import lease, storage
 from nasray.errors import UserError
-from nasray.lease import leased
+from nasray.storage import files as storage
+from nasray.storage import locks
+from nasray.storage.locks import leased
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +18,7 @@ def bucket(tmp_path, monkeypatch):
     """s3:// is a folder here, and renewals are quick."""
     store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
     monkeypatch.setattr(storage, "resolve", lambda path: (store, path.removeprefix("s3://")))
-    monkeypatch.setattr(lease, "RENEW_EVERY_S", 0.1)
+    monkeypatch.setattr(locks, "RENEW_EVERY_S", 0.1)
     return tmp_path
 
 
@@ -26,13 +27,13 @@ def leases(bucket):
 
 
 def test_a_second_process_is_refused_while_the_first_lives(bucket):
-    with storage.held("s3://run"):
+    with locks.held("s3://run"):
         with pytest.raises(UserError, match="s3://run is in use by another nasray process"):
-            with storage.held("s3://run"):
+            with locks.held("s3://run"):
                 raise AssertionError("held twice")
         assert len(leases(bucket)) == 1  # the refused one took its own away
     assert leases(bucket) == []
-    with storage.held("s3://run"):
+    with locks.held("s3://run"):
         pass
 
 
@@ -41,7 +42,7 @@ def test_a_dead_holder_is_noticed_and_cleared_away(bucket):
     started = time.monotonic()
     with leased("s3://run"):
         assert "dead.json" not in leases(bucket)
-    assert time.monotonic() - started >= 0.1 * lease.DEAD_AFTER
+    assert time.monotonic() - started >= 0.1 * locks.DEAD_AFTER
 
 
 def test_of_two_that_start_together_not_both_go_on(bucket):

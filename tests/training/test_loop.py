@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from nasray.config import SupernetConfig
-from nasray.sampler import sample
 from nasray.spaces.tiny import Tiny
-from nasray.train import LossNotFiniteError, Recipe, fit, learning_rate, make_optimizer
+from nasray.training.loop import LossNotFiniteError, Recipe, fit, learning_rate, make_optimizer
+from nasray.training.sampler import sample
 
 RECIPE = Recipe(
     epochs=4,

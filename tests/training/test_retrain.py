@@ -14,17 +14,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FinishedRun, MakeJob, assert_same_weights, ray_processes, wait_for
 from PIL import Image
 
-from nasray import storage
 from nasray.checkpoint import load_subnet
 from nasray.config import DataConfig, RetrainConfig
-from nasray.datasets import import_dataset
+from nasray.data import import_dataset
+from nasray.data.splits import JobImages
 from nasray.errors import UserError
-from nasray.evaluate import top1
-from nasray.images import JobImages
-from nasray.tuner import draw_recipes, retrain
+from nasray.evaluation.evaluate import top1
+from nasray.storage import files as storage
+from nasray.training.retrain import draw_recipes, retrain
+from tests.conftest import FinishedRun, MakeJob, assert_same_weights, ray_processes, wait_for
 
 RECIPE_KEYS = ("learning_rate", "weight_decay", "label_smoothing")
 ANY_ARCH = (0, 1) * 3

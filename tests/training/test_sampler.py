@@ -5,10 +5,10 @@ import pytest
 
 from nasray.config import SupernetConfig
 from nasray.errors import UserError
-from nasray.sampler import check_trained_widths, fixed_architectures, lowest_scale, sample
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
 from nasray.spaces.shufflenet import SCALES, ShuffleNet
 from nasray.spaces.tiny import Tiny
+from nasray.training.sampler import check_trained_widths, fixed_architectures, lowest_scale, sample
 
 SPACE = ShuffleNet()
 PUBLISHED = SupernetConfig()

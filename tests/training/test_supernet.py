@@ -13,17 +13,19 @@ import numpy as np
 import pytest
 import ray
 import torch
-from conftest import FinishedRun, MakeJob, assert_same_weights, ray_processes, wait_for
 from ray import cloudpickle
 from ray.train import RunConfig
 from ray.train.torch import TorchTrainer
 from ray.util.state import list_actors
 
-from nasray import storage, trainer
+from nasray.cluster.worker import raise_user_error
 from nasray.config import Job
+from nasray.data.splits import JobImages
 from nasray.errors import UserError
-from nasray.images import JobImages
-from nasray.worker import raise_user_error
+from nasray.storage import files as storage
+from nasray.training import supernet as trainer
+from nasray.training import workers
+from tests.conftest import FinishedRun, MakeJob, assert_same_weights, ray_processes, wait_for
 
 pytestmark = pytest.mark.ray
 
@@ -103,7 +105,7 @@ def test_workers_see_different_images_and_end_with_equal_weights(
     TorchTrainer(
         spied_worker,
         train_loop_config={"job": job.model_dump(), "run_dir": folder, "data_path": job.data.path},
-        scaling_config=trainer.scaling(job.compute, 2, 1),
+        scaling_config=workers.scaling(job.compute, 2, 1),
         run_config=RunConfig(name="spied", storage_path=folder),
     ).fit()
     one, other = (torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(2))
@@ -117,7 +119,7 @@ def test_workers_see_different_images_and_end_with_equal_weights(
 
 
 def spied_worker(task: dict[str, Any]) -> None:
-    """Train as trainer.py does, and write down which images came in and which weights out."""
+    """Train as training/supernet.py does, and keep what came in and which weights went out."""
     shares, networks, starts = [], [], []
 
     def batches(self: JobImages, *args: Any, **kwargs: Any) -> Any:

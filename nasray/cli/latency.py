@@ -1,0 +1,111 @@
+"""The verbs that measure latency tables and check them."""
+
+import json
+import signal
+from typing import Any
+
+import click
+
+from nasray.cli.options import key_value, make_space, ray_cluster, space_argument, space_options
+from nasray.errors import UserError
+
+NOISY = 0.1  # median scatter of a network's measurements above which other work disturbed them
+
+
+@click.command("measure-latency")
+@space_argument
+@click.argument("table", metavar="TABLE")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--runtime", type=click.Choice(["torch", "onnxruntime"]), default="torch", show_default=True
+)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--resolutions", help="Only these, e.g. 160,192; the others may come later.")
+@click.option("--address", help="Measure on a node of this Ray cluster, e.g. auto.")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Only on a node with this Ray label, e.g. ray.io/accelerator-type=T4.",
+)
+@space_options
+def measure_latency(
+    space_name: str,
+    table: str,
+    resolutions: str | None,
+    address: str | None,
+    labels: tuple[str, ...],
+    num_classes: int,
+    resolution: int,
+    settings: tuple[str, ...],
+    **setup: Any,
+) -> None:
+    """Measure every block of SPACE on this device into TABLE, a .parquet or .csv file.
+
+    Long; what is measured is kept, and the same command again measures what is missing.
+    """
+    # Whatever ends it, what was measured by then is kept.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from nasray.costs.latency_measure import Setup, doubt, measure, wanted_blocks
+    from nasray.progress import progress
+
+    space = make_space(
+        space_name, num_classes=num_classes, resolution=resolution, settings=settings
+    )
+    sides = None if resolutions is None else [int(_number(r)) for r in resolutions.split(",")]
+    if labels and not address:
+        raise UserError(f"--label {labels[0]} chooses a node of a cluster; give --address too")
+    if address:
+        from nasray.config import ComputeConfig
+        from nasray.costs.latency_cluster import measure_on_cluster
+
+        chosen = dict(key_value("--label", label) for label in labels)
+        with ray_cluster(address, ComputeConfig(cpus_per_worker=setup["threads"])):
+            measure_on_cluster(space, table, setup=setup, resolutions=sides, labels=chosen)
+    else:
+        with progress("latency", len(wanted_blocks(space, sides))) as show:
+            measure(space, table, setup=Setup(**setup), resolutions=sides, show=show)
+    click.echo(table)
+    if warning := doubt(table):
+        click.echo(warning, err=True)
+
+
+@click.group()
+def latency() -> None:
+    """Latency tables."""
+
+
+@latency.command()
+@space_argument
+@click.argument("table", metavar="TABLE")
+@click.option("--num-archs", type=click.IntRange(2), default=50, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@space_options
+def check(space_name: str, table: str, num_archs: int, seed: int, **space_settings: Any) -> None:
+    """Compare TABLE with whole networks of random architectures, measured here."""
+    from nasray.costs.latency import LatencyTable
+    from nasray.costs.latency_measure import check as check_table
+
+    space = make_space(space_name, **space_settings)
+    loaded = LatencyTable.load(table, space)
+    found = check_table(space, loaded, num_archs=num_archs, seed=seed)
+    for arch, predicted, measured in found.rows:
+        line = {"arch": space.to_json(arch), "predicted_ms": predicted, "measured_ms": measured}
+        click.echo(json.dumps(line))
+    click.echo(
+        f"{len(found.rows)} architectures: rank correlation {found.rank_correlation:.3f}, median "
+        f"error {found.median_relative_error:.1%}, median bias {found.median_bias:+.1%}; "
+        f"measurements of one network differ by {found.median_scatter:.1%}",
+        err=True,
+    )
+    if found.median_scatter > NOISY:
+        click.echo("something else runs on this machine: check again when that has ended", err=True)
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"--resolutions: {text!r} is no number; give e.g. 160,192") from None

@@ -1,0 +1,1 @@
+"""What an architecture costs: operations, parameters, latency."""

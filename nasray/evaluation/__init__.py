@@ -1,0 +1,1 @@
+"""Evaluation of a supernet's subnets."""

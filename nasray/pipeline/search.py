@@ -1,0 +1,241 @@
+"""The stage that searches a supernet, and what else evaluates its subnets."""
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nasray import checkpoint
+from nasray.algorithms import ONE_BY_ONE, make_algorithm
+from nasray.config import Job, Limit, axis
+from nasray.errors import EvaluationError, UserError
+from nasray.pipeline.run import BEGUN, Run
+from nasray.predictors.predictor import AccuracyPredictor
+from nasray.progress import progress
+from nasray.search.candidate import (
+    Candidate,
+    Evaluation,
+    best_first,
+    best_within,
+    judged_fully,
+    pareto_front,
+)
+from nasray.search.driver import Algorithm, run_search
+from nasray.search.history import History
+from nasray.search.limits import Limits
+from nasray.search.schedules import Generations
+from nasray.spaces.space import Architecture
+from nasray.storage import files as storage
+
+if TYPE_CHECKING:
+    from nasray.evaluation.evaluator import EvaluatorPool
+
+logger = logging.getLogger(__name__)
+
+
+def search(run: Run) -> list[Candidate]:
+    """Search the supernet; write the history, the Pareto front, the top k and a summary.
+
+    Returns what was evaluated in full.
+    """
+    config, history = run.job.search, run.history
+    run.supernet_digest  # noqa: B018  asked for to be checked
+    if storage.exists(run.path("search.json")):
+        found = storage.read_json(run.path("search.json"))["num_evaluations"]
+        if found != len(history.candidates):
+            raise UserError(
+                f"{run.path('search.json')} tells of {found} evaluations, {history.folder} holds "
+                f"{len(history.candidates)}; remove search.json and retrain/ to search them again"
+            )
+        return run.candidates
+    require_supernet(run)
+    if config.algorithm in ONE_BY_ONE and run.job.compute.num_evaluators > config.lag:
+        logger.warning(
+            "search.lag = %d keeps no more evaluators than that busy; compute.num_evaluators is %d",
+            config.lag,
+            run.job.compute.num_evaluators,
+        )
+    begun = begin(run, history)
+    if config.verify:
+        algorithm = _verified(run, begun)
+    else:
+        algorithm = make_algorithm(run.space, config, run.limits, run.job.seed)
+    with (
+        evaluators(run) as pool,
+        progress("search", config.num_generations, len(history)) as show,
+    ):
+        every = run_search(algorithm, run.limits, pool, history, show=show)
+        candidates = judged_fully(every)
+        if not candidates:
+            raise EvaluationError(f"no architecture could be evaluated: {every[-1].error}")
+        answered = answers(run.job, candidates)
+        baseline = _compare_with_random(run, pool, *answered[0]) if answered else None
+    ranked = best_first(candidates)
+    front = pareto_front(candidates, axis(config.limits))
+    storage.write_json(run.path("front.json"), [_entry(run, found) for found in front])
+    storage.write_json(run.path("top.json"), [_entry(run, c) for c in ranked[: config.top_k]])
+    storage.write_json(
+        run.path("search.json"),
+        {
+            "winner": _entry(run, answered[0][1] if answered else ranked[0]),
+            "num_evaluations": len(every),
+            "num_failed": sum(candidate.failed for candidate in every),
+            "num_images": sum(candidate.images for candidate in every),
+            "seconds": sum(candidate.seconds for candidate in every),
+            "limits": [limit.model_dump() for limit in config.limits],
+            "front_cost": axis(config.limits),
+            "answers": [
+                {"limit": limit and limit.model_dump(), **_entry(run, answer)}
+                for limit, answer in answered
+            ],
+            "baseline": baseline,
+        },
+    )
+    history.close()
+    return candidates
+
+
+def evaluators(run: Run) -> "EvaluatorPool":
+    """The pool of this run's evaluators."""
+    from nasray.evaluation.evaluator import EvaluationTask, EvaluatorPool
+
+    return EvaluatorPool(
+        EvaluationTask(
+            supernet=run.supernet_path,
+            digest=run.supernet_digest,
+            data_path=run.data_path,
+            job=run.job,
+        )
+    )
+
+
+def answers(job: Job, candidates: Sequence[Candidate]) -> list[tuple[Limit | None, Candidate]]:
+    """What a search was for: the best for each limit in turn, or the best within all of them."""
+    config = job.search
+    if not config.one_by_one or not config.limits:
+        return [(None, best) for best in best_first(candidates)[: job.retrain.num_winners]]
+    rungs = [limit for limit in config.limits if limit.cost == axis(config.limits)]
+    found = [(rung, best_within(candidates, _holding(job, rung))) for rung in rungs]
+    return [(rung, answer) for rung, answer in found if answer is not None]
+
+
+def _holding(job: Job, rung: Limit | None) -> list[Limit]:
+    """The limits that an answer keeps: all, or of those answered one by one only its `rung`."""
+    limits = job.search.limits
+    return [each for each in limits if rung in (None, each) or each.cost != rung.cost]
+
+
+def begin(run: Run, history: History) -> dict[str, Any]:
+    """What a search began with and must go on with, whatever has been fitted or measured since."""
+    path = run.job.search.predictor
+    begun = {
+        "predictor": checkpoint.digest(path) if path else "",
+        "latency_table": run.latency.digest() if run.latency else "",
+        "num_known": len(run.sample.candidates),
+    }
+    recorded = run.path("history", BEGUN)
+    if history.empty or not storage.exists(recorded):
+        storage.write_json(recorded, begun)
+    before = storage.read_json(recorded)
+    if before["predictor"] != begun["predictor"]:
+        raise UserError(f"search.predictor = {path}: not the file that this search began with")
+    if before["latency_table"] != begun["latency_table"]:
+        raise UserError(
+            f"search.latency_table = {run.job.search.latency_table}: not the table that this "
+            f"search began with; restore it, or remove {run.path('history')} to search anew"
+        )
+    return before
+
+
+def _verified(run: Run, begun: dict[str, Any]) -> Algorithm:
+    """The search whose proposals come from a predictor: the job's, or one fitted to this run."""
+    from nasray.algorithms.verified import VerifiedSearch
+
+    search = VerifiedSearch(
+        run.space,
+        run.job.search,
+        run.limits,
+        run.job.seed,
+        fit=partial(AccuracyPredictor.fit, run.space),
+        known=run.sample.candidates[: begun["num_known"]],
+        predictor=given_predictor(run),
+    )
+    return Generations(search, run.job.search.num_generations)
+
+
+def given_predictor(run: Run) -> AccuracyPredictor | None:
+    path = run.job.search.predictor
+    return AccuracyPredictor.load(path, run.space) if path else None
+
+
+def evaluate(run: Run, archs: Sequence[Architecture]) -> list[dict[str, Any]]:
+    """BN-recalibrated hold-out top-1 and costs of `archs`, in their order.
+
+    They join the run's data set of evaluations, as its source "listed".
+    """
+    from nasray.evaluation.evaluator import Request
+
+    with evaluators(run) as pool:
+        evaluations = pool.evaluate([Request(arch=arch) for arch in archs])
+    history, costs = run.listed, run.limits.costs(archs)
+    history.append(
+        [
+            Candidate.of(found, arch=arch, costs=cost, generation=len(history))
+            for arch, found, cost in zip(archs, evaluations, costs, strict=True)
+        ],
+        run.space.to_json,
+    )
+    return [
+        {"arch": run.space.to_json(arch), **_top1(found), **cost}
+        for arch, found, cost in zip(archs, evaluations, costs, strict=True)
+    ]
+
+
+def _top1(found: Evaluation) -> dict[str, Any]:
+    return {"top1": None, "error": found.error} if found.failed else {"top1": found.fitness}
+
+
+def _compare_with_random(
+    run: Run, pool: "EvaluatorPool", limit: Limit | None, winner: Candidate
+) -> dict[str, Any] | None:
+    """The winner, which answers `limit` or all of them, and random subnets under the same limits
+    on the validation folder, which search never saw. For the report only: nothing is chosen by it.
+    """
+    from nasray.evaluation.evaluator import Request
+
+    number = run.job.search.num_baseline
+    if number == 0:
+        return None
+    limits = Limits(run.space, _holding(run.job, limit), run.latency)
+    rng = np.random.default_rng((run.job.seed, 0xBA5E))
+    others = limits.draw(number, rng, {winner.arch})
+    requests = [Request(arch=arch, on_validation=True) for arch in (winner.arch, *others)]
+    evaluations = pool.evaluate(requests)
+    if evaluations[0].failed:
+        return None
+    winner_top1, *random_top1 = (found.fitness for found in evaluations if not found.failed)
+    return {
+        "winner_top1": winner_top1,
+        "random_top1": random_top1,
+        "random_mean_top1": float(np.mean(random_top1)) if random_top1 else None,
+        "num_images": run.dataset.num("val"),
+    }
+
+
+def _entry(run: Run, candidate: Candidate) -> dict[str, Any]:
+    return {
+        "arch": run.space.to_json(candidate.arch),
+        "genes": list(candidate.arch),
+        "fitness": candidate.fitness,
+        "generation": candidate.generation,
+        **candidate.costs,
+    }
+
+
+def require_supernet(run: Run) -> None:
+    """Refuse here what an actor would refuse: a supernet not trained, or of another space."""
+    if not storage.exists(run.supernet_path):
+        raise UserError(f"{run.folder} has no trained supernet; run `nasray train` first")
+    checkpoint.load_supernet(run.supernet_path, run.space)
