@@ -73,6 +73,9 @@ class ComputeConfig(Section):
     cpus_per_trial: int = Field(1, ge=1)  # of each training worker of a retraining trial
     workers_per_trial: int = Field(1, ge=1)
     concurrent_trials: int = Field(1, ge=1)  # above 1, what ASHA stops depends on timing
+    # On GPUs: the same run again gives the same weights. false: cuDNN times its kernels and takes
+    # the quickest, which differ from run to run.
+    deterministic: bool = True
     max_failures: int = Field(3, ge=0)  # lost training workers, or losses of one candidate
     accelerator_type: str = ""  # of the GPUs, as Ray names it: "T4", "A100"; empty: any
     # Labels of the nodes to run on, e.g. { "ray.io/market-type" = "spot" }. Unless they say
@@ -236,6 +239,9 @@ class RetrainConfig(Section):
     momentum: float = Field(0.9, ge=0, lt=1)
     grace_epochs: int = Field(30, ge=1)  # ASHA stops nothing earlier
     reduction_factor: int = Field(3, ge=2)  # ASHA keeps one in this many
+    # torch.compile the network: "auto" does on GPUs that have what it needs (Triton and a C
+    # compiler) and where training is long enough to make up for the minute that it takes.
+    compile: Literal["auto", "on", "off"] = "auto"
 
     @model_validator(mode="after")
     def _ranges_in_order(self) -> "RetrainConfig":

@@ -1,5 +1,6 @@
-"""What torch computes with: threads, and the precision of a device."""
+"""What torch computes with: the device's number type, its kernels, its threads."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,17 @@ def amp_dtype(device: str) -> torch.dtype | None:
         return None
     native = torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if native else torch.float16
+
+
+def settle_kernels(*, deterministic: bool) -> None:
+    """Have cuDNN and cuBLAS take repeatable kernels, or time all and take the quickest.
+
+    For cuBLAS, before it is used for the first time in this process.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.deterministic = deterministic
 
 
 @contextmanager

@@ -38,7 +38,7 @@ ARROWS = {
     "export": "data storage errors nasray",
     "spaces": "config errors",
     "data": "config storage errors",
-    "cluster": "config storage errors",
+    "cluster": "config storage devices errors",
     "config": "storage errors",
     "storage": "errors",
     "progress": "errors",

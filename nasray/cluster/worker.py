@@ -3,12 +3,11 @@
 Imports little: an evaluator does not wait for Ray Train to be loaded.
 """
 
-import os
-
 import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
+from nasray.devices import settle_kernels
 from nasray.errors import UserError
 
 
@@ -33,13 +32,13 @@ def raise_user_error(error: BaseException | None) -> None:
             ) from None
 
 
-def worker_device(cpus: int) -> str:
-    """Settle this worker's threads, which decide the order of float sums, and its device."""
+def worker_device(cpus: int, *, deterministic: bool) -> str:
+    """Settle this worker's threads, which decide the order of float sums, and its device.
+
+    If `deterministic`, the same run again gives the same weights: no choice of kernels by timing.
+    """
     torch.set_num_threads(cpus)
     if not ray.get_gpu_ids():
         return "cpu"
-    # The same run again must give the same weights: no choice of kernels by timing.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
+    settle_kernels(deterministic=deterministic)
     return "cuda"

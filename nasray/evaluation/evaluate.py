@@ -5,6 +5,8 @@ accuracy means nothing before recalibration (Guo et al. 2019, section 3.3).
 """
 
 import itertools
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Literal
@@ -18,11 +20,21 @@ from nasray.data.transforms import normalize, resized
 from nasray.devices import amp_dtype
 from nasray.search.racing import Race, slice_ends
 
+logger = logging.getLogger(__name__)
+
+# What is evaluated on: an array of the host, copied batch by batch, or a tensor of the GPU.
+UInt8Images = np.ndarray | Tensor
+
+# A CUDA graph is captured for batches of at most so many pixels, of which at least so many
+# follow: larger ones keep the GPU busy without it, and the capture takes as long as a batch.
+GRAPH_PIXELS = 16 << 20
+GRAPH_BATCHES = 3
+
 
 def evaluate(
     subnet: nn.Module,
-    calibration: np.ndarray | Literal["inherited", "batch"],
-    images: np.ndarray,
+    calibration: UInt8Images | Literal["inherited", "batch"],
+    images: UInt8Images,
     labels: np.ndarray,
     *,
     batch_size: int,
@@ -40,7 +52,7 @@ def evaluate(
     """
     options = {"batch_size": batch_size, "device": device, "side": side}
     subnet.eval()
-    if isinstance(calibration, np.ndarray):
+    if not isinstance(calibration, str):
         recalibrate_bn(subnet, calibration, **options)
     if isinstance(calibration, str) and calibration == "batch":
         for norm in bn_layers(subnet):
@@ -61,7 +73,7 @@ def evaluate(
 @torch.inference_mode()
 def recalibrate_bn(
     subnet: nn.Module,
-    images: np.ndarray,
+    images: UInt8Images,
     *,
     batch_size: int,
     device: str = "cpu",
@@ -86,23 +98,29 @@ def recalibrate_bn(
     # Of all layers' channels, one after the other: a few sums a batch instead of some per layer.
     widths = [norm.num_features for norm in norms]
     sums, squares, counts = torch.zeros(3, sum(widths), dtype=torch.float64, device=device)
-    before: list[int] = []  # values of the last batch
+    numbers: dict[torch.Size, Tensor] = {}  # values of a batch, by the shape of the batch
+
+    def add_statistics(batch: Tensor) -> Tensor:
+        with _autocast(device):
+            subnet(_prepared(batch, side))
+        if batch.shape not in numbers:  # the host waits for this copy to a GPU
+            numbers[batch.shape] = torch.tensor(
+                np.repeat(values, widths), dtype=torch.float64, device=device
+            )
+        n = numbers[batch.shape]
+        mean = torch.cat([norm.running_mean for norm in norms]).double()
+        var = torch.cat([norm.running_var for norm in norms]).double()
+        var *= (n - 1) / n  # torch stores n/(n-1) of it
+        sums.add_(n * mean)
+        squares.add_(n * (var + mean.square()))
+        return counts.add_(n)
+
     try:
         for norm in norms:
             norm.momentum = 1.0  # running statistics become those of the last batch
             norm.train()
-        for batch in _batches(images, batch_size, device, side):
-            with _autocast(device):
-                subnet(batch)
-            if values != before:  # a GPU is waited for, so not with every batch
-                before = values.copy()
-                n = torch.tensor(np.repeat(values, widths), dtype=torch.float64, device=device)
-            mean = torch.cat([norm.running_mean for norm in norms]).double()
-            var = torch.cat([norm.running_var for norm in norms]).double()
-            var *= (n - 1) / n  # torch stores n/(n-1) of it
-            sums += n * mean
-            squares += n * (var + mean.square())
-            counts += n
+        for _ in _on_batches(add_statistics, images, batch_size, device):
+            pass
     finally:
         for handle in handles:
             handle.remove()
@@ -150,7 +168,7 @@ def fold_bn(network: nn.Module) -> None:
 
 def top1(
     subnet: nn.Module,
-    images: np.ndarray,
+    images: UInt8Images,
     labels: np.ndarray,
     *,
     batch_size: int,
@@ -165,7 +183,7 @@ def top1(
 @torch.inference_mode()
 def judge(
     subnet: nn.Module,
-    images: np.ndarray,
+    images: UInt8Images,
     labels: np.ndarray,
     *,
     batch_size: int,
@@ -176,26 +194,113 @@ def judge(
 
     None of those for which its outputs are not finite: argmax would take them for a class.
     """
-    guesses = []  # kept on the device: the host need not wait for each batch
-    for batch in _batches(images, batch_size, device, side):
+
+    def predict(batch: Tensor) -> Tensor:
         with _autocast(device):
-            outputs = subnet(batch)
-        guesses.append(outputs.argmax(1).where(outputs.isfinite().all(1), -1))
+            outputs = subnet(_prepared(batch, side))
+        return outputs.argmax(1).where(outputs.isfinite().all(1), -1)
+
+    # Kept on the device until the end: the host need not wait for each batch.
+    guesses = list(_on_batches(predict, images, batch_size, device))
     return torch.cat(guesses).cpu().numpy() == labels
 
 
-def _batches(
-    images: np.ndarray, batch_size: int, device: str, side: int | None
+def _on_batches(
+    step: Callable[[Tensor], Tensor], images: UInt8Images, batch_size: int, device: str
 ) -> Iterator[Tensor]:
-    """All images once, in nearly equal batches: a batch of one image has no variance."""
-    on_gpu = device == "cuda"
-    for part in np.array_split(np.arange(len(images)), -(-len(images) // batch_size)):
+    """Yield `step(batch)` for all batches of `images`; as a CUDA graph where that pays.
+
+    Small networks keep a GPU waiting for the host, which launches hundreds of kernels a
+    batch; a captured graph is one launch. The first batch of each shape runs eagerly.
+    """
+    met: Counter[torch.Size] = Counter()
+    graphs: dict[torch.Size, _Graph | None] = {}
+    rows = _split(len(images), batch_size)
+    sizes = Counter(end - start for start, end in rows)
+    for batch in _batches(images, rows, device):
+        shape = batch.shape
+        met[shape] += 1
+        small = shape[0] * shape[-1] * shape[-2] <= GRAPH_PIXELS
+        if batch.is_cuda and small and met[shape] == 2 and sizes[shape[0]] > GRAPH_BATCHES:
+            graphs[shape] = _capture(step, batch)
+        graph = graphs.get(shape)
+        yield step(batch) if graph is None else graph(batch)
+
+
+class _Graph:
+    """A captured `step`, replayed on other batches of the same shape."""
+
+    def __init__(self, step: Callable[[Tensor], Tensor], batch: Tensor) -> None:
+        self.input = torch.empty_like(batch)
+        self.graph = torch.cuda.CUDAGraph()
+        stream = _capturing()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            # Other threads, which copy images, may go on calling CUDA.
+            self.graph.capture_begin(pool=_graph_memory(), capture_error_mode="thread_local")
+            try:
+                self.output = step(self.input)
+            finally:
+                self.graph.capture_end()
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        self.input.copy_(batch)
+        self.graph.replay()
+        return self.output.clone()
+
+
+def _capture(step: Callable[[Tensor], Tensor], batch: Tensor) -> _Graph | None:
+    """Capture `step`; None if that is not possible, so that every batch runs eagerly."""
+    try:
+        return _Graph(step, batch)
+    except RuntimeError as error:  # also where memory is too small for a second copy of all
+        logger.warning("no CUDA graph (%s); batches run one by one", str(error).splitlines()[0])
+        return None
+
+
+@lru_cache
+def _capturing() -> torch.cuda.Stream:
+    return torch.cuda.Stream()
+
+
+def _graph_memory() -> tuple[int, int]:
+    """The memory that all graphs of this process share, one after the other."""
+    return _first_graph().pool()
+
+
+@lru_cache
+def _first_graph() -> torch.cuda.CUDAGraph:
+    """An empty graph, which keeps the shared memory alive while no other graph exists."""
+    graph, number = torch.cuda.CUDAGraph(), torch.zeros(1, device="cuda")
+    with torch.cuda.stream(_capturing()):
+        graph.capture_begin(capture_error_mode="thread_local")
+        number += 1
+        graph.capture_end()
+    return graph
+
+
+def _split(number: int, batch_size: int) -> list[tuple[int, int]]:
+    """Nearly equal batches, as (first, end): a batch of one image has no variance."""
+    parts = np.array_split(np.arange(number), -(-number // batch_size))
+    return [(int(part[0]), int(part[-1]) + 1) for part in parts]
+
+
+def _batches(images: UInt8Images, rows: list[tuple[int, int]], device: str) -> Iterator[Tensor]:
+    """The uint8 batches images[start:end] on the device."""
+    for start, end in rows:
+        part = images[start:end]
+        if isinstance(part, Tensor):
+            yield part
+            continue
         # A copy: the source may be a read-only map that all evaluators share.
-        rows = images[part[0] : part[-1] + 1]
-        batch = torch.empty(rows.shape, dtype=torch.uint8, pin_memory=on_gpu)
-        batch.numpy()[:] = rows
-        batch = normalize(_to_gpu(batch) if on_gpu else batch)
-        yield batch if side is None else resized(batch, side)
+        batch = torch.empty(part.shape, dtype=torch.uint8, pin_memory=device == "cuda")
+        batch.numpy()[:] = part
+        yield _to_gpu(batch) if device == "cuda" else batch
+
+
+def _prepared(batch: Tensor, side: int | None) -> Tensor:
+    batch = normalize(batch)
+    return batch if side is None else resized(batch, side)
 
 
 def _to_gpu(batch: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ same result.
 import gc
 import logging
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,9 +21,9 @@ from nasray.checkpoint import load_supernet
 from nasray.cluster.placement import evaluator_options
 from nasray.cluster.worker import worker_device
 from nasray.config import Job
-from nasray.data.splits import Images, JobImages
+from nasray.data.splits import JobImages
 from nasray.errors import EvaluationError
-from nasray.evaluation.evaluate import evaluate
+from nasray.evaluation.evaluate import UInt8Images, evaluate
 from nasray.evaluation.pool import Pool
 from nasray.search.candidate import Candidate, Evaluation
 from nasray.search.racing import Form, Race, Rivals, as_record, pack, slice_top1
@@ -39,6 +40,10 @@ ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # glibc's highest
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+
+# Of an evaluator's share of its GPU's memory: what decoded images may take, so that they are
+# copied there once and not again for every candidate.
+IMAGES_SHARE = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +81,14 @@ class Evaluator:
         Not done in __init__, whose errors Ray turns into text.
         """
         task, job = self.task, self.task.job
-        self.device = worker_device(job.compute.cpus_per_evaluator)
+        self.device = worker_device(
+            job.compute.cpus_per_evaluator, deterministic=job.compute.deterministic
+        )
         self.images = JobImages(job, task.data_path)
         space = make_space(job.space, len(self.images.dataset.classes))
         self.form: tuple[ray.ObjectRef | None, Form | None] = None, None  # of the latest race
+        self.on_device: dict[int, torch.Tensor] = {}  # images by the id of their array
+        self.images_bytes = self._bytes_for_images()
         self._calibration(None)
         self.supernet = load_supernet(task.supernet, space, self.device, digest=task.digest)
         context = ray.get_runtime_context()
@@ -92,6 +101,7 @@ class Evaluator:
     def evaluate(self, attempt: int, request: Request) -> Evaluation:
         """Recalibrate BN for an architecture and measure its top-1."""
         images = self.images.validation if request.on_validation else self.images.holdout
+        images = self._placed(images[0]), images[1]
         calibration = self._calibration(request.calibration)
         race = self._race(request)
         batch_size = self.task.job.search.batch_size
@@ -129,7 +139,7 @@ class Evaluator:
         self,
         arch: Architecture,
         calibration: Any,
-        images: Images,
+        images: tuple[UInt8Images, np.ndarray],
         race: Race | None,
         batch_size: int,
     ) -> np.ndarray:
@@ -148,6 +158,7 @@ class Evaluator:
         gc.collect()
         if self.device == "cuda":
             torch.cuda.empty_cache()
+            self.images_bytes = 0  # nothing more of them goes there
         try:
             return self._judge(*arguments)
         except (MemoryError, RuntimeError) as error:
@@ -166,10 +177,27 @@ class Evaluator:
         confidence = self.task.job.search.racing_confidence
         return self.form[1].race(request.vector, request.target, confidence)
 
-    def _calibration(self, wanted: int | str | None) -> np.ndarray | str:
+    def _calibration(self, wanted: int | str | None) -> UInt8Images | str:
         if isinstance(wanted, str):
             return wanted
-        return self.images.calibration(wanted or self.task.job.search.calibration_images)
+        images = self.images.calibration(wanted or self.task.job.search.calibration_images)
+        return self._placed(images)
+
+    def _bytes_for_images(self) -> float:
+        """How many bytes of images this evaluator may keep on its GPU."""
+        if self.device != "cuda":
+            return 0
+        share = min(1.0, self.task.job.compute.gpus_per_evaluator)
+        return IMAGES_SHARE * share * torch.cuda.get_device_properties(0).total_memory
+
+    def _placed(self, images: np.ndarray) -> UInt8Images:
+        """`images` on the GPU, if they fit there beside those that are there; else as they are."""
+        if id(images) not in self.on_device and images.nbytes <= self.images_bytes:
+            self.images_bytes -= images.nbytes
+            with warnings.catch_warnings():  # they are a read-only map, of which this is a copy
+                warnings.simplefilter("ignore")
+                self.on_device[id(images)] = torch.from_numpy(images).to(self.device)
+        return self.on_device.get(id(images), images)
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -5,7 +5,9 @@ Knows nothing of Ray: with torch.distributed initialised it is data-parallel, el
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,6 +41,7 @@ class SizedBatches(Protocol):
 
 
 FINITE_CHECK_STEPS = 100
+BATCHES_AHEAD = 2  # on their way to a GPU
 
 
 class LossNotFiniteError(RuntimeError):
@@ -163,15 +166,14 @@ def train_epoch(
     """
     dtype = amp_dtype(device)
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, images
-    for step, (images, labels) in enumerate(batches):
+    check = FiniteCheck(epoch)
+    for step, (images, labels) in enumerate(_on_device(batches, device)):
         rate = learning_rate(recipe, epoch + step / num_steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        images = normalize(images.to(device, non_blocking=True))
-        labels = labels.to(device, non_blocking=True)
         clear_gradients(optimizer)
         with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
-            logits = forward(images, step)
+            logits = forward(normalize(images), step)
             loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
         scaler.scale(loss).backward()
         average_gradients(optimizer)
@@ -182,22 +184,98 @@ def train_epoch(
         sums[1] += correct
         sums[2] += len(labels)
         if step % FINITE_CHECK_STEPS == FINITE_CHECK_STEPS - 1:
-            _total(sums, epoch)
-    loss_sum, num_correct, num_images = _total(sums, epoch)
+            check.look(sums)
+    loss_sum, num_correct, num_images = check.finish(sums)
     return {"loss": loss_sum / num_images, "train_top1": num_correct / num_images}
 
 
-def _total(sums: Tensor, epoch: int) -> list[float]:
-    """Add `sums` over the workers; all of them stop together if the loss is not finite."""
+class FiniteCheck:
+    """Totals over the workers, who stop together if the loss is not finite.
+
+    What a look finds is read at the next one: by then a GPU has long computed it, and its
+    host does not wait for the steps that are queued.
+    """
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.before: tuple[Tensor, torch.cuda.Event | None] | None = None
+
+    def look(self, sums: Tensor) -> None:
+        before, self.before = self.before, _to_host(_over_workers(sums))
+        if before is not None:
+            totals, copied = before
+            if copied is not None:
+                copied.synchronize()
+            self._check(totals)
+
+    def finish(self, sums: Tensor) -> list[float]:
+        """The totals at the end of the epoch."""
+        totals = _over_workers(sums)
+        self._check(totals)
+        return totals.tolist()
+
+    def _check(self, totals: Tensor) -> None:
+        if not math.isfinite(loss := totals[0].item()):
+            raise LossNotFiniteError(
+                f"the loss became {loss} in epoch {self.epoch + 1}; the last good checkpoint "
+                "is kept. Lower learning_rate or raise warmup_epochs, and use a new run directory"
+            )
+
+
+def _over_workers(sums: Tensor) -> Tensor:
     totals = sums.clone()
     if dist.is_initialized():
         dist.all_reduce(totals)
-    if not math.isfinite(totals[0].item()):
-        raise LossNotFiniteError(
-            f"the loss became {totals[0].item()} in epoch {epoch + 1}; the last good checkpoint "
-            "is kept. Lower learning_rate or raise warmup_epochs, and use a new run directory"
-        )
-    return totals.tolist()
+    return totals
+
+
+def _to_host(tensor: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """`tensor` on the host, and of a GPU's the event after which it is there."""
+    if not tensor.is_cuda:
+        return tensor, None
+    there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    there.copy_(tensor, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+    return there, copied
+
+
+def _on_device(
+    batches: Iterable[tuple[Tensor, Tensor]], device: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield `batches` on the device; on a GPU, the next ones are on their way meanwhile.
+
+    A thread fetches each batch, copies it into pinned memory and has it copied from there on
+    a stream of its own, so that neither the GPU nor the launching of its kernels waits.
+    """
+    if device != "cuda":
+        yield from batches
+        return
+    iterator, stream = iter(batches), torch.cuda.Stream()
+
+    def fetch() -> tuple[Tensor, Tensor, torch.cuda.Event] | None:
+        found = next(iterator, None)
+        if found is None:
+            return None
+        with torch.cuda.stream(stream):
+            images, labels = (each.pin_memory().to(device, non_blocking=True) for each in found)
+            copied = torch.cuda.Event()
+            copied.record()
+        return images, labels, copied
+
+    fetching = ThreadPoolExecutor(1, "fetch", torch.cuda.set_device, (stream.device,))
+    try:
+        coming = deque(fetching.submit(fetch) for _ in range(BATCHES_AHEAD))
+        while (batch := coming.popleft().result()) is not None:
+            coming.append(fetching.submit(fetch))
+            images, labels, copied = batch
+            computing = torch.cuda.current_stream()
+            computing.wait_event(copied)
+            images.record_stream(computing)
+            labels.record_stream(computing)
+            yield images, labels
+    finally:
+        fetching.shutdown(cancel_futures=True)
 
 
 def clear_gradients(optimizer: torch.optim.Optimizer) -> None:

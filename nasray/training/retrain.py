@@ -7,7 +7,11 @@ in the same order and decides the same; no state of Tune itself has to survive.
 
 import io
 import logging
+import os
+import shutil
+import sysconfig
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -41,6 +45,7 @@ TUNED = ("learning_rate", "weight_decay", "label_smoothing")
 STATE_FILE = "state.pt"
 CURVES_FILE = "curves.json"  # a copy of the curves in state.pt, to be looked at meanwhile
 FAILURE_FILE = "failure.json"
+COMPILE_STEPS = 3000  # training steps from which on compilation pays
 
 
 def retrain(job: Job, run_dir: str, data_path: str, arch: Architecture, name: str) -> dict:
@@ -239,7 +244,7 @@ def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: 
     """Train one subnet by one recipe, or go on with it; report every epoch, old ones too."""
     job = parse_job(trial["job"], trial["folder"])
     config = job.retrain
-    device = worker_device(job.compute.cpus_per_trial)
+    device = worker_device(job.compute.cpus_per_trial, deterministic=job.compute.deterministic)
     space, arch, images = _subject(job, trial)
     subnet = build_subnet(space.decode(arch))
     space.initialize(subnet, torch.Generator().manual_seed(job.seed))
@@ -264,10 +269,13 @@ def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: 
         size = job.search.batch_size
         return {"holdout_top1": top1(subnet, *images.holdout, batch_size=size, device=device)}
 
+    steps = len(images.training_batches(config.batch_size, 0, rank=rank, world_size=world_size))
+    compiles = device == "cuda" and should_compile(config.compile, steps * config.epochs)
+    network = torch.compile(subnet) if compiles else subnet
     try:
         fit(
             subnet,
-            lambda batch, epoch, step: subnet(batch),
+            lambda batch, epoch, step: network(batch),
             Recipe(
                 epochs=config.epochs,
                 warmup_epochs=config.warmup_epochs,
@@ -289,11 +297,26 @@ def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: 
         report({"epoch": config.epochs, "holdout_top1": 0.0})
 
 
+def should_compile(wanted: str, num_steps: int) -> bool:
+    """Whether a network is compiled for `num_steps` training steps on this GPU."""
+    if wanted == "off":
+        return False
+    needs = {
+        "Triton": find_spec("triton"),
+        "a C compiler": os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"),
+        "Python.h": os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")),
+    }
+    lacks = [name for name, found in needs.items() if not found]
+    if lacks and wanted == "on":
+        logger.warning('retrain.compile = "on", but %s is missing here: off', " and ".join(lacks))
+    return not lacks and (wanted == "on" or num_steps >= COMPILE_STEPS)
+
+
 @ray.remote
 def _test(trial: dict[str, Any], path: str) -> dict[str, Any]:
     """Save the best trial's subnet at `path` and measure it on the validation folder, once."""
     job = parse_job(trial["job"], trial["folder"])
-    device = worker_device(job.compute.cpus_per_trial)
+    device = worker_device(job.compute.cpus_per_trial, deterministic=job.compute.deterministic)
     space, arch, images = _subject(job, trial)
     subnet = build_subnet(space.decode(arch))
     state = checkpoint.load(storage.join(trial["folder"], STATE_FILE))["state"]

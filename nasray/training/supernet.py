@@ -100,7 +100,7 @@ def _train_worker(task: dict[str, Any]) -> str | None:
     """Train as one data-parallel worker, from the start or a checkpoint; return what failed."""
     job = parse_job(task["job"], task["run_dir"])
     use_own_gpu()
-    device = worker_device(job.compute.cpus_per_worker)
+    device = worker_device(job.compute.cpus_per_worker, deterministic=job.compute.deterministic)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
 
