@@ -23,6 +23,7 @@ import numpy as np
 from nasray.data.shards import Dataset
 from nasray.data.transforms import EVAL_VERSION, decode, eval_transform
 from nasray.errors import UserError
+from nasray.storage.cpus import usable_cpus
 from nasray.storage.files import DISK_FULL
 
 CHUNK_IMAGES = 256  # decoded between two writes
@@ -109,7 +110,7 @@ def _build(
     checksum = 0
     try:
         # Written, not mapped: on a full disk a write fails, a store into a map kills.
-        with open(partial, "wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+        with open(partial, "wb") as file, ThreadPoolExecutor(usable_cpus()) as pool:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             for start in range(0, len(indices), CHUNK_IMAGES):

@@ -8,7 +8,6 @@ dataset.json is written last: a folder without it holds no data set.
 import hashlib
 import json
 import logging
-import os
 import re
 import zlib
 from collections import OrderedDict, deque
@@ -26,6 +25,7 @@ from nasray.data.source import SPLITS, Pictures, Record
 from nasray.data.transforms import UNDECODABLE, decode
 from nasray.errors import UserError
 from nasray.storage import files as storage
+from nasray.storage.cpus import usable_cpus
 from nasray.storage.files import DISK_FULL
 
 INFO_NAME = "dataset.json"
@@ -263,7 +263,7 @@ def _stream(
 
 def _load_checked(pictures: Pictures) -> Iterator[tuple[Record, bytes | None]]:
     """Load every image in a thread pool, in order; None for one that cannot be decoded."""
-    num_threads = os.cpu_count() or 1
+    num_threads = usable_cpus()
     waiting: deque[tuple[Record, Any]] = deque()
     with ThreadPoolExecutor(num_threads) as pool:
         for record in pictures:
