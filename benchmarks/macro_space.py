@@ -28,22 +28,22 @@ class Macro:
         return tuple(Gene(f"layer{index}", "op", CHOICES) for index in range(8))
 
     @property
-    def parts(self):
+    def gene_columns(self):
         return ((), *((index,) for index in range(8)), ())
 
-    def side(self, arch):
+    def resolution_of(self, arch):
         return self.resolution
 
     def decode(self, arch):
         blocks = [Conv("stem", 3, 32, 3, 32)]
-        channels, side = 32, 32
+        channels, resolution = 32, 32
         for stage, out_channels in zip(STAGES, CHANNELS, strict=True):
             for layer in stage:
                 stride = 2 if layer == stage[0] else 1
                 name = f"layer{layer}"
-                blocks.append(Layer(name, arch[layer], channels, out_channels, stride, side))
-                channels, side = out_channels, side // stride
-        return (*blocks, Head("head", channels, side, self.num_classes))
+                blocks.append(Layer(name, arch[layer], channels, out_channels, stride, resolution))
+                channels, resolution = out_channels, resolution // stride
+        return (*blocks, Head("head", channels, resolution, self.num_classes))
 
     def canonical(self, population):
         """Within a stage, move identities behind its other layers; the first layer stays."""
@@ -64,7 +64,7 @@ class Conv:
     in_channels: int
     out_channels: int
     kernel: int
-    side: int
+    resolution: int
 
     def build(self):
         padding = self.kernel // 2
@@ -82,7 +82,7 @@ class Layer:
     in_channels: int
     out_channels: int
     stride: int
-    side: int
+    resolution: int
 
     def build(self):
         if self.choice == 0:
@@ -110,7 +110,7 @@ class Layer:
 class Head:
     name: str
     in_channels: int
-    side: int
+    resolution: int
     num_classes: int
 
     def build(self):

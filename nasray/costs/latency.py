@@ -24,7 +24,7 @@ class LatencyTable:
         self.path = path
         self.provenance = provenance  # "space", "device" and whatever else the file says
         self.genes = space.genes
-        self.parts = space.parts
+        self.parts = space.gene_columns
         self.tables = _compile(space, price, path)  # per part: float64 (choices of its genes...)
         self._flatten()
 
@@ -87,7 +87,7 @@ def blocks_of(space: Space) -> dict[Any, tuple[int, Architecture]]:
 
 def _choices(space: Space) -> Iterable[tuple[int, Architecture, tuple[int, ...]]]:
     """(position, architecture, choices) for all choices of each part's genes, the rest at 0."""
-    for position, columns in enumerate(space.parts):
+    for position, columns in enumerate(space.gene_columns):
         sizes = [len(space.genes[column].choices) for column in columns]
         for choices in itertools.product(*map(range, sizes)):
             arch = [0] * len(space.genes)
@@ -100,16 +100,16 @@ def _compile(space: Space, price: Price, path: str) -> list[np.ndarray]:
     """Price each part at every choice of its own genes; name the first block without a price."""
     tables = [
         np.zeros([len(space.genes[column].choices) for column in columns])
-        for columns in space.parts
+        for columns in space.gene_columns
     ]
     missing: dict[str, str] = {}
     for position, arch, choices in _choices(space):
         block = space.decode(arch)[position]
         if block is None:  # left out by the depth: takes no time
             continue
-        ms = price(block, space.side(arch))
+        ms = price(block, space.resolution_of(arch))
         if ms is None:
-            where = f"{block.name} at resolution {space.side(arch)}, {block_key(block)}"
+            where = f"{block.name} at resolution {space.resolution_of(arch)}, {block_key(block)}"
             missing.setdefault(block_key(block), where)
         else:
             tables[position][choices] = ms

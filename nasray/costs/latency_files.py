@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from nasray.errors import UserError
-from nasray.spaces.space import Space, out_side
+from nasray.spaces.space import Space, out_resolution
 from nasray.storage import files as storage
 
 OFA_FILE = re.compile(r"(\d+)_lookup_table\.yaml")
@@ -32,9 +32,14 @@ Price = Callable[[Any, int], float | None]  # (block, side of the network's inpu
 
 
 def block_key(block: Any) -> str:
-    """What `block` computes, as text: its type and every field but its name."""
+    """What `block` computes, as text: its type and every field but its name.
+
+    Tables call the resolution "side"; it stays so, for measured tables must remain readable.
+    """
     fields = [field.name for field in dataclasses.fields(block) if field.name != "name"]
-    values = ", ".join(f"{field}={getattr(block, field)}" for field in fields)
+    values = ", ".join(
+        f"{'side' if field == 'resolution' else field}={getattr(block, field)}" for field in fields
+    )
     return f"{type(block).__name__}({values})"
 
 
@@ -172,9 +177,9 @@ def _read_ofa(path: str) -> dict[str, float]:
 
 def _ofa_keys(block: Any) -> list[str]:
     """The keys of Once-for-All's tables that make up `block` (spec 4.1)."""
-    side, square = block.side, f"{block.side}x{block.side}"
+    side, square = block.resolution, f"{block.resolution}x{block.resolution}"
     if block.name == "stem":
-        out = out_side(side, 2)
+        out = out_resolution(side, 2)
         return [f"Conv-input:{square}x3-output:{out}x{out}x{block.out_channels}"]
     if block.name == "head":
         mixed, features = block.mid_channels, block.out_channels
@@ -184,7 +189,7 @@ def _ofa_keys(block: Any) -> list[str]:
             f"Conv_2-input:1x1x{mixed}-output:1x1x{features}",
             f"Logits-input:1x1x{features}-output:{block.num_classes}",
         ]
-    out = out_side(side, block.stride)
+    out = out_resolution(side, block.stride)
     return [
         f"expanded_conv-input:{square}x{block.in_channels}-output:{out}x{out}x"
         f"{block.out_channels}-expand:{block.mid_channels}-kernel:{block.kernel}-"

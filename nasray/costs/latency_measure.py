@@ -159,10 +159,10 @@ def wanted_blocks(space: Space, resolutions: Sequence[int] | None = None) -> Wan
     """What measure() has to measure, each block once, however often networks have it."""
     wanted: Wanted = {}
     blocks = blocks_of(space)
-    sides = sorted({space.side(arch) for _, arch in blocks.values()})
+    sides = sorted({space.resolution_of(arch) for _, arch in blocks.values()})
     for block, (position, arch) in blocks.items():
-        if resolutions is None or space.side(arch) in resolutions:
-            columns = space.parts[position]
+        if resolutions is None or space.resolution_of(arch) in resolutions:
+            columns = space.gene_columns[position]
             wanted.setdefault(block_key(block), {column: arch[column] for column in columns})
     for side in resolutions or ():
         if side not in sides:
@@ -352,7 +352,9 @@ def _to_session(network: nn.Module, first: Block, setup: Setup) -> Step:
     with warnings.catch_warnings():
         # The old exporter: for blocks without branches it writes the same, 60 times as fast.
         warnings.simplefilter("ignore")
-        example = torch.zeros(setup.batch_size, first.in_channels, first.side, first.side)
+        example = torch.zeros(
+            setup.batch_size, first.in_channels, first.resolution, first.resolution
+        )
         torch.onnx.export(
             network,
             (example,),
@@ -370,7 +372,7 @@ def _to_session(network: nn.Module, first: Block, setup: Setup) -> Step:
 
 def _time(steps: Sequence[Step], first: Block, setup: Setup) -> list[float]:
     """Run `steps` one after the other, several times: what each takes undisturbed, ms."""
-    shape = (setup.batch_size, first.in_channels, first.side, first.side)
+    shape = (setup.batch_size, first.in_channels, first.resolution, first.resolution)
     images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(setup.device)
     run = _run_cuda if setup.device == "cuda" else _run_cpu
     with torch.inference_mode(), computing_with(setup.threads):

@@ -12,7 +12,7 @@ from nasray.spaces.supernet import build_subnet
 def profile(space: Space, arch: Architecture) -> list[OpCount]:
     """Count `arch` operation by operation, in the order of execution."""
     subnet = build_on_meta(lambda: build_subnet(space.decode(arch)))
-    return count_ops(subnet, (1, 3, space.side(arch), space.side(arch)))
+    return count_ops(subnet, (1, 3, space.resolution_of(arch), space.resolution_of(arch)))
 
 
 def total(ops: Sequence[OpCount]) -> dict[str, float]:

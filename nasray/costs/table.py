@@ -61,7 +61,7 @@ class CostTable:
     def __init__(self, space: Space) -> None:
         self.space = space
         self.genes = space.genes
-        self.parts = space.parts
+        self.parts = space.gene_columns
 
     @cached_property
     def tables(self) -> list[np.ndarray]:
@@ -130,7 +130,7 @@ def _spread(own: tuple[int, ...], values: np.ndarray, columns: tuple[int, ...]) 
 def _compile(space: Space) -> list[np.ndarray]:
     """Price each part at every choice of its own genes, the other genes at index 0."""
     tables = []
-    for position, columns in enumerate(space.parts):
+    for position, columns in enumerate(space.gene_columns):
         sizes = [len(space.genes[column].choices) for column in columns]
         table = np.zeros((*sizes, len(COUNTS)))
         for choices in itertools.product(*map(range, sizes)):
@@ -154,5 +154,7 @@ def _block_counts(block: Any) -> tuple[float, ...]:
     # Here, so that a search whose table is compiled already needs no torch.
     from nasray.costs.operations import build_on_meta, count_ops
 
-    ops = count_ops(build_on_meta(block.build), (1, block.in_channels, block.side, block.side))
+    ops = count_ops(
+        build_on_meta(block.build), (1, block.in_channels, block.resolution, block.resolution)
+    )
     return tuple(float(sum(getattr(op, name) for op in ops)) for name in COUNTS)

@@ -14,20 +14,20 @@ from nasray.data import Dataset, open_dataset
 from nasray.data.cache import cached_images, default_folder
 from nasray.data.loader import TrainBatches, calibration_subset, holdout_split, train_batches
 
-Images = tuple[np.ndarray, np.ndarray]  # uint8 (n, 3, side, side), int64 labels (n,)
+Images = tuple[np.ndarray, np.ndarray]  # uint8 (n, 3, height, width), int64 labels (n,)
 
 
 @dataclass(frozen=True)
 class JobImages:
-    """The images of one job's data set, at that job's resolution or another `side`."""
+    """The images of one job's data set, at that job's resolution or `other_resolution`, pixels."""
 
     job: Job
     data_path: str
-    side: int | None = None  # pixels
+    other_resolution: int | None = None
 
     @property
     def resolution(self) -> int:
-        return self.side or self.job.space.resolution
+        return self.other_resolution or self.job.space.resolution
 
     @cached_property
     def dataset(self) -> Dataset:

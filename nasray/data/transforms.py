@@ -144,10 +144,10 @@ def _statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, std
 
 
-def resized(images: torch.Tensor, side: int) -> torch.Tensor:
-    """Scale float images (n, 3, any, any) down to `side`, for spaces of elastic resolution."""
-    if images.shape[-1] == side:
+def resized(images: torch.Tensor, resolution: int) -> torch.Tensor:
+    """Scale float images (n, 3, any, any) down to (n, 3, resolution, resolution)."""
+    if images.shape[-1] == resolution:
         return images
     return torch.nn.functional.interpolate(
-        images, (side, side), mode="bilinear", align_corners=False, antialias=True
+        images, (resolution, resolution), mode="bilinear", align_corners=False, antialias=True
     )

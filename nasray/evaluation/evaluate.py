@@ -39,18 +39,18 @@ def evaluate(
     *,
     batch_size: int,
     device: str = "cpu",
-    side: int | None = None,
+    resolution: int | None = None,
     race: Race | None = None,
 ) -> np.ndarray:
     """Recalibrate `subnet` on `calibration`; return which `images` it has right: bool (n,).
 
     If it loses the `race`, those of the first slices only, in the race's order. Images are
-    uint8 (n, 3, any, any), scaled to `side` if one is given. `subnet` should be an extracted
+    uint8 (n, 3, any, any), scaled to `resolution` if one is given. `subnet` should be an extracted
     one: it is left without its BN layers, folded into the convolutions. Instead of images to
     recalibrate on, "inherited" keeps the statistics of the supernet, and "batch" takes each
     batch's own.
     """
-    options = {"batch_size": batch_size, "device": device, "side": side}
+    options = {"batch_size": batch_size, "device": device, "resolution": resolution}
     subnet.eval()
     if not isinstance(calibration, str):
         recalibrate_bn(subnet, calibration, **options)
@@ -77,7 +77,7 @@ def recalibrate_bn(
     *,
     batch_size: int,
     device: str = "cpu",
-    side: int | None = None,
+    resolution: int | None = None,
 ) -> None:
     """Set each BN layer's statistics to the exact mean and variance over all `images`.
 
@@ -102,7 +102,7 @@ def recalibrate_bn(
 
     def add_statistics(batch: Tensor) -> Tensor:
         with _autocast(device):
-            subnet(_prepared(batch, side))
+            subnet(_prepared(batch, resolution))
         if batch.shape not in numbers:  # the host waits for this copy to a GPU
             numbers[batch.shape] = torch.tensor(
                 np.repeat(values, widths), dtype=torch.float64, device=device
@@ -173,10 +173,10 @@ def top1(
     *,
     batch_size: int,
     device: str = "cpu",
-    side: int | None = None,
+    resolution: int | None = None,
 ) -> float:
     """The fraction of exactly these images that `subnet` (in eval mode) classifies right."""
-    options = {"batch_size": batch_size, "device": device, "side": side}
+    options = {"batch_size": batch_size, "device": device, "resolution": resolution}
     return float(judge(subnet, images, labels, **options).mean())
 
 
@@ -188,7 +188,7 @@ def judge(
     *,
     batch_size: int,
     device: str = "cpu",
-    side: int | None = None,
+    resolution: int | None = None,
 ) -> np.ndarray:
     """Which of exactly these images `subnet` (in eval mode) classifies right: bool (n,).
 
@@ -197,7 +197,7 @@ def judge(
 
     def predict(batch: Tensor) -> Tensor:
         with _autocast(device):
-            outputs = subnet(_prepared(batch, side))
+            outputs = subnet(_prepared(batch, resolution))
         return outputs.argmax(1).where(outputs.isfinite().all(1), -1)
 
     # Kept on the device until the end: the host need not wait for each batch.
@@ -298,9 +298,9 @@ def _batches(images: UInt8Images, rows: list[tuple[int, int]], device: str) -> I
         yield _to_gpu(batch) if device == "cuda" else batch
 
 
-def _prepared(batch: Tensor, side: int | None) -> Tensor:
+def _prepared(batch: Tensor, resolution: int | None) -> Tensor:
     batch = normalize(batch)
-    return batch if side is None else resized(batch, side)
+    return batch if resolution is None else resized(batch, resolution)
 
 
 def _to_gpu(batch: Tensor) -> Tensor:

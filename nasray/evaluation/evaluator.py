@@ -149,7 +149,7 @@ class Evaluator:
             *images,
             batch_size=batch_size,
             device=self.device,
-            side=self.supernet.space.side(arch),
+            resolution=self.supernet.space.resolution_of(arch),
             race=race,
         )
 

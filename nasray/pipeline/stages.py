@@ -96,7 +96,7 @@ def export(run: Run) -> list[dict[str, Any]]:
             space, arch, subnet, extra = checkpoint.load_subnet(
                 run.path("retrain", name, "model.pt")
             )
-            side = space.side(arch)
+            side = space.resolution_of(arch)
             images, _ = JobImages(run.job, run.data_path, side).first_validation(64)
             found = export_onnx(
                 subnet,

@@ -35,7 +35,7 @@ class OfaSpace(Space, Protocol):
 
 
 def check_resolutions(resolution: int, resolutions: tuple[int, ...]) -> None:
-    """Refuse sides that are not ascending, or larger than the images that are loaded."""
+    """Refuse resolutions that are not ascending, or larger than the images that are loaded."""
     if not resolutions or list(resolutions) != sorted(set(resolutions)):
         raise UserError(f"space.resolutions = {list(resolutions)} must be distinct and ascending")
     if resolutions[0] < 32:
@@ -43,7 +43,7 @@ def check_resolutions(resolution: int, resolutions: tuple[int, ...]) -> None:
     if resolutions[-1] > resolution:
         raise UserError(
             f"space.resolutions = {list(resolutions)} must not exceed "
-            f"space.resolution = {resolution}, the side of the loaded images"
+            f"space.resolution = {resolution}, that of the loaded images"
         )
 
 
@@ -61,7 +61,7 @@ def extremes(genes: Sequence[Gene]) -> dict[str, Architecture]:
 
 
 def num_networks(space: OfaSpace) -> int:
-    """Count the networks of `space`, each once, at every input side."""
+    """Count the networks of `space`, each once, at every input resolution."""
     sizes = [len(gene.choices) for gene in space.genes]
     depths = {condition.depth for condition in space.conditions}
     switched = {column for condition in space.conditions for column in condition.columns}

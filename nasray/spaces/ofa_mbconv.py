@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nasray.spaces.ofa import Condition
-from nasray.spaces.space import Architecture, Block, Gene, out_side
+from nasray.spaces.space import Architecture, Block, Gene, out_resolution
 
 KERNELS = (3, 5, 7)
 EXPANDS = (3, 4, 6)  # middle channels per input channel
@@ -36,7 +36,7 @@ class Stage:
 
 
 def make_genes(num_blocks: int, resolutions: tuple[int, ...]) -> tuple[Gene, ...]:
-    """The genes: kernels, expand ratios, depths, input side."""
+    """The genes: kernels, expand ratios, depths, input resolution."""
     return (
         *(Gene(f"block{index}.kernel", "kernel", KERNELS) for index in range(num_blocks)),
         *(Gene(f"block{index}.expand", "expand", EXPANDS) for index in range(num_blocks)),
@@ -55,19 +55,20 @@ def make_conditions(num_blocks: int) -> tuple[Condition, ...]:
     )
 
 
-def make_parts(num_blocks: int) -> tuple[tuple[int, ...], ...]:
-    """For each block the columns it depends on: its own, the depth that may drop it, the side."""
+def make_gene_columns(num_blocks: int) -> tuple[tuple[int, ...], ...]:
+    """For each block the columns it depends on: its own, its stage's depth, the resolution."""
     depths = {condition.columns[0]: (condition.depth,) for condition in make_conditions(num_blocks)}
-    side = 2 * num_blocks + NUM_DEPTHS
+    resolution = 2 * num_blocks + NUM_DEPTHS
     return tuple(
-        (block, num_blocks + block, *depths.get(block, ()), side) for block in range(num_blocks)
+        (block, num_blocks + block, *depths.get(block, ()), resolution)
+        for block in range(num_blocks)
     )
 
 
 def decode_blocks(
-    arch: Architecture, stages: Sequence[Stage], *, in_channels: int, side: int, eps: float
+    arch: Architecture, stages: Sequence[Stage], *, in_channels: int, resolution: int, eps: float
 ) -> tuple[list[Block | None], int]:
-    """The rows of the elastic blocks, None beyond a stage's depth, and the side after them."""
+    """The rows of the elastic blocks, None beyond a stage's depth, and their output resolution."""
     num_blocks = sum(stage.blocks for stage in stages)
     rows: list[Block | None] = []
     for number, stage in enumerate(stages):
@@ -85,7 +86,7 @@ def decode_blocks(
                     out_channels=stage.out_channels,
                     kernel=KERNELS[arch[index]],
                     stride=stage.stride if position == 0 else 1,
-                    side=side,
+                    resolution=resolution,
                     act=stage.act,
                     se=stage.se,
                     identity=position > 0,
@@ -93,8 +94,11 @@ def decode_blocks(
                 )
             )
             if position == 0:
-                in_channels, side = stage.out_channels, out_side(side, stage.stride)
-    return rows, side
+                in_channels, resolution = (
+                    stage.out_channels,
+                    out_resolution(resolution, stage.stride),
+                )
+    return rows, resolution
 
 
 def div8(value: float) -> int:
@@ -104,11 +108,11 @@ def div8(value: float) -> int:
 
 
 def stem_rows(
-    stem: int, fixed: int, *, side: int, acts: tuple[str, str], eps: float = 1e-5
+    stem: int, fixed: int, *, resolution: int, acts: tuple[str, str], eps: float = 1e-5
 ) -> tuple["ConvStem", "MBConv"]:
     """The stem and the fixed block after it (expand ratio 1, kernel 3), by their widths."""
     return (
-        ConvStem(name="stem", side=side, out_channels=stem, act=acts[0], eps=eps),
+        ConvStem(name="stem", resolution=resolution, out_channels=stem, act=acts[0], eps=eps),
         MBConv(
             name="fixed",
             in_channels=stem,
@@ -116,7 +120,7 @@ def stem_rows(
             out_channels=fixed,
             kernel=3,
             stride=1,
-            side=out_side(side, 2),
+            resolution=out_resolution(resolution, 2),
             act=acts[1],
             se=False,
             identity=stem == fixed,
@@ -130,7 +134,7 @@ class ConvStem:
     """3x3 convolution, stride 2, BN, activation."""
 
     name: str
-    side: int
+    resolution: int
     out_channels: int
     act: str
     eps: float = 1e-5
@@ -151,14 +155,14 @@ class MBConv:
     out_channels: int
     kernel: int
     stride: int
-    side: int
+    resolution: int
     act: str
     se: bool
     identity: bool  # adds its input to its output
     eps: float = 1e-5  # of BN
 
     @property
-    def transforms(self) -> tuple[str, ...]:
+    def transform_names(self) -> tuple[str, ...]:
         """The stored matrices that lead from the largest kernel to this one, in order."""
         if self.mid_channels == self.in_channels:
             return ()  # the fixed block
@@ -171,12 +175,12 @@ class MBConv:
         """The stored block of which this one, the widest, is a part."""
         return ElasticMBConv(self) if self.kernel == KERNELS[-1] else self
 
-    def cut(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def transform(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The stored tensors of this row, the kernel shrunk; leading slices are still to take."""
         tensors = {name: whole[name] for name in whole if not name.startswith("transform")}
-        if self.transforms:
+        if self.transform_names:
             kernel = whole["depthwise.conv.weight"][: self.mid_channels]
-            for name in self.transforms:
+            for name in self.transform_names:
                 kernel = shrink_kernel(kernel, whole[name])
             tensors["depthwise.conv.weight"] = kernel
         return tensors
@@ -197,8 +201,8 @@ class ElasticMBConv:
         return self.row.in_channels
 
     @property
-    def side(self) -> int:
-        return self.row.side
+    def resolution(self) -> int:
+        return self.row.resolution
 
     def build(self) -> nn.Module:
         block = self.row.build()
@@ -227,7 +231,7 @@ class MBConvUnit(nn.Module):
         self.project = nn.Sequential(with_bn(conv, eps=eps))
 
     def forward(self, features: Tensor) -> Tensor:
-        """(n, in, side, side) -> (n, out, side / stride, side / stride), rounded up."""
+        """(n, in, height, width) -> (n, out, height / stride, width / stride), rounded up."""
         out = self.project(self.se(self.depthwise(self.expand(features))))
         return features + out if self.identity else out
 

@@ -1,4 +1,4 @@
-"""OFA MobileNetV3 space: 5 stages of 2 to 4 blocks x 3 kernels x 3 expand ratios x input side.
+"""OFA MobileNetV3 space: 5 stages of 2 to 4 blocks x 3 kernels x 3 expand ratios, and resolution.
 
 Cai et al. 2020, Once-for-All (arXiv 1908.09791). Facts: spec 1.2.
 """
@@ -36,8 +36,8 @@ class OfaMobileNetV3:
     keys = ofa_mbconv.KEYS
 
     num_classes: int = 1000
-    resolution: int = 224  # side of the images that are loaded
-    resolutions: tuple[int, ...] = (160, 176, 192, 208, 224)  # sides of the network's input
+    resolution: int = 224  # of the images that are loaded, pixels
+    resolutions: tuple[int, ...] = (160, 176, 192, 208, 224)  # of the network's input, pixels
     width: float = 1.2
 
     def __post_init__(self) -> None:
@@ -53,40 +53,40 @@ class OfaMobileNetV3:
         return ofa_mbconv.make_conditions(NUM_BLOCKS)
 
     @cached_property
-    def parts(self) -> tuple[tuple[int, ...], ...]:
-        side = (len(self.genes) - 1,)
-        return (side, side, *ofa_mbconv.make_parts(NUM_BLOCKS), side)
+    def gene_columns(self) -> tuple[tuple[int, ...], ...]:
+        resolution = (len(self.genes) - 1,)
+        return (resolution, resolution, *ofa_mbconv.make_gene_columns(NUM_BLOCKS), resolution)
 
     @property
     def named(self) -> Mapping[str, Architecture]:
         return ofa.extremes(self.genes)
 
-    def side(self, arch: Architecture) -> int:
+    def resolution_of(self, arch: Architecture) -> int:
         return self.resolutions[arch[-1]]
 
     def decode(self, arch: Architecture) -> tuple[Block | None, ...]:
         widths = [ofa_mbconv.div8(base * self.width) for base in BASE_WIDTHS]
         stem, fixed = ofa_mbconv.stem_rows(
-            *widths[:2], side=self.side(arch), acts=("h_swish", "relu")
+            *widths[:2], resolution=self.resolution_of(arch), acts=("h_swish", "relu")
         )
         stages = [
             ofa_mbconv.Stage(out_channels, *stage)
             for out_channels, stage in zip(widths[2:7], STAGES, strict=True)
         ]
-        blocks, side = ofa_mbconv.decode_blocks(
-            arch, stages, in_channels=widths[1], side=fixed.side, eps=1e-5
+        blocks, resolution = ofa_mbconv.decode_blocks(
+            arch, stages, in_channels=widths[1], resolution=fixed.resolution, eps=1e-5
         )
-        head = Head("head", widths[6], widths[7], widths[8], side, self.num_classes)
+        head = Head("head", widths[6], widths[7], widths[8], resolution, self.num_classes)
         return (stem, fixed, *blocks, head)
 
     def canonical(self, population: Population) -> Population:
         return ofa.canonical(population, self.conditions)
 
-    def widest(self) -> tuple[tuple[Block, ...], ...]:
+    def max_blocks(self) -> tuple[tuple[Block, ...], ...]:
         return ofa.stored(self.decode(self.named["largest"]))
 
-    def chosen(self, arch: Architecture) -> tuple[int, ...]:
-        return (0,) * len(self.parts)
+    def block_index(self, arch: Architecture) -> tuple[int, ...]:
+        return (0,) * len(self.gene_columns)
 
     def supernet(self) -> Supernet:
         return Supernet(self)
@@ -94,7 +94,7 @@ class OfaMobileNetV3:
     def initialize(self, network: nn.Module, generator: torch.Generator) -> None:
         ofa.initialize(network, generator)
 
-    def spread(self, supernet: Supernet) -> None:
+    def copy_to_siblings(self, supernet: Supernet) -> None:
         """Do nothing: a position has one stored block, of which every choice is a part."""
 
     def to_json(self, arch: Architecture) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class Head:
     in_channels: int
     mid_channels: int
     out_channels: int
-    side: int
+    resolution: int
     num_classes: int
 
     def build(self) -> nn.Module:

@@ -33,8 +33,8 @@ class OfaProxyless:
     keys = ofa_mbconv.KEYS
 
     num_classes: int = 1000
-    resolution: int = 224  # side of the images that are loaded
-    resolutions: tuple[int, ...] = (160, 176, 192, 208, 224)  # sides of the network's input
+    resolution: int = 224  # of the images that are loaded, pixels
+    resolutions: tuple[int, ...] = (160, 176, 192, 208, 224)  # of the network's input, pixels
     width: float = 1.3
 
     def __post_init__(self) -> None:
@@ -50,41 +50,41 @@ class OfaProxyless:
         return ofa_mbconv.make_conditions(NUM_BLOCKS)
 
     @cached_property
-    def parts(self) -> tuple[tuple[int, ...], ...]:
-        side = (len(self.genes) - 1,)
-        return (side, side, *ofa_mbconv.make_parts(NUM_BLOCKS), side)
+    def gene_columns(self) -> tuple[tuple[int, ...], ...]:
+        resolution = (len(self.genes) - 1,)
+        return (resolution, resolution, *ofa_mbconv.make_gene_columns(NUM_BLOCKS), resolution)
 
     @property
     def named(self) -> Mapping[str, Architecture]:
         return ofa.extremes(self.genes)
 
-    def side(self, arch: Architecture) -> int:
+    def resolution_of(self, arch: Architecture) -> int:
         return self.resolutions[arch[-1]]
 
     def decode(self, arch: Architecture) -> tuple[Block | None, ...]:
         widths = [ofa_mbconv.div8(base * self.width) for base in BASE_WIDTHS]
         stem, fixed = ofa_mbconv.stem_rows(
-            *widths[:2], side=self.side(arch), acts=("relu6", "relu6"), eps=BN_EPS
+            *widths[:2], resolution=self.resolution_of(arch), acts=("relu6", "relu6"), eps=BN_EPS
         )
         stages = [
             ofa_mbconv.Stage(out_channels, stride, "relu6", se=False)
             for out_channels, stride in zip(widths[2:8], STRIDES, strict=True)
         ]
         stages[-1] = replace(stages[-1], blocks=1)
-        blocks, side = ofa_mbconv.decode_blocks(
-            arch, stages, in_channels=widths[1], side=fixed.side, eps=BN_EPS
+        blocks, resolution = ofa_mbconv.decode_blocks(
+            arch, stages, in_channels=widths[1], resolution=fixed.resolution, eps=BN_EPS
         )
-        head = Head("head", widths[7], widths[8], side, self.num_classes)
+        head = Head("head", widths[7], widths[8], resolution, self.num_classes)
         return (stem, fixed, *blocks, head)
 
     def canonical(self, population: Population) -> Population:
         return ofa.canonical(population, self.conditions)
 
-    def widest(self) -> tuple[tuple[Block, ...], ...]:
+    def max_blocks(self) -> tuple[tuple[Block, ...], ...]:
         return ofa.stored(self.decode(self.named["largest"]))
 
-    def chosen(self, arch: Architecture) -> tuple[int, ...]:
-        return (0,) * len(self.parts)
+    def block_index(self, arch: Architecture) -> tuple[int, ...]:
+        return (0,) * len(self.gene_columns)
 
     def supernet(self) -> Supernet:
         return Supernet(self)
@@ -92,7 +92,7 @@ class OfaProxyless:
     def initialize(self, network: nn.Module, generator: torch.Generator) -> None:
         ofa.initialize(network, generator)
 
-    def spread(self, supernet: Supernet) -> None:
+    def copy_to_siblings(self, supernet: Supernet) -> None:
         """Do nothing: a position has one stored block, of which every choice is a part."""
 
     def to_json(self, arch: Architecture) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class Head:
     name: str
     in_channels: int
     out_channels: int
-    side: int
+    resolution: int
     num_classes: int
 
     def build(self) -> nn.Module:

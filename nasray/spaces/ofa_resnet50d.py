@@ -1,4 +1,4 @@
-"""OFA ResNet50D space: elastic depth, expand ratio, width and input side; kernels are fixed.
+"""OFA ResNet50D space: elastic depth, expand ratio, width and input resolution; kernels are fixed.
 
 He et al. 2018, Bag of Tricks (arXiv 1812.01187), as elastic in the Once-for-All code.
 Facts: spec 1.4. That code accepts depths beyond its range and drops nothing for them, and
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nasray.spaces import ofa, ofa_mbconv
-from nasray.spaces.space import Architecture, Block, Gene, Population, out_side
+from nasray.spaces.space import Architecture, Block, Gene, Population, out_resolution
 from nasray.spaces.supernet import Supernet
 
 EXPANDS = (0.2, 0.25, 0.35)  # middle channels per output channel
@@ -31,7 +31,7 @@ NUM_BLOCKS = sum(STAGE_BLOCKS)
 
 # The first column of each kind of gene; expand ratios come first.
 WIDTH, DEPTH = NUM_BLOCKS, NUM_BLOCKS + len(BASE_WIDTHS)
-SIDE = DEPTH + 1 + len(BASE_DEPTHS)
+RESOLUTION = DEPTH + 1 + len(BASE_DEPTHS)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class OfaResNet50D:
     keys = {"e": "expand", "w": "width", "d": "depth", "r": "resolution"}
 
     num_classes: int = 1000
-    resolution: int = 256  # side of the images that are loaded
+    resolution: int = 256  # of the images that are loaded, pixels
     resolutions: tuple[int, ...] = (128, 144, 160, 176, 192, 224, 240, 256)  # of the input
     width: float = 1.0  # published; smaller for trials
 
@@ -73,22 +73,22 @@ class OfaResNet50D:
         )
 
     @cached_property
-    def parts(self) -> tuple[tuple[int, ...], ...]:
+    def gene_columns(self) -> tuple[tuple[int, ...], ...]:
         depths = {condition.columns[0]: (condition.depth,) for condition in self.conditions}
         blocks = []
         for stage, start in enumerate(STARTS):
             width = WIDTH + 2 + stage
             for index in range(start, start + STAGE_BLOCKS[stage]):
                 widths = (width - 1, width) if index == start else (width,)
-                blocks.append((index, *widths, *depths.get(index, ()), SIDE))
-        stem = ((WIDTH, SIDE), (WIDTH, DEPTH, SIDE), (WIDTH, WIDTH + 1, SIDE))
-        return (*stem, *blocks, (DEPTH - 1, SIDE))
+                blocks.append((index, *widths, *depths.get(index, ()), RESOLUTION))
+        stem = ((WIDTH, RESOLUTION), (WIDTH, DEPTH, RESOLUTION), (WIDTH, WIDTH + 1, RESOLUTION))
+        return (*stem, *blocks, (DEPTH - 1, RESOLUTION))
 
     @property
     def named(self) -> Mapping[str, Architecture]:
         return ofa.extremes(self.genes)
 
-    def side(self, arch: Architecture) -> int:
+    def resolution_of(self, arch: Architecture) -> int:
         return self.resolutions[arch[-1]]
 
     def decode(self, arch: Architecture) -> tuple[Block | None, ...]:
@@ -96,13 +96,15 @@ class OfaResNet50D:
             ofa_mbconv.div8(base * self.width * WIDTHS[choice])
             for base, choice in zip(BASE_WIDTHS, arch[WIDTH:DEPTH], strict=True)
         )
-        side = out_side(self.side(arch), 2)
+        resolution = out_resolution(self.resolution_of(arch), 2)
         rows: list[Block | None] = [
-            ofa_mbconv.ConvStem(name="stem", side=self.side(arch), out_channels=middle, act="relu"),
-            StemResidual("stem_residual", middle, side) if STEM_DEPTHS[arch[DEPTH]] else None,
-            StemEnd("stem_end", middle, stem, side),
+            ofa_mbconv.ConvStem(
+                name="stem", resolution=self.resolution_of(arch), out_channels=middle, act="relu"
+            ),
+            StemResidual("stem_residual", middle, resolution) if STEM_DEPTHS[arch[DEPTH]] else None,
+            StemEnd("stem_end", middle, stem, resolution),
         ]
-        in_channels, side = stem, out_side(side, 2)
+        in_channels, resolution = stem, out_resolution(resolution, 2)
         for stage, out_channels in enumerate(stages):
             depth = BASE_DEPTHS[stage] + DEPTHS[arch[DEPTH + 1 + stage]]
             for position in range(STAGE_BLOCKS[stage]):
@@ -118,21 +120,21 @@ class OfaResNet50D:
                         mid_channels=mid,
                         out_channels=out_channels,
                         stride=stride,
-                        side=side,
+                        resolution=resolution,
                         identity=position > 0,
                     )
                 )
-                in_channels, side = out_channels, out_side(side, stride)
-        return (*rows, Head("head", in_channels, side, self.num_classes))
+                in_channels, resolution = out_channels, out_resolution(resolution, stride)
+        return (*rows, Head("head", in_channels, resolution, self.num_classes))
 
     def canonical(self, population: Population) -> Population:
         return ofa.canonical(population, self.conditions)
 
-    def widest(self) -> tuple[tuple[Block, ...], ...]:
+    def max_blocks(self) -> tuple[tuple[Block, ...], ...]:
         return ofa.stored(self.decode(self.named["largest"]))
 
-    def chosen(self, arch: Architecture) -> tuple[int, ...]:
-        return (0,) * len(self.parts)
+    def block_index(self, arch: Architecture) -> tuple[int, ...]:
+        return (0,) * len(self.gene_columns)
 
     def supernet(self) -> Supernet:
         return Supernet(self)
@@ -140,7 +142,7 @@ class OfaResNet50D:
     def initialize(self, network: nn.Module, generator: torch.Generator) -> None:
         ofa.initialize(network, generator)
 
-    def spread(self, supernet: Supernet) -> None:
+    def copy_to_siblings(self, supernet: Supernet) -> None:
         """Do nothing: a position has one stored block, of which every choice is a part."""
 
     def to_json(self, arch: Architecture) -> dict[str, Any]:
@@ -156,7 +158,7 @@ class StemResidual:
 
     name: str
     in_channels: int
-    side: int
+    resolution: int
 
     def build(self) -> nn.Module:
         return StemResidualUnit(self)
@@ -169,7 +171,7 @@ class StemEnd:
     name: str
     in_channels: int
     out_channels: int
-    side: int
+    resolution: int
 
     def build(self) -> nn.Module:
         conv = nn.Conv2d(self.in_channels, self.out_channels, 3, 1, 1, bias=False)
@@ -186,7 +188,7 @@ class Bottleneck:
     mid_channels: int
     out_channels: int
     stride: int
-    side: int
+    resolution: int
     identity: bool
     kernel: int = 3
     act: str = "relu"
@@ -202,7 +204,7 @@ class Head:
 
     name: str
     in_channels: int
-    side: int
+    resolution: int
     num_classes: int
 
     def build(self) -> nn.Module:
@@ -248,6 +250,6 @@ class BottleneckUnit(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(n, in, side, side) -> (n, out, side / stride, side / stride), rounded up."""
+        """(n, in, height, width) -> (n, out, height / stride, width / stride), rounded up."""
         out = self.outer(self.middle(self.inner(features)))
         return self.relu(self.shortcut(features) + out)

@@ -1,6 +1,6 @@
 """The lines in which the OFA code prints a sub-network, and the way back.
 
-Those lines leave out the side of the input (spec 1.6); format() adds it as a last line.
+Those lines leave out the resolution of the input (spec 1.6); format() adds it as a last line.
 """
 
 import re
@@ -27,7 +27,7 @@ _RESOLUTION = re.compile(r"resolution (\d{1,6})")
 def format(space: PrintedSpace, arch: Architecture) -> list[str]:
     """The lines of `arch`, the last one `resolution R`."""
     lines = _resnet_lines if isinstance(space, OfaResNet50D) else _mbconv_lines
-    return [*lines(space, arch), f"resolution {space.side(arch)}"]
+    return [*lines(space, arch), f"resolution {space.resolution_of(arch)}"]
 
 
 def split(lines: Sequence[str]) -> list[list[str]]:

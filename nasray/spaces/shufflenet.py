@@ -95,7 +95,7 @@ class ShuffleNet:
         )
 
     @cached_property
-    def parts(self) -> tuple[tuple[int, ...], ...]:
+    def gene_columns(self) -> tuple[tuple[int, ...], ...]:
         return ((), *((2 * index, 2 * index + 1) for index in range(sum(STAGE_REPEATS))), ())
 
     @property
@@ -105,12 +105,12 @@ class ShuffleNet:
             for name, (block, channel) in PUBLISHED.items()
         }
 
-    def side(self, arch: Architecture) -> int:
+    def resolution_of(self, arch: Architecture) -> int:
         return self.resolution
 
     def decode(self, arch: Architecture) -> tuple[Block, ...]:
         blocks: list[Block] = [Stem("stem", self.resolution, self.se)]
-        in_channels, side = STEM_CHANNELS, self.resolution // 2
+        in_channels, resolution = STEM_CHANNELS, self.resolution // 2
         genes = iter(arch)
         for index, (stage, out_channels, stride) in enumerate(_geometry(self.layout)):
             op, scale = OPS[next(genes)], SCALES[next(genes)]
@@ -122,25 +122,25 @@ class ShuffleNet:
                     mid_channels=int(out_channels // 2 * scale),  # truncated, never rounded
                     out_channels=out_channels,
                     stride=stride,
-                    side=side,
+                    resolution=resolution,
                     hardswish=self.se and stage >= 1,
                     se=self.se and stage >= 2,
                 )
             )
-            in_channels, side = out_channels, side // stride
-        blocks.append(Head("head", in_channels, side, self.num_classes, self.head, self.se))
+            in_channels, resolution = out_channels, resolution // stride
+        blocks.append(Head("head", in_channels, resolution, self.num_classes, self.head, self.se))
         return tuple(blocks)
 
     def canonical(self, population: Population) -> Population:
         return population  # every gene always has an effect
 
-    def widest(self) -> tuple[tuple[Block, ...], ...]:
+    def max_blocks(self) -> tuple[tuple[Block, ...], ...]:
         full = len(SCALES) - 1
         by_op = [self.decode((op, full) * sum(STAGE_REPEATS)) for op in range(len(OPS))]
         stem, head = by_op[0][0], by_op[0][-1]
         return ((stem,), *zip(*(blocks[1:-1] for blocks in by_op), strict=True), (head,))
 
-    def chosen(self, arch: Architecture) -> tuple[int, ...]:
+    def block_index(self, arch: Architecture) -> tuple[int, ...]:
         return (0, *arch[0::2], 0)
 
     def supernet(self) -> Supernet:
@@ -164,7 +164,7 @@ class ShuffleNet:
                     module.weight.fill_(1.0)
                     module.bias.fill_(1e-4)
 
-    def spread(self, supernet: Supernet) -> None:
+    def copy_to_siblings(self, supernet: Supernet) -> None:
         """Copy each 3x3 shuffle operation into its siblings, which then compute (nearly) alike.
 
         Larger kernels hold the smaller one in their middle. An xception branch gets the
@@ -200,7 +200,7 @@ class Stem:
     """3x3 convolution, stride 2, to 16 channels."""
 
     name: str
-    side: int
+    resolution: int
     hardswish: bool
     in_channels: int = 3
 
@@ -224,7 +224,7 @@ class ShuffleBlock:
     mid_channels: int
     out_channels: int
     stride: int
-    side: int
+    resolution: int
     hardswish: bool
     se: bool
 
@@ -238,7 +238,7 @@ class Head:
 
     name: str
     in_channels: int
-    side: int
+    resolution: int
     num_classes: int
     kind: str
     se: bool
@@ -299,7 +299,7 @@ class ShuffleUnit(nn.Module):
         self.se0 = SqueezeExcite(_main_out(row)) if row.se else nn.Identity()
 
     def forward(self, features: Tensor) -> Tensor:
-        """(n, in, side, side) -> (n, out, side / stride, side / stride)."""
+        """(n, in, height, width) -> (n, out, height / stride, width / stride)."""
         if self.stride == 1:
             kept, main = _halves_of_shuffled(self.shufflechannels0, features)
         else:  # the published order of operations: projection first
@@ -308,7 +308,7 @@ class ShuffleUnit(nn.Module):
 
 
 def _halves_of_shuffled(shuffle: nn.ChannelShuffle, features: Tensor) -> tuple[Tensor, Tensor]:
-    """Shuffle the channels of `features` (n, c, side, side) and split them into two halves.
+    """Shuffle the channels of `features` (n, c, height, width) and split them into two halves.
 
     torch's own shuffle returns channels-first tensors on a GPU, and BN and convolutions take
     twice as long on those. This one keeps channels last, and makes each half dense.

@@ -32,7 +32,7 @@ class Block(Protocol):
 
     name: str
     in_channels: int
-    side: int  # of the square input, pixels
+    resolution: int  # of the square input, pixels
 
     def build(self) -> Any:
         """Build the block as a plain nn.Module of standard layers."""
@@ -49,15 +49,15 @@ class Space(Protocol):
     def genes(self) -> tuple[Gene, ...]: ...
 
     @property
-    def parts(self) -> tuple[tuple[int, ...], ...]:
+    def gene_columns(self) -> tuple[tuple[int, ...], ...]:
         """For each row of decode(): the genes (columns) that the row depends on."""
 
     @property
     def named(self) -> Mapping[str, Architecture]:
         """Published architectures by name."""
 
-    def side(self, arch: Architecture) -> int:
-        """The side of the square input that `arch` is to be given, pixels."""
+    def resolution_of(self, arch: Architecture) -> int:
+        """The resolution of the square input that `arch` is to be given, pixels."""
 
     def decode(self, arch: Architecture) -> tuple[Block | None, ...]:
         """List the blocks of the subnet that `arch` stands for, stem to head.
@@ -74,7 +74,7 @@ class Space(Protocol):
     def initialize(self, network: Any, generator: Any) -> None:
         """Draw the initial weights of a supernet or subnet in place, from `generator` alone."""
 
-    def spread(self, supernet: Any) -> None:
+    def copy_to_siblings(self, supernet: Any) -> None:
         """Copy each first operation's weights into its siblings, as nearly as they fit."""
 
     def to_json(self, arch: Architecture) -> dict[str, Any]:
@@ -89,9 +89,9 @@ def num_architectures(genes: Sequence[Gene]) -> int:
     return prod(len(gene.choices) - gene.first for gene in genes)
 
 
-def out_side(side: int, stride: int) -> int:
-    """The output side of a layer with padding kernel // 2."""
-    return (side - 1) // stride + 1
+def out_resolution(resolution: int, stride: int) -> int:
+    """The output resolution of a layer with padding kernel // 2."""
+    return (resolution - 1) // stride + 1
 
 
 def check_architecture(arch: Sequence[int], space: Space) -> Architecture:

@@ -1,7 +1,7 @@
 """A supernet whose subnets are slices: the first channels of its widest blocks.
 
 Every subnet weight is a leading slice of a weight of the widest block, in every dimension,
-unless the row says otherwise (cut(): kernels that go through a learned matrix first).
+unless the row says otherwise (transform(): kernels that go through a learned matrix first).
 So one plain block class serves the supernet and the extracted subnet alike, and
 supernet(images, arch) is extract(arch)(images) by construction. The original multiplies
 by a 0/1 mask before BN instead, which BN's shift undoes (spec 1.7).
@@ -24,15 +24,15 @@ Places = dict[str, tuple[dict[str, Tensor | None], str]]
 class SlicedSpace(Space, Protocol):
     """A space whose every row is a slice of one of a few widest blocks."""
 
-    def widest(self) -> tuple[tuple[Block, ...], ...]:
+    def max_blocks(self) -> tuple[tuple[Block, ...], ...]:
         """For each row of decode(): the blocks at full width that it may be a slice of.
 
-        Where leading slices are not all there is to it, the row has a method cut(whole):
+        Where leading slices are not all there is to it, the row has a method transform(whole):
         from the stored tensors by name to those of which the leading slices are taken.
         """
 
-    def chosen(self, arch: Architecture) -> tuple[int, ...]:
-        """For each row of decode(): which of widest()'s blocks it is a slice of."""
+    def block_index(self, arch: Architecture) -> tuple[int, ...]:
+        """For each row of decode(): which of max_blocks()'s blocks it is a slice of."""
 
 
 class Supernet(nn.Module):
@@ -46,15 +46,15 @@ class Supernet(nn.Module):
         super().__init__()
         self.space = space
         self.positions = nn.ModuleList(
-            nn.ModuleList(block.build() for block in blocks) for blocks in space.widest()
+            nn.ModuleList(block.build() for block in blocks) for blocks in space.max_blocks()
         )
         # Looked up once: walking over the modules at every step takes longer than slicing.
         self.places = [[_places(block) for block in blocks] for blocks in self.positions]
 
     def forward(self, images: Tensor, arch: Architecture) -> Tensor:
-        """Map images (n, 3, side, side) to logits (n, classes) by the subnet `arch`."""
+        """Map images (n, 3, height, width) to logits (n, classes) by the subnet `arch`."""
         features = images
-        for block, whole in self._chosen(arch, self.places):
+        for block, whole in self._blocks_of(arch, self.places):
             shell = _shell(block, self.training)
             features = shell.call(_sliced(block, whole, shell.shapes), features)
         return features
@@ -62,7 +62,7 @@ class Supernet(nn.Module):
     def extract(self, arch: Architecture) -> nn.Sequential:
         """Cut out the subnet `arch`: a plain module of standard layers with its own weights."""
         blocks = OrderedDict()
-        for block, whole in self._chosen(arch, self.places):
+        for block, whole in self._blocks_of(arch, self.places):
             shell = _shell(block, self.training)
             blocks[block.name] = _copied(shell.module, _sliced(block, whole, shell.shapes))
         return nn.Sequential(blocks).train(self.training)
@@ -74,27 +74,27 @@ class Supernet(nn.Module):
             for block, whole in self.whole_blocks(arch)
             for name, param in whole.named_parameters()
             if name in _shell(block, self.training).shapes
-            or name in getattr(block, "transforms", ())
+            or name in getattr(block, "transform_names", ())
         ]
 
     def weights(self, arch: Architecture) -> dict[str, dict[str, Tensor]]:
         """The weights of the subnet `arch` by block and name: views wherever they are slices."""
         return {
             block.name: _sliced(block, whole, _shell(block, self.training).shapes)
-            for block, whole in self._chosen(arch, self.places)
+            for block, whole in self._blocks_of(arch, self.places)
         }
 
     def whole_blocks(self, arch: Architecture) -> list[tuple[Block, nn.Module]]:
         """Each block of `arch` beside the one at full width that it is a slice of."""
-        return self._chosen(arch, self.positions)
+        return self._blocks_of(arch, self.positions)
 
-    def _chosen(
+    def _blocks_of(
         self, arch: Architecture, positions: Sequence[Sequence[T]]
     ) -> list[tuple[Block, T]]:
         return [
             (block, wholes[index])
             for block, wholes, index in zip(
-                self.space.decode(arch), positions, self.space.chosen(arch), strict=True
+                self.space.decode(arch), positions, self.space.block_index(arch), strict=True
             )
             if block is not None
         ]
@@ -177,11 +177,11 @@ def _copied(module: nn.Module, weights: dict[str, Tensor], path: str = "") -> nn
 
 def _sliced(block: Block, whole: Places, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
     """The weights of `block`, by name: leading slices of the stored tensors."""
-    if not hasattr(block, "cut"):
+    if not hasattr(block, "transform"):
         return {
             name: _leading(tensors[key], shapes[name]) for name, (tensors, key) in whole.items()
         }
-    cut = block.cut({name: tensors[key] for name, (tensors, key) in whole.items()})
+    cut = block.transform({name: tensors[key] for name, (tensors, key) in whole.items()})
     return {name: _leading(tensor, shapes[name]) for name, tensor in cut.items()}
 
 

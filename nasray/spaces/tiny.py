@@ -56,7 +56,7 @@ class Tiny:
         )
 
     @cached_property
-    def parts(self) -> tuple[tuple[int, ...], ...]:
+    def gene_columns(self) -> tuple[tuple[int, ...], ...]:
         return (*((2 * index, 2 * index + 1) for index in range(self.num_blocks)), ())
 
     @property
@@ -66,31 +66,33 @@ class Tiny:
             "largest": (len(OPS) - 1, len(SCALES) - 1) * self.num_blocks,
         }
 
-    def side(self, arch: Architecture) -> int:
+    def resolution_of(self, arch: Architecture) -> int:
         return self.resolution
 
     def decode(self, arch: Architecture) -> tuple[Block, ...]:
         blocks: list[Block] = []
-        in_channels, side = 3, self.resolution
+        in_channels, resolution = 3, self.resolution
         for index, out_channels in enumerate(CHANNELS[: self.num_blocks]):
             kernel = int(OPS[arch[2 * index]][-1])
             mid_channels = int(out_channels * SCALES[arch[2 * index + 1]])
             blocks.append(
-                TinyBlock(f"block{index}", kernel, in_channels, mid_channels, out_channels, side)
+                TinyBlock(
+                    f"block{index}", kernel, in_channels, mid_channels, out_channels, resolution
+                )
             )
-            in_channels, side = out_channels, side // 2
-        blocks.append(TinyHead("head", in_channels, side, self.num_classes))
+            in_channels, resolution = out_channels, resolution // 2
+        blocks.append(TinyHead("head", in_channels, resolution, self.num_classes))
         return tuple(blocks)
 
     def canonical(self, population: Population) -> Population:
         return population  # every gene always has an effect
 
-    def widest(self) -> tuple[tuple[Block, ...], ...]:
+    def max_blocks(self) -> tuple[tuple[Block, ...], ...]:
         full = len(SCALES) - 1
         by_op = [self.decode((op, full) * self.num_blocks) for op in range(len(OPS))]
         return (*zip(*(blocks[:-1] for blocks in by_op), strict=True), (by_op[0][-1],))
 
-    def chosen(self, arch: Architecture) -> tuple[int, ...]:
+    def block_index(self, arch: Architecture) -> tuple[int, ...]:
         return (*arch[0::2], 0)
 
     def supernet(self) -> Supernet:
@@ -104,7 +106,7 @@ class Tiny:
             elif isinstance(module, nn.BatchNorm2d):
                 module.reset_parameters()
 
-    def spread(self, supernet: Supernet) -> None:
+    def copy_to_siblings(self, supernet: Supernet) -> None:
         with torch.no_grad():
             for small, large in supernet.positions[:-1]:
                 weights = small.state_dict()
@@ -129,7 +131,7 @@ class TinyBlock:
     in_channels: int
     mid_channels: int
     out_channels: int
-    side: int
+    resolution: int
 
     def build(self) -> nn.Module:
         return nn.Sequential(
@@ -152,7 +154,7 @@ class TinyHead:
 
     name: str
     in_channels: int
-    side: int
+    resolution: int
     num_classes: int
 
     def build(self) -> nn.Module:

@@ -340,7 +340,7 @@ def _subject(job: Job, trial: dict[str, Any]) -> tuple[Space, Architecture, JobI
     """What a trial trains, and the images at the side that it takes."""
     images = JobImages(job, trial["data_path"])
     space, arch = make_space(job.space, len(images.dataset.classes)), tuple(trial["arch"])
-    return space, arch, replace(images, side=space.side(arch))
+    return space, arch, replace(images, other_resolution=space.resolution_of(arch))
 
 
 def _read_trial(trial: dict[str, Any], length: int, epochs: int) -> dict[str, Any]:

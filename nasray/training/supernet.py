@@ -122,7 +122,8 @@ def _train_worker(task: dict[str, Any]) -> str | None:
 
     def epoch_batches(epoch: int) -> TrainBatches:
         if epoch == job.supernet.shared_start_epochs > 0:
-            space.spread(supernet)  # here, so that a resumed run does it at the same moment
+            # Here, so that a resumed run does it at the same moment.
+            space.copy_to_siblings(supernet)
         return images.training_batches(
             job.supernet.batch_size, epoch, rank=rank, world_size=world_size
         )
@@ -138,7 +139,7 @@ def _train_worker(task: dict[str, Any]) -> str | None:
 
     def forward(batch: Tensor, epoch: int, step: int) -> Tensor:
         arch = sample(space, job.supernet, seed=job.seed, epoch=epoch, step=step)
-        return supernet(resized(batch, space.side(arch)), arch)
+        return supernet(resized(batch, space.resolution_of(arch)), arch)
 
     try:
         fit(
@@ -183,7 +184,7 @@ def _validator(
                 *images.holdout,
                 batch_size=job.search.batch_size,
                 device=device,
-                side=space.side(arch),
+                resolution=space.resolution_of(arch),
             ).mean()
         if dist.is_initialized():
             dist.all_reduce(total)

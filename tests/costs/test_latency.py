@@ -263,7 +263,7 @@ def test_an_interrupted_measurement_goes_on_where_it_was(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         measure(TINY, path, show=interrupt)
     first = {line["block"]: line["samples_ms"] for line in read_lines(path)}
-    assert len(first) == len(TINY.parts)  # one network
+    assert len(first) == len(TINY.gene_columns)  # one network
     with pytest.raises(UserError, match="no latency of"):
         LatencyTable.load(path, TINY)
     measure(TINY, path)
@@ -360,7 +360,7 @@ def test_a_pass_meets_every_block():
     archs = list(networks_with(SMALL, wanted, np.random.default_rng(0)))
     met = {block_key(block) for arch in archs for block in SMALL.decode(arch) if block is not None}
     assert met == wanted.keys()
-    assert {SMALL.side(arch) for arch in archs} == {32, 48}
+    assert {SMALL.resolution_of(arch) for arch in archs} == {32, 48}
     assert len(archs) < 32  # a network with whatever blocks would do it in 40
 
 

@@ -184,7 +184,7 @@ def test_counts_of_every_part_of_s_plus():
     ]
     space = ShuffleNet()
     for block, counts in zip(space.decode(space.named["oneshot-s+"]), expected, strict=True):
-        shape = (1, block.in_channels, block.side, block.side)
+        shape = (1, block.in_channels, block.resolution, block.resolution)
         found = total(count_ops(build_on_meta(block.build), shape))
         assert (found["micronet_params"], found["mults"], found["adds"]) == counts, block
 

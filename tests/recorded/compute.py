@@ -177,7 +177,7 @@ def _numbers_of(space: Any) -> dict[str, Any]:
             extracted.update(name.encode())
             extracted.update(value.contiguous().numpy().tobytes())
         if index < 4:
-            side = space.side(arch)
+            side = space.resolution_of(arch)
             image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(index))
             with torch.no_grad():
                 logits += subnet.double()(image.double())[0].tolist()

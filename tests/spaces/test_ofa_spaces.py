@@ -159,7 +159,7 @@ def test_widths_of_resnet50d():
 
 def test_strides_activations_and_shortcuts():
     rows = OfaMobileNetV3().decode(OfaMobileNetV3().named["largest"])
-    assert [row.side for row in rows[:3]] == [224, 112, 112]
+    assert [row.resolution for row in rows[:3]] == [224, 112, 112]
     assert [row.stride for row in rows[2:-1:4]] == [2, 2, 2, 1, 2]
     assert [row.identity for row in rows[1:-1]] == [True, *[False, True, True, True] * 5]
     assert [row.se for row in rows[2:-1:4]] == [False, True, False, True, True]
@@ -170,7 +170,7 @@ def test_strides_activations_and_shortcuts():
         *["h_swish"] * 2,
         "h_swish",
     ]
-    assert rows[-1].side == 7
+    assert rows[-1].resolution == 7
     rows = OfaProxyless().decode(OfaProxyless().named["largest"])
     assert [row.stride for row in rows[2:-1:4]] == [2, 2, 2, 1, 2, 1]
     assert not rows[1].identity and not rows[-2].identity
@@ -187,7 +187,7 @@ def test_sides_are_rounded_up_at_every_stride(side):
     features = torch.zeros(1, 3, side, side)
     for row in space.decode(space.named["smallest"]):
         if row is not None:
-            assert features.shape[1:] == (row.in_channels, row.side, row.side)
+            assert features.shape[1:] == (row.in_channels, row.resolution, row.resolution)
             features = getattr(network, row.name)(features)
 
 
@@ -254,7 +254,9 @@ def test_smaller_subnets_are_views_of_the_stored_weights(space):
         rows = {row.name: row for row in space.decode(arch) if row is not None}
         for block, weights in supernet.weights(arch).items():
             for name, tensor in weights.items():
-                smaller = bool(getattr(rows[block], "transforms", ())) and "depthwise.conv" in name
+                smaller = (
+                    bool(getattr(rows[block], "transform_names", ())) and "depthwise.conv" in name
+                )
                 assert (tensor.untyped_storage().data_ptr() in stored) != smaller, (block, name)
                 shrunk += smaller
     assert bool(shrunk) == (space.name != "ofa_resnet50d")

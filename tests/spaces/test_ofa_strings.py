@@ -23,7 +23,7 @@ def test_printed_lines_are_read_back(space):
         lines = format(space, arch)
         assert parse(lines, space) == arch
         without = [*lines[:-1], "MyGlobalAvgPool2d(keep_dim=True)", ""]
-        assert parse(without, space, space.side(arch)) == arch
+        assert parse(without, space, space.resolution_of(arch)) == arch
 
 
 def test_lines_as_published():

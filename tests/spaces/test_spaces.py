@@ -94,7 +94,7 @@ def test_supernet_and_subnet_train_alike(space):
         for (row, whole), block in zip(chosen, subnet, strict=True):
             shared = dict(whole.named_parameters())
             for name, param in block.named_parameters():
-                if name == "depthwise.conv.weight" and row.transforms:
+                if name == "depthwise.conv.weight" and row.transform_names:
                     continue  # no slice: goes through matrices, see test_ofa_spaces.py
                 leading = shared[name].grad[tuple(slice(n) for n in param.shape)]
                 torch.testing.assert_close(leading, param.grad, msg=name)
@@ -194,14 +194,14 @@ def test_spreading_makes_the_operations_of_a_block_compute_alike(space):
     ]
     before = supernet(images(space), first)
     assert not torch.allclose(supernet(images(space), tuple(other)), before, rtol=1e-2)
-    space.spread(supernet)
+    space.copy_to_siblings(supernet)
     assert torch.equal(supernet(images(space), first), before)
     torch.testing.assert_close(supernet(images(space), tuple(other)), before)
 
 
 def test_spreading_fills_the_xception_branches():
     supernet = trained_like(ShuffleNet())
-    ShuffleNet().spread(supernet)
+    ShuffleNet().copy_to_siblings(supernet)
     shuffle3, _, _, xception = supernet.positions[2]
     assert torch.equal(xception.main.conv1.weight, shuffle3.main.conv0.weight)
     assert torch.equal(xception.main.conv2.weight, shuffle3.main.conv1.weight)
@@ -225,11 +225,11 @@ def test_every_gene_changes_the_network(space):
 def test_rows_depend_on_the_genes_that_parts_names(space):
     base = full_arch(space)
     rows = space.decode(base)
-    assert len(rows) == len(space.parts)
+    assert len(rows) == len(space.gene_columns)
     for column, gene in enumerate(space.genes):
         other = (*base[:column], (base[column] + 1) % len(gene.choices), *base[column + 1 :])
         changed = [a != b for a, b in zip(rows, space.decode(other), strict=True)]
-        assert changed == [column in columns for columns in space.parts]
+        assert changed == [column in columns for columns in space.gene_columns]
 
 
 @every_space
@@ -259,7 +259,7 @@ def test_canonical_changes_no_network(space):
 @every_space
 def test_the_side_of_an_architecture_is_that_of_its_first_block(space):
     for arch in [*random_archs(space, 5), full_arch(space)]:
-        assert space.side(arch) == space.decode(arch)[0].side <= space.resolution
+        assert space.resolution_of(arch) == space.decode(arch)[0].resolution <= space.resolution
 
 
 @every_space
@@ -392,7 +392,7 @@ def test_published_widths_of_s_plus():
         *(256, 256, 320, 448),
     ]
     assert [row.out_channels for row in rows[::4]] == [64, 160, 320, 320, 640]
-    assert [row.side for row in rows if row.stride == 2] == [112, 56, 28, 14]
+    assert [row.resolution for row in rows if row.stride == 2] == [112, 56, 28, 14]
     assert [row.se for row in rows] == [False] * 8 + [True] * 12
     assert [row.hardswish for row in rows] == [False] * 4 + [True] * 16
 
