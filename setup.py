@@ -17,6 +17,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["nasray", "nasray.*"]),
+    package_data={"nasray.report": ["templates/*"]},
     install_requires=[
         "ray[default,tune,train]>=2.60",
         "torch>=2.14",
@@ -27,6 +28,7 @@ setup(
         "pydantic>=2.7",  # config.py
         "rich>=13",  # progress.py
         "plotly>=6",  # report/
+        "jinja2>=3.1",  # report/
         "pyyaml>=6",  # costs/latency_files.py
     ],
     extras_require={

@@ -1,4 +1,4 @@
-"""The pictures of a report: plotly figures, and the drawing of an architecture as SVG.
+"""The plotly figures of a report, except the scatter of the search (scatter.py).
 
 Data in, figure out: reads no file. Colours are mid-tones, which stand out on white and on
 black; text and grid lines get theirs from the page's style sheet.
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nasray.search.candidate import Candidate, pareto_front
+from nasray.search.candidate import Candidate
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -25,104 +25,6 @@ COSTS = {
     "params": ("Parameters", "~s"),
     "micronet_score": ("MicroNet score", ".3~f"),
 }
-OPS = ("shuffle 3&times;3", "shuffle 5&times;5", "shuffle 7&times;7", "xception 3&times;3")
-NUM_SCALES = 10  # 0.2, 0.4, ... 2.0 of half the output channels
-STAGE_REPEATS = (4, 4, 8, 4)  # blocks of each stage, where there are 20
-MAX_SVG_POINTS = 5000  # above, a browser needs WebGL to stay quick
-
-
-def arch_text(genes: Sequence[int], *, paired: bool, separator: str) -> str:
-    """Write genes compactly; `paired` ones alternate between operation and channel scale."""
-    if not paired:
-        return "-".join(map(str, genes))
-    rows = []
-    for name, choices in (("block", genes[0::2]), ("channel", genes[1::2])):
-        digits = "".join(map(str, choices))
-        rows.append(f"{name} {' '.join(digits[i : i + 4] for i in range(0, len(digits), 4))}")
-    return separator.join(rows)
-
-
-def search_figure(num_points: int) -> "Figure":
-    """Set up the search scatter, empty: earlier, current generation, front, winner.
-
-    The page's script fills it from search_points(), for the chosen cost and generation.
-    """
-    import plotly.graph_objects as go
-
-    scatter = go.Scattergl if num_points > MAX_SVG_POINTS else go.Scatter
-    figure = go.Figure(
-        [
-            scatter(
-                name="earlier generations",
-                mode="markers",
-                marker={"color": GREY, "size": 6, "opacity": 0.35},
-            ),
-            scatter(
-                name="this generation",
-                mode="markers",
-                marker={"color": BLUE, "size": 8, "opacity": 0.9},
-            ),
-            go.Scatter(
-                name="Pareto front so far",
-                mode="lines+markers",
-                line={"color": ORANGE, "width": 2, "shape": "hv"},
-                marker={"size": 5},
-            ),
-            go.Scatter(
-                name="winner",
-                mode="markers",
-                marker={"color": RED, "size": 14, "symbol": "star"},
-            ),
-        ]
-    )
-    figure.update_yaxes(title_text="top-1 on the hold-out images, %")
-    return _finish(figure, height=440)
-
-
-def search_points(
-    generations: Sequence[Sequence[Candidate]],
-    names: Sequence[str],
-    *,
-    paired: bool,
-    limits: Sequence[dict[str, Any]],
-    winners: Sequence[Sequence[int]],
-) -> dict[str, Any]:
-    """List what the search scatter shows; fronts as indices, per cost and generation."""
-    shown = [c for generation in generations for c in generation]
-    archs = [c.arch for c in shown]
-    return {
-        "starts": np.cumsum([0, *map(len, generations)]).tolist(),
-        "generation": [c.generation for c in shown],
-        "top1": [100 * c.fitness for c in shown],
-        "arch": [arch_text(arch, paired=paired, separator="<br>") for arch in archs],
-        "winners": [archs.index(tuple(arch)) for arch in winners if tuple(arch) in archs],
-        "costs": [
-            {
-                "name": name,
-                "label": escape(COSTS.get(name, (name,))[0]),
-                "format": COSTS.get(name, (name, "~s"))[1],
-                "x": [c.costs[name] for c in shown],
-                "fronts": _fronts(generations, name),
-                "limits": _bounds(limits, name),
-            }
-            for name in names
-        ],
-    }
-
-
-def _fronts(generations: Sequence[Sequence[Candidate]], cost: str) -> list[list[int]]:
-    positions = {id(c): n for n, c in enumerate(c for g in generations for c in g)}
-    front: list[Candidate] = []
-    fronts = []
-    for generation in generations:
-        front = pareto_front([*front, *generation], cost)
-        fronts.append([positions[id(c)] for c in front])
-    return fronts
-
-
-def _bounds(limits: Sequence[dict[str, Any]], cost: str) -> list[float]:
-    found = [limit.get(end) for limit in limits for end in ("min", "max") if limit["cost"] == cost]
-    return [bound for bound in found if bound is not None]
 
 
 def generations_figure(generations: Sequence[Sequence[Candidate]]) -> "Figure":
@@ -152,7 +54,7 @@ def generations_figure(generations: Sequence[Sequence[Candidate]]) -> "Figure":
     figure.update_xaxes(title_text="generation", dtick=1 if len(numbers) < 12 else None)
     figure.update_yaxes(title_text="top-1, %")
     figure.update_layout(hovermode="x unified")
-    return _finish(figure, height=320)
+    return finish(figure, height=320)
 
 
 def baseline_figure(random_top1: Sequence[float], winner_top1: float) -> "Figure":
@@ -186,7 +88,7 @@ def baseline_figure(random_top1: Sequence[float], winner_top1: float) -> "Figure
     )
     figure.update_xaxes(title_text="top-1, %")
     figure.update_yaxes(visible=False, range=[-1, 1])
-    return _finish(figure, height=170)
+    return finish(figure, height=170)
 
 
 def calibration_figure(measured: Sequence[float], predicted: Sequence[float]) -> "Figure":
@@ -209,7 +111,7 @@ def calibration_figure(measured: Sequence[float], predicted: Sequence[float]) ->
     )
     figure.update_xaxes(title_text="predicted top-1, %")
     figure.update_yaxes(title_text="measured top-1, %")
-    return _finish(figure, height=360)
+    return finish(figure, height=360)
 
 
 def study_figure(rows: Sequence[dict[str, Any]]) -> "Figure":
@@ -233,7 +135,7 @@ def study_figure(rows: Sequence[dict[str, Any]]) -> "Figure":
     )
     figure.update_xaxes(title_text=f"top-1 with {rows[-1]['calibration']} images, %")
     figure.update_yaxes(title_text="top-1, %")
-    return _finish(figure, height=360)
+    return finish(figure, height=360)
 
 
 def training_figure(curve: Sequence[dict[str, Any]]) -> "Figure":
@@ -263,7 +165,7 @@ def training_figure(curve: Sequence[dict[str, Any]]) -> "Figure":
     figure.update_traces(showlegend=False, col=1).update_traces(showlegend=False, col=3)
     figure.update_annotations(font_size=13)
     figure.update_xaxes(title_text="epoch")
-    return _finish(figure, height=330).update_layout(
+    return finish(figure, height=330).update_layout(
         legend={"x": 0.5, "xanchor": "center", "y": -0.3, "yanchor": "top"}, margin_b=84
     )
 
@@ -296,75 +198,10 @@ def retraining_figure(trials: Sequence[dict[str, Any]]) -> "Figure":
             figure.add_trace(line)
     figure.update_xaxes(title_text="epoch")
     figure.update_yaxes(title_text="top-1, %")
-    return _finish(figure, height=340)
+    return finish(figure, height=340)
 
 
-def architecture_svg(entry: dict[str, Any]) -> str:
-    """Draw an architecture: block by block if it has operations and scales, else its genes."""
-    arch = entry["arch"]
-    if isinstance(arch, dict) and set(arch) == {"block", "channel"}:
-        ops, scales = arch["block"], arch["channel"]
-        known = all(type(op) is int and 0 <= op < len(OPS) for op in ops) and all(
-            type(scale) is int and 0 <= scale < NUM_SCALES for scale in scales
-        )
-        if known and ops and len(ops) == len(scales):
-            return _blocks_svg(ops, scales)
-    return _genes_svg([int(gene) for gene in entry["genes"]])
-
-
-def _blocks_svg(ops: Sequence[int], scales: Sequence[int]) -> str:
-    repeats = STAGE_REPEATS if len(ops) == sum(STAGE_REPEATS) else (len(ops),)
-    bar, step, gap, middle, unit = 36, 46, 26, 118, 8.5  # px; unit: half height of 0.2
-    parts, x, index = [], 34, 0
-    for stage, repeat in enumerate(repeats, start=1):
-        centre = x + (step * repeat - (step - bar)) / 2
-        if len(repeats) > 1:
-            parts.append(f'<text x="{centre}" y="14" class="strong">stage {stage}</text>')
-        for _ in range(repeat):
-            op, half = ops[index], (scales[index] + 1) * unit
-            scale = (scales[index] + 1) / 5
-            parts.append(
-                f"<g><title>block {index}: {OPS[op]}, scale {scale:.1f}</title>"
-                f'<rect x="{x}" y="{middle - half}" width="{bar}" height="{2 * half}" rx="4"'
-                f' fill="{SERIES[op]}"/></g>'
-                f'<text x="{x + bar / 2}" y="222">{scale:.1f}</text>'
-                f'<text x="{x + bar / 2}" y="240" class="faint">{index}</text>'
-            )
-            x, index = x + step, index + 1
-        x += gap
-    width = x - gap + 34
-    flow = f'<line x1="6" x2="{width - 6}" y1="{middle}" y2="{middle}" class="flow"/>'
-    legend = "".join(
-        f'<span><i style="background:{SERIES[op]}"></i>{name}</span>' for op, name in enumerate(OPS)
-    )
-    return (
-        f'<svg viewBox="0 0 {width} 248" role="img" aria-label="architecture">{flow}'
-        f'{"".join(parts)}</svg><p class="legend">{legend}<span class="faint">height and upper '
-        "number: channel scale, of half the output channels; lower number: block</span></p>"
-    )
-
-
-def _genes_svg(genes: Sequence[int]) -> str:
-    columns, side = 20, 50
-    cells = []
-    for index, gene in enumerate(genes):
-        x, y = index % columns * side, index // columns * (side + 14)
-        cells.append(
-            f'<g><title>gene {index}: choice {gene}</title><rect x="{x + 2}" y="{y + 2}" '
-            f'width="{side - 4}" height="{side - 16}" rx="4" fill="{SERIES[gene % len(SERIES)]}" '
-            f'opacity="{0.95 if gene < len(SERIES) else 0.6}"/>'
-            f'<text x="{x + side / 2}" y="{y + 24}" class="cell">{gene}</text>'
-            f'<text x="{x + side / 2}" y="{y + 50}" class="faint">{index}</text></g>'
-        )
-    height = -(-len(genes) // columns) * (side + 14)
-    return (
-        f'<svg viewBox="0 0 {columns * side} {height}" role="img" aria-label="genes">'
-        f'{"".join(cells)}</svg><p class="legend"><span class="faint">a cell is a gene; its number '
-        "and colour are the choice</span></p>"
-    )
-
-
-def _line(x: Sequence[float], y: Sequence[float], name: str, colour: str) -> Any:
+def _line(x: Sequence[float], y: Sequence[float | None], name: str, colour: str) -> Any:
     import plotly.graph_objects as go
 
     mode = "lines+markers" if len(x) <= 30 else "lines"
@@ -381,7 +218,8 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _finish(figure: "Figure", *, height: int) -> "Figure":
+def finish(figure: "Figure", *, height: int) -> "Figure":
+    """Give `figure` the look that all figures of a report share; return it."""
     figure.update_layout(
         template="none",
         height=height,

@@ -1,72 +1,31 @@
-"""What several parts of the report page list: architectures, answers, the predictor's quality."""
+"""The larger tables of a report: architectures, cost profiles, exported files."""
 
 from collections.abc import Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from nasray.report import figures
-from nasray.report.page import amount, embed, percent, section, table
+from nasray.report.contents import Entry, Retrained
+from nasray.report.drawing import arch_text
+from nasray.report.page import Table, amount, number, percent
 
-Entry = dict[str, Any]
 
-
-def candidates_table(entries: Sequence[Entry], paired: bool) -> str:
+def candidates_table(entries: Sequence[Entry], paired: bool) -> Table:
     """Top-1, costs and genes of each; before them its limit, if the first has one."""
     costs = [name for name in figures.COSTS if costs_of(entries[0]).get(name) is not None]
     limited = bool(entries[0].get("limit"))
     header = ["top-1", *(figures.COSTS[name][0] for name in costs), "architecture"]
-    return table(
-        ["limit", *header] if limited else header,
-        [
-            [
-                *([_limit(entry["limit"])] if limited else []),
-                percent(entry["fitness"]),
-                *(amount(name, costs_of(entry)[name]) for name in costs),
-                arch_code(entry, paired),
-            ]
-            for entry in entries
-        ],
-        text_last=True,
-    )
-
-
-def answers_section(entries: Sequence[Entry], paired: bool) -> str:
-    """The best architecture for each limit."""
-    return entries and section("The best for each limit", candidates_table(entries, paired)) or ""
-
-
-def predictor_section(fit: Entry | None) -> str:
-    """How well the accuracy predictor predicts architectures that it was not fitted to."""
-    if fit is None:
-        return ""
-    note = (
-        f"Fitted to {fit['num_fitted']} evaluations, judged by {fit['num_held_out']} others: root "
-        f"mean square error {100 * fit['rmse']:.2f} points, Kendall's tau {fit['kendall_tau']:.2f}."
-        " The one that is kept is fitted to all of them."
-    )
-    plot = embed(figures.calibration_figure(fit["measured"], fit["predicted"]), "predictor-plot")
-    return section("Accuracy predictor", plot, note)
-
-
-def study_section(study: Entry | None) -> str:
-    """What BN recalibration on fewer images costs in order, and saves in time."""
-    if study is None:
-        return ""
-    note = (
-        f"{study['num_archs']} random subnets on {study['num_images']} hold-out images; Kendall's "
-        "tau compares their order with that of the last row."
-    )
-    header = ["calibration", "mean top-1", "Kendall's tau", "seconds"]
     rows = [
         [
-            f"{row['calibration']}",
-            percent(row["mean_top1"]),
-            f"{row['kendall_tau']:.3f}",
-            f"{row['seconds']:.2f}",
+            *([_limit(entry["limit"])] if limited else []),
+            percent(entry["fitness"]),
+            *(amount(name, costs_of(entry)[name]) for name in costs),
+            _arch_code(entry, paired),
         ]
-        for row in study["rows"]
+        for entry in entries
     ]
-    plot = embed(figures.study_figure(study["rows"]), "study-plot")
-    return section("BN recalibration", plot + table(header, rows), note)
+    return Table(header=["limit", *header] if limited else header, rows=rows, text_last=True)
 
 
 def costs_of(entry: Entry) -> Entry:
@@ -74,9 +33,58 @@ def costs_of(entry: Entry) -> Entry:
     return entry.get("costs", entry)
 
 
-def arch_code(entry: Entry, paired: bool) -> str:
+def profile_tables(retrained: Sequence[Retrained]) -> list[dict[str, Any]]:
+    """For each network with a profile: its name, its MicroNet scores, its operations."""
+    return [
+        {
+            "name": each.name,
+            "micronet": _micronet_table(each.profile["micronet"]),
+            "operations": _operations_table(each.profile["rows"], each.profile["totals"]),
+        }
+        for each in retrained
+        if each.profile
+    ]
+
+
+def exports_table(exports: Sequence[Entry]) -> Table | None:
+    """The exported files, each with how well it agrees with torch."""
+    rows = [
+        [
+            Markup("<code>{}</code>").format(entry["file"]),
+            f"{entry['bytes'] / 1e6:.2f} MB",
+            f"{entry['max_abs_diff']:.2g}",
+            f"{100 * entry['top1_agreement']:.1f} %",
+            f"{entry['num_images']:,}",
+        ]
+        for entry in exports
+    ]
+    header = ["ONNX file", "size", "largest difference", "same top-1", "images compared"]
+    return Table(header=header, rows=rows) if rows else None
+
+
+def _micronet_table(scores: Sequence[Entry]) -> Table | None:
+    if not scores:
+        return None
+    names = list(scores[0])
+    rows = [[number(row.get(name)) for name in names] for row in scores]
+    return Table(header=[f"MicroNet: {names[0]}", *names[1:]], rows=rows, text_last=True)
+
+
+def _operations_table(operations: Sequence[Entry], totals: Entry) -> Table:
+    names = list(operations[0]) if operations else []
+    return Table(
+        header=names,
+        rows=[[number(row.get(name)) for name in names] for row in operations],
+        total=["total", *(number(totals.get(name)) for name in names[1:])],
+    )
+
+
+def _arch_code(entry: Entry, paired: bool) -> Markup:
     genes = [int(gene) for gene in entry["genes"]]
-    return f"<code>{figures.arch_text(genes, paired=paired, separator=' &nbsp; ')}</code>"
+    separator = Markup(" &nbsp; ")
+    return Markup("<code>{}</code>").format(
+        separator.join(arch_text(genes, paired=paired, separator="\n").split("\n"))
+    )
 
 
 def _limit(limit: Entry) -> str:

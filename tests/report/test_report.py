@@ -12,6 +12,7 @@ import pytest
 from nasray.errors import UserError
 from nasray.report import figures
 from nasray.report.build import build_report
+from nasray.report.drawing import architecture_svg
 from nasray.search.candidate import Candidate, best_first, pareto_front
 from nasray.search.history import History
 from nasray.storage import files as storage
@@ -284,50 +285,78 @@ def test_a_candidate_that_failed_is_counted_and_not_drawn(tmp_path):
     History(str(tmp_path / "history")).append([good, bad])
     page = read_page(tmp_path)
     assert "1 could not be evaluated" in page
-    assert search_data(page)["top1"] == [100 * good.fitness]
+    assert scatter_of(page)["data"][2]["y"] == [100 * good.fitness]
 
 
-def test_what_races_saved_is_told(tmp_path):
+def test_what_early_stopping_saved_is_shown(tmp_path):
     rng = np.random.default_rng(0)
-    judged = [replace(make_candidate(rng, 0), images=images) for images in (100, 100, 20)]
-    History(str(tmp_path / "history")).append(judged)
+    evaluated = [replace(make_candidate(rng, 0), images=images) for images in (100, 100, 20)]
+    History(str(tmp_path / "history")).append(evaluated)
     page = read_page(tmp_path)
-    assert (
-        "Races dropped 1 of 3 early, which are not shown: 220 images judged instead of 300." in page
-    )
-    assert len(search_data(page)["top1"]) == 2
+    assert "Early stopping ended 1 of 3 evaluations, which are not shown" in page
+    assert "220 images were evaluated instead of 300." in page
+    assert len(scatter_of(page)["data"][2]["y"]) == 2
 
 
-def search_data(page: str) -> dict:
-    return json.loads(re.search(r'id="search-data">(.*?)</script>', page)[1])
+def scatter_of(page: str) -> dict:
+    """What the page hands plotly for the scatter of the search: data, layout and frames."""
+    start = page.index("Plotly.newPlot(", page.index('<div id="search-plot"'))
+    decoder, found = json.JSONDecoder(), []
+    for opening in ("[", "{"):
+        start = page.index(opening, start)
+        value, length = decoder.raw_decode(page[start:])
+        found.append(value)
+        start += length
+    frames = page.index("[", page.index("addFrames(", start))
+    return {"data": found[0], "layout": found[1], "frames": decoder.raw_decode(page[frames:])[0]}
+
+
+def points(trace: dict) -> list[tuple[float, float]]:
+    return list(zip(trace["x"], trace["y"], strict=True))
 
 
 def test_the_scatter_holds_every_candidate_and_the_front_after_each_generation(run_dir):
-    data = search_data(read_page(run_dir))
-    history = History(str(run_dir / "history"))
-    candidates = history.candidates
-    assert data["starts"] == [POPULATION_SIZE * index for index in range(NUM_GENERATIONS + 1)]
-    assert [cost["name"] for cost in data["costs"]] == ["macs", "params", "micronet_score"]
-    for cost in data["costs"]:
-        assert cost["x"] == [candidate.costs[cost["name"]] for candidate in candidates]
-        for index, front in enumerate(cost["fronts"]):
-            so_far = candidates[: data["starts"][index + 1]]
-            expected = pareto_front(so_far, cost["name"])
-            assert [candidates[position] for position in front] == expected
-    assert data["costs"][0]["limits"] == [MAX_MACS]
-    assert [candidates[index] for index in data["winners"]] == best_first(candidates)[:1]
+    scatter = scatter_of(read_page(run_dir))
+    candidates = History(str(run_dir / "history")).candidates
+    [slider], [player, costs] = scatter["layout"]["sliders"], scatter["layout"]["updatemenus"]
+    assert [button["label"] for button in player["buttons"]] == ["Play", "Pause"]
+    assert [b["label"] for b in costs["buttons"]] == ["MACs", "Parameters", "MicroNet score"]
+    names = [step["label"] for step in slider["steps"]]
+    assert names == [frame["name"] for frame in scatter["frames"]]
+    assert names == [str(generation) for generation in range(NUM_GENERATIONS)]
+    for index, cost in enumerate(("macs", "params", "micronet_score")):
+        at = [(candidate.costs[cost], 100 * candidate.fitness) for candidate in candidates]
+        shown, front, winners = scatter["data"][2 + 3 * index : 5 + 3 * index]
+        assert points(shown) == at
+        assert shown["marker"]["color"] == [candidate.generation for candidate in candidates]
+        assert points(winners) == [at[candidates.index(best_first(candidates)[0])]]
+        for generation, frame in enumerate(scatter["frames"]):
+            colours, so_far = frame["data"][2 * index : 2 * index + 2]
+            assert frame["traces"][2 * index : 2 * index + 2] == [2 + 3 * index, 3 + 3 * index]
+            assert colours["marker"] == {"cmin": generation - 1, "cmax": generation + 1}
+            expected = pareto_front(candidates[: POPULATION_SIZE * (generation + 1)], cost)
+            assert points(so_far) == [(c.costs[cost], 100 * c.fitness) for c in expected]
+        assert points(front) == points(so_far)
+        data, axis = costs["buttons"][index]["args"]
+        visible = [n for n, is_visible in enumerate(data["visible"]) if is_visible]
+        assert visible == [0, 1, *range(2 + 3 * index, 5 + 3 * index)]
+        assert [line["x0"] for line in axis["shapes"]] == ([MAX_MACS] if cost == "macs" else [])
+    assert [trace["visible"] for trace in scatter["data"]] == [True] * 5 + [False] * 6
 
 
 def test_hover_text_spells_blocks_and_channels_apart(run_dir):
-    data, candidates = search_data(read_page(run_dir)), History(str(run_dir / "history")).candidates
-    block, channel = data["arch"][0].replace(" ", "").split("<br>")
-    assert block == "block" + "".join(map(str, candidates[0].arch[0::2]))
-    assert channel == "channel" + "".join(map(str, candidates[0].arch[1::2]))
+    trace = scatter_of(read_page(run_dir))["data"][2]
+    candidate = History(str(run_dir / "history")).candidates[-1]
+    text, generation = trace["customdata"][-1]
+    block, channel = text.replace(" ", "").split("<br>")
+    assert block == "block" + "".join(map(str, candidate.arch[0::2]))
+    assert channel == "channel" + "".join(map(str, candidate.arch[1::2]))
+    assert generation == candidate.generation
 
 
 def test_the_drawing_has_a_bar_as_high_as_the_scale_of_each_block():
     scales = [0, 9] * 10
-    drawing = figures.architecture_svg({"arch": {"block": [0, 3] * 10, "channel": scales}})
+    drawing = architecture_svg({"arch": {"block": [0, 3] * 10, "channel": scales}})
     heights = [float(height) for height in re.findall(r'<rect.*? height="([\d.]+)"', drawing)]
     assert len(heights) == 20
     assert np.allclose(np.array(heights) / heights[0], np.array(scales) + 1)
@@ -339,7 +368,7 @@ def test_the_drawing_has_a_bar_as_high_as_the_scale_of_each_block():
     "arch", [{"depth": [2, 3]}, {"block": [0, 7], "channel": [1, 1]}, {"block": [], "channel": []}]
 )
 def test_an_architecture_of_another_space_is_drawn_gene_by_gene(arch):
-    drawing = figures.architecture_svg({"arch": arch, "genes": [2, 3, 12]})
+    drawing = architecture_svg({"arch": arch, "genes": [2, 3, 12]})
     assert "gene 2: choice 12" in drawing
     assert drawing.count("<rect") == 3
 
@@ -375,6 +404,17 @@ def test_strings_of_files_are_escaped(run_dir, tmp_path):
     assert not {"img", "b>run"} & set(tags.names())
     assert evil in "".join(tags.text)
     assert "a<b>run" in "".join(tags.text)
+
+
+def test_a_class_name_with_a_tag_stays_text(tmp_path):
+    write_job(str(tmp_path))
+    job = storage.read_json(str(tmp_path / "job.json"))
+    job["job"]["data"]["classes"] = ["<script>alert(1)</script>"]
+    storage.write_json(str(tmp_path / "job.json"), job)
+    write_export(str(tmp_path))
+    page = read_page(tmp_path)
+    assert "<script>" not in page
+    assert "<script>alert(1)</script>" in "".join(Tags(page).text)
 
 
 def test_names_in_a_figure_are_escaped_for_plotly_which_reads_them_as_html():

@@ -1,0 +1,172 @@
+"""What a run directory holds so far, read and checked for the report."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nasray.errors import UserError
+from nasray.search.candidate import Candidate
+from nasray.search.history import History
+from nasray.storage import files as storage
+
+Entry = dict[str, Any]  # one object of a JSON file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrained:
+    """One network of RUN/retrain/; what is not there yet is None or empty."""
+
+    name: str  # of the folder, RUN/retrain/<name>
+    result: Entry | None
+    curves: list[Entry]
+    profile: Entry | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunContents:
+    """The files of a run directory; those that are not there yet are None or empty."""
+
+    name: str
+    job: Entry | None
+    curve: list[Entry]  # of supernet training, one object per epoch
+    generations: list[list[Candidate]]  # without candidates that could not be evaluated
+    num_failed: int
+    num_images: list[int]  # per candidate; fewer where early stopping ended its evaluation
+    search: Entry | None
+    front: list[Entry]
+    top: list[Entry]
+    retrained: list[Retrained]
+    exports: list[Entry]
+    predictor: Entry | None
+    study: Entry | None
+
+    @property
+    def answers(self) -> list[Entry]:
+        """The best for each limit, of a search that answers them one by one."""
+        answers = (self.search or {}).get("answers") or []
+        return answers if any(entry.get("limit") for entry in answers) else []
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """The candidates of all generations, in order."""
+        return [candidate for generation in self.generations for candidate in generation]
+
+    @property
+    def results(self) -> list[Entry]:
+        """The results of the networks whose retraining has ended."""
+        return [each.result for each in self.retrained if each.result]
+
+    @property
+    def winner(self) -> Entry | None:
+        """The winner of the search, or the first retrained network."""
+        if self.search:
+            return self.search["winner"]
+        return next(iter([*self.top, *self.results]), None)
+
+    @property
+    def retrained_winner(self) -> Entry | None:
+        """The result of the winner's retraining, or of another network's if it has none."""
+        genes = self.winner["genes"] if self.winner else None
+        same = [result for result in self.results if result["genes"] == genes]
+        return next(iter([*same, *self.results]), None)
+
+    @property
+    def paired(self) -> bool:
+        """Whether genes alternate between the operation and the channel scale of a block."""
+        arch = self.winner["arch"] if self.winner else {}
+        return set(arch) == {"block", "channel"} or (
+            self.job is not None and self.job["job"]["space"]["name"] == "shufflenet"
+        )
+
+
+def read_contents(run_dir: str) -> RunContents:
+    """Read RUN_DIR.
+
+    Raises:
+        UserError: a file is not JSON, or lacks what the report needs.
+    """
+    history = History(storage.join(run_dir, "history"))
+    images = [candidate.images for candidate in history.candidates if not candidate.failed]
+    generations = [
+        [c for c in generation if not c.failed and c.images == max(images)]
+        for generation in history
+    ]
+    retrain = storage.join(run_dir, "retrain")
+    export = storage.join(run_dir, "export")
+    exports = [name for name in _in_order(export) if name.endswith(".json")]
+    candidate = ("arch", "genes", "fitness")
+    return RunContents(
+        name=storage.absolute(run_dir).rsplit("/", 1)[-1],
+        job=_load(run_dir, "job.json", "job", "versions", "started"),
+        curve=_load_rows(
+            run_dir,
+            "curves/supernet.json",
+            *("epoch", "loss", "train_top1", "val_top1", "lowest_scale", "seconds"),
+        ),
+        generations=[generation for generation in generations if generation],
+        num_failed=len(history.candidates) - len(images),
+        num_images=images,
+        search=_load(run_dir, "search.json", "num_evaluations", "seconds", "limits", "winner"),
+        front=_load_rows(run_dir, "front.json", *candidate),
+        top=_load_rows(run_dir, "top.json", *candidate),
+        retrained=[_read_retrained(retrain, name) for name in _in_order(retrain)],
+        exports=[
+            _load(export, name, "file", "bytes", "max_abs_diff", "num_images", "top1_agreement")
+            for name in exports
+        ],
+        predictor=_load(
+            run_dir,
+            "predictor/fit.json",
+            *("num_fitted", "num_held_out", "measured", "predicted", "rmse", "kendall_tau"),
+        ),
+        study=_load(run_dir, "calibration.json", "num_images", "num_archs", "rows"),
+    )
+
+
+def _in_order(folder: str) -> list[str]:
+    """The names in `folder`, numbers by their value: 9 before 10."""
+    return sorted(storage.list_names(folder), key=lambda name: (len(name), name))
+
+
+def _read_retrained(folder: str, name: str) -> Retrained:
+    return Retrained(
+        name=name,
+        result=_load(folder, f"{name}/result.json", "arch", "genes", "val_top1"),
+        curves=_load_rows(folder, f"{name}/curves.json", "trial", "recipe", "stopped", "epochs"),
+        profile=_load(folder, f"{name}/profile.json", "rows", "totals", "micronet"),
+    )
+
+
+def _load(folder: str, name: str, *keys: str) -> Any:
+    """Read a JSON object that must have `keys`; None if the file is absent."""
+    path = storage.join(folder, name)
+    value = _parse(path)
+    if value is not None:
+        _check(path, value, keys)
+    return value
+
+
+def _load_rows(folder: str, name: str, *keys: str) -> list[Entry]:
+    """Read a JSON list of objects that must have `keys`; empty if the file is absent."""
+    path = storage.join(folder, name)
+    rows = _parse(path) or []
+    for row in rows:
+        _check(path, row, keys)
+    return rows
+
+
+def _parse(path: str) -> Any:
+    if not storage.exists(path):
+        return None
+    try:
+        return storage.read_json(path)
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise UserError(
+            f"{path}: not readable as JSON ({error}); remove the file and run again"
+        ) from None
+
+
+def _check(path: str, value: Any, keys: Sequence[str]) -> None:
+    for key in keys:
+        if not isinstance(value, dict) or key not in value:
+            raise UserError(f"{path}: {key!r} is missing; remove the file and run again")
