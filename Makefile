@@ -1,9 +1,9 @@
-# Two commands: `make demo` and `make test`. Each sets up .venv first if need be.
+# `make demo`, `make test`, `make quick`: each sets up .venv first if need be.
 PYTHON ?= python3
 VENV ?= .venv
 RUN_DIR ?= runs/demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test quick check lint clean
 
 $(VENV)/installed: setup.py
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -13,11 +13,18 @@ $(VENV)/installed: setup.py
 demo: $(VENV)/installed
 	$(VENV)/bin/nasray run jobs/demo.toml $(RUN_DIR)
 
-test: $(VENV)/installed
+# All tests but the long ones and those that need a GPU; starts Ray.
+test: check
+	$(VENV)/bin/pytest
+
+# What to run after every change: no test that starts Ray.
+quick: check
+	$(VENV)/bin/pytest -m 'not ray and not slow and not gpu'
+
+check: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check --fix .

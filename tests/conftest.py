@@ -123,12 +123,20 @@ def make_job(small_data: str) -> MakeJob:
     return make
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have tests that need neither Ray nor the finished run come first, while that is under way."""
-    items.sort(key=lambda item: bool(item.get_closest_marker("ray")) or needs_run(item))
+    """Mark each test that starts Ray through a fixture as "ray"; have all such tests come last.
+
+    The others run while the finished run, which begins with the session, is under way.
+    """
+    for item in items:
+        if needs_run(item) or "ray_cluster" in item.fixturenames:
+            item.add_marker("ray")
+    items.sort(key=lambda item: bool(item.get_closest_marker("ray")))
 
 
 def needs_run(item: pytest.Item) -> bool:
+    """Whether a test looks at the finished run."""
     return "finished_run" in item.fixturenames
 
 
