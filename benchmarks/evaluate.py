@@ -30,7 +30,7 @@ from table import Row, interleaved, median_ratio, show
 
 from nasray import checkpoint
 from nasray.config import parse_job
-from nasray.data import import_dataset
+from nasray.data.importing import import_dataset
 from nasray.data.transforms import normalize
 from nasray.devices import amp_dtype
 from nasray.evaluation.evaluate import evaluate

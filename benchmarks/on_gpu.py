@@ -41,7 +41,7 @@ from torch.nn import functional as F
 
 from nasray import checkpoint
 from nasray.config import parse_job
-from nasray.data import import_dataset
+from nasray.data.importing import import_dataset
 from nasray.data.loader import train_batches
 from nasray.data.transforms import normalize
 from nasray.devices import amp_dtype, settle_kernels
@@ -325,8 +325,8 @@ def input(settings: Settings, report: Report) -> None:
     """Augmented JPEGs a second, by one loading process and by one on each core."""
     from scale import draw_picture
 
-    from nasray.data import open_dataset
-    from nasray.data.shards import write_shards
+    from nasray.data.importing import write_shards
+    from nasray.data.shards import open_dataset
     from nasray.data.source import Pictures, Record
 
     number, cores = settings.jpegs, len(os.sched_getaffinity(0))

@@ -28,9 +28,10 @@ from torch.nn import functional as F
 
 from nasray.config import load_job
 from nasray.costs.table import CostTable
-from nasray.data import Pictures, Record, open_dataset
+from nasray.data.importing import ROW_GROUP_BYTES, write_shards
 from nasray.data.loader import train_batches
-from nasray.data.shards import ROW_GROUP_BYTES, write_shards
+from nasray.data.shards import open_dataset
+from nasray.data.source import Pictures, Record
 from nasray.data.transforms import decode, eval_transform, normalize
 from nasray.evaluation.evaluate import fold_bn, judge, recalibrate_bn
 from nasray.search.limits import Limits

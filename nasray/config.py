@@ -38,7 +38,7 @@ class SpaceConfig(BaseModel):
 
 
 class DataConfig(Section):
-    source: Literal["synthetic", "imagefolder", "tar", "cifar10", "fashion_mnist", "parquet"]
+    source: str  # a name in data.SOURCES, or "parquet": imported already
     path: str = ""  # folder or file of the source; not needed for "synthetic"
     holdout_per_class: int = Field(50, ge=1)  # training images set aside to judge subnets by
     min_crop_area: float = Field(0.08, gt=0, le=1)  # of the image, random resized crop
@@ -51,14 +51,6 @@ class DataConfig(Section):
     train_per_class: int = Field(200, ge=1)
     val_per_class: int = Field(50, ge=1)
     image_side: int = Field(64, ge=16)
-
-    @model_validator(mode="after")
-    def _source_has_a_path(self) -> "DataConfig":
-        if self.source != "synthetic" and not self.path:
-            raise ValueError(
-                f"source = {self.source!r} needs `path` (or --data PATH; for an import --path)"
-            )
-        return self
 
 
 class ComputeConfig(Section):

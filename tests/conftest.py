@@ -25,7 +25,7 @@ import torch
 from ray.thirdparty_files import psutil
 
 from nasray.config import DataConfig, Job
-from nasray.data import import_dataset
+from nasray.data.importing import import_dataset
 from nasray.search.history import History
 
 MakeJob = Callable[..., Job]

@@ -64,8 +64,6 @@ def test_docs_tell_every_key_and_its_default():
             "'data.pth'; did you mean 'path'?",
         ),
         ({"search": {"algorithm": "genetics"}}, "'genetics'; did you mean 'genetic'?"),
-        ({"data": {"source": "tar"}}, "data: source = 'tar' needs `path`"),
-        ({"data": {"source": "kinetics"}}, "data.source: input should be 'synthetic'"),
         ({"search": {"population_size": 1}}, "search.population_size: input should be greater"),
         ({"search": {"num_parents": 50}}, "num_parents must be below population_size = 50"),
         ({"search": {"limits": [{"cost": "macs"}]}}, "a limit needs `max`, `min` or both"),

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from nasray.cli.options import address_option, parse_arch, ray_cluster
+from nasray.data import SOURCES
 from nasray.errors import UserError
 
 job_argument = click.argument("job")
@@ -56,9 +57,7 @@ def data() -> None:
 
 
 @data.command("import")
-@click.argument(
-    "source", type=click.Choice(["imagefolder", "tar", "cifar10", "fashion_mnist", "synthetic"])
-)
+@click.argument("source", type=click.Choice(list(SOURCES)))
 @click.argument("destination")
 @click.option("--path", default="", help="Folder or file of the source.")
 @click.option(

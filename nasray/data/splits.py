@@ -10,9 +10,9 @@ from functools import cached_property
 import numpy as np
 
 from nasray.config import Job
-from nasray.data import Dataset, open_dataset
 from nasray.data.cache import cached_images, default_folder
 from nasray.data.loader import TrainBatches, calibration_subset, holdout_split, train_batches
+from nasray.data.shards import Dataset, open_dataset
 
 Images = tuple[np.ndarray, np.ndarray]  # uint8 (n, 3, height, width), int64 labels (n,)
 

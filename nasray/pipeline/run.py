@@ -19,7 +19,8 @@ from nasray import checkpoint
 from nasray.config import Job, SearchConfig, parse_job
 from nasray.costs.latency import LatencyTable
 from nasray.costs.table import check_cost
-from nasray.data import Dataset, open_dataset
+from nasray.data import check_source
+from nasray.data.shards import Dataset, open_dataset
 from nasray.errors import UserError
 from nasray.search.candidate import Candidate, judged_fully
 from nasray.search.history import SINGLE, SOURCE, History
@@ -157,8 +158,9 @@ def opened(folder: str, job: Job | None = None, data_path: str | None = None) ->
 
 
 def check_names(job: Job, origin: str) -> None:
-    """Refuse names in [space] and in limits that no space and no cost has, before any work."""
+    """Refuse, before any work, names of sources, spaces and costs that there are not."""
     try:
+        check_source(job.data)
         make_space(job.space, 10)
         for limit in job.search.limits:
             if limit.cost != LATENCY:

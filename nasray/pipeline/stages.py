@@ -13,7 +13,8 @@ from nasray import checkpoint
 from nasray.config import DataConfig
 from nasray.costs.operations import OpCount
 from nasray.costs.profile import micronet_rows, profile, total
-from nasray.data import DatasetInfo, import_dataset
+from nasray.data.importing import import_dataset
+from nasray.data.shards import DatasetInfo
 from nasray.data.splits import JobImages
 from nasray.errors import UserError
 from nasray.pipeline.run import Run

@@ -6,17 +6,14 @@ Facts: spec 1.3.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
-import torch
 from torch import nn
 
-from nasray.spaces import ofa, ofa_mbconv
-from nasray.spaces.space import Architecture, Block, Gene, Population
-from nasray.spaces.supernet import Supernet
+from nasray.spaces import ofa_mbconv
+from nasray.spaces.ofa import Condition, OfaSpace
+from nasray.spaces.space import Architecture, Block, Gene
 
 # Before the width multiplier: stem, fixed block, six stages, the head's convolution.
 BASE_WIDTHS = (32, 16, 24, 40, 80, 96, 192, 320, 1280)
@@ -26,40 +23,26 @@ BN_EPS = 1e-3
 
 
 @dataclass(frozen=True)
-class OfaProxyless:
+class OfaProxyless(OfaSpace):
     """9 * 7371^5 networks for each of `resolutions`; published at width 1.3."""
 
     name = "ofa_proxyless"
     keys = ofa_mbconv.KEYS
 
-    num_classes: int = 1000
-    resolution: int = 224  # of the images that are loaded, pixels
-    resolutions: tuple[int, ...] = (160, 176, 192, 208, 224)  # of the network's input, pixels
     width: float = 1.3
-
-    def __post_init__(self) -> None:
-        ofa.check_resolutions(self.resolution, self.resolutions)
-        ofa.check_width(self.width)
 
     @cached_property
     def genes(self) -> tuple[Gene, ...]:
         return ofa_mbconv.make_genes(NUM_BLOCKS, self.resolutions)
 
     @cached_property
-    def conditions(self) -> tuple[ofa.Condition, ...]:
+    def conditions(self) -> tuple[Condition, ...]:
         return ofa_mbconv.make_conditions(NUM_BLOCKS)
 
     @cached_property
     def gene_columns(self) -> tuple[tuple[int, ...], ...]:
         resolution = (len(self.genes) - 1,)
         return (resolution, resolution, *ofa_mbconv.make_gene_columns(NUM_BLOCKS), resolution)
-
-    @property
-    def named(self) -> Mapping[str, Architecture]:
-        return ofa.extremes(self.genes)
-
-    def resolution_of(self, arch: Architecture) -> int:
-        return self.resolutions[arch[-1]]
 
     def decode(self, arch: Architecture) -> tuple[Block | None, ...]:
         widths = [ofa_mbconv.div8(base * self.width) for base in BASE_WIDTHS]
@@ -76,30 +59,6 @@ class OfaProxyless:
         )
         head = Head("head", widths[7], widths[8], resolution, self.num_classes)
         return (stem, fixed, *blocks, head)
-
-    def canonical(self, population: Population) -> Population:
-        return ofa.canonical(population, self.conditions)
-
-    def max_blocks(self) -> tuple[tuple[Block, ...], ...]:
-        return ofa.stored(self.decode(self.named["largest"]))
-
-    def block_index(self, arch: Architecture) -> tuple[int, ...]:
-        return (0,) * len(self.gene_columns)
-
-    def supernet(self) -> Supernet:
-        return Supernet(self)
-
-    def initialize(self, network: nn.Module, generator: torch.Generator) -> None:
-        ofa.initialize(network, generator)
-
-    def copy_to_siblings(self, supernet: Supernet) -> None:
-        """Do nothing: a position has one stored block, of which every choice is a part."""
-
-    def to_json(self, arch: Architecture) -> dict[str, Any]:
-        return ofa.to_json(self, arch)
-
-    def from_json(self, values: Mapping[str, Any]) -> Architecture:
-        return ofa.from_json(self, values)
 
 
 @dataclass(frozen=True)

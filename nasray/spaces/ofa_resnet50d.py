@@ -6,17 +6,14 @@ the MobileNetV3 encodings of other notebooks; here a value outside the choices i
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from nasray.spaces import ofa, ofa_mbconv
-from nasray.spaces.space import Architecture, Block, Gene, Population, out_resolution
-from nasray.spaces.supernet import Supernet
+from nasray.spaces import ofa_mbconv
+from nasray.spaces.ofa import Condition, OfaSpace
+from nasray.spaces.space import Architecture, Block, Gene, out_resolution
 
 EXPANDS = (0.2, 0.25, 0.35)  # middle channels per output channel
 WIDTHS = (0.65, 0.8, 1.0)
@@ -35,7 +32,7 @@ RESOLUTION = DEPTH + 1 + len(BASE_DEPTHS)
 
 
 @dataclass(frozen=True)
-class OfaResNet50D:
+class OfaResNet50D(OfaSpace):
     """2,458,914,796,962 architectures for each of `resolutions`.
 
     Stem middles of 0.65 and 0.8 are both 24 channels, but count as two, as published.
@@ -44,14 +41,9 @@ class OfaResNet50D:
     name = "ofa_resnet50d"
     keys = {"e": "expand", "w": "width", "d": "depth", "r": "resolution"}
 
-    num_classes: int = 1000
     resolution: int = 256  # of the images that are loaded, pixels
     resolutions: tuple[int, ...] = (128, 144, 160, 176, 192, 224, 240, 256)  # of the input
     width: float = 1.0  # published; smaller for trials
-
-    def __post_init__(self) -> None:
-        ofa.check_resolutions(self.resolution, self.resolutions)
-        ofa.check_width(self.width)
 
     @cached_property
     def genes(self) -> tuple[Gene, ...]:
@@ -65,9 +57,9 @@ class OfaResNet50D:
         )
 
     @cached_property
-    def conditions(self) -> tuple[ofa.Condition, ...]:
+    def conditions(self) -> tuple[Condition, ...]:
         return tuple(
-            ofa.Condition(DEPTH + 1 + stage, beyond, (STARTS[stage] + base + beyond - 1,))
+            Condition(DEPTH + 1 + stage, beyond, (STARTS[stage] + base + beyond - 1,))
             for stage, base in enumerate(BASE_DEPTHS)
             for beyond in DEPTHS[1:]
         )
@@ -83,13 +75,6 @@ class OfaResNet50D:
                 blocks.append((index, *widths, *depths.get(index, ()), RESOLUTION))
         stem = ((WIDTH, RESOLUTION), (WIDTH, DEPTH, RESOLUTION), (WIDTH, WIDTH + 1, RESOLUTION))
         return (*stem, *blocks, (DEPTH - 1, RESOLUTION))
-
-    @property
-    def named(self) -> Mapping[str, Architecture]:
-        return ofa.extremes(self.genes)
-
-    def resolution_of(self, arch: Architecture) -> int:
-        return self.resolutions[arch[-1]]
 
     def decode(self, arch: Architecture) -> tuple[Block | None, ...]:
         middle, stem, *stages = (
@@ -126,30 +111,6 @@ class OfaResNet50D:
                 )
                 in_channels, resolution = out_channels, out_resolution(resolution, stride)
         return (*rows, Head("head", in_channels, resolution, self.num_classes))
-
-    def canonical(self, population: Population) -> Population:
-        return ofa.canonical(population, self.conditions)
-
-    def max_blocks(self) -> tuple[tuple[Block, ...], ...]:
-        return ofa.stored(self.decode(self.named["largest"]))
-
-    def block_index(self, arch: Architecture) -> tuple[int, ...]:
-        return (0,) * len(self.gene_columns)
-
-    def supernet(self) -> Supernet:
-        return Supernet(self)
-
-    def initialize(self, network: nn.Module, generator: torch.Generator) -> None:
-        ofa.initialize(network, generator)
-
-    def copy_to_siblings(self, supernet: Supernet) -> None:
-        """Do nothing: a position has one stored block, of which every choice is a part."""
-
-    def to_json(self, arch: Architecture) -> dict[str, Any]:
-        return ofa.to_json(self, arch)
-
-    def from_json(self, values: Mapping[str, Any]) -> Architecture:
-        return ofa.from_json(self, values)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from nasray.config import DataConfig
-from nasray.data import Dataset, import_dataset, open_dataset
 from nasray.data.cache import cached_images, default_folder
+from nasray.data.importing import import_dataset
+from nasray.data.shards import Dataset, open_dataset
 from nasray.data.transforms import decode, eval_transform
 from nasray.errors import UserError
 

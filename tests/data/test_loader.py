@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from nasray.config import DataConfig
-from nasray.data import Dataset, import_dataset, loader, open_dataset, shards
+from nasray.data import importing, loader
+from nasray.data.importing import import_dataset
 from nasray.data.loader import calibration_subset, epoch_order, holdout_split, train_batches
+from nasray.data.shards import Dataset, open_dataset
 from nasray.errors import UserError
 
 CONFIG = DataConfig(source="synthetic", train_per_class=20, val_per_class=1, image_side=16)
@@ -18,8 +20,8 @@ def dataset(tmp_path_factory) -> Dataset:
     """200 images in 25 row groups of several shards."""
     folder = str(tmp_path_factory.mktemp("drawn"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "ROW_GROUP_IMAGES", (4, 8))
-        patch.setattr(shards, "SHARD_BYTES", 20_000)
+        patch.setattr(importing, "ROW_GROUP_IMAGES", (4, 8))
+        patch.setattr(importing, "SHARD_BYTES", 20_000)
         import_dataset(CONFIG, folder, seed=0)
     opened = open_dataset(folder)
     assert opened.num_row_groups("train") == 25 and len(opened.info.shards["train"]) > 2

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pickle
+import pkgutil
 import resource
 import struct
 import tarfile
@@ -14,11 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nasray.config import DataConfig
-from nasray.data import SOURCES, Dataset, import_dataset, open_dataset, shards
+from nasray.config import DataConfig, parse_job
+from nasray.data import SOURCES, folders, importing
 from nasray.data.folders import imagefolder
+from nasray.data.importing import import_dataset
+from nasray.data.shards import Dataset, open_dataset
 from nasray.data.transforms import decode
 from nasray.errors import UserError
+from nasray.pipeline.run import check_names
 from nasray.storage import files as storage
 from nasray.storage import locks
 
@@ -53,10 +57,30 @@ def load(source: str, path: Path, destination: Path, seed: int = 0):
     return import_dataset(DataConfig(source=source, path=str(path)), str(destination), seed=seed)
 
 
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"source": "kinetics"}, "job.toml: data.source = 'kinetics' is unknown; there are"),
+        ({"source": "tar"}, "job.toml: data: source = 'tar' needs `path`"),
+    ],
+)
+def test_an_unknown_source_is_refused_before_any_work(tmp_path, options, complaint):
+    with pytest.raises(UserError, match=complaint):
+        check_names(parse_job({"data": options}, "job.toml"), "job.toml")
+    with pytest.raises(UserError, match=complaint.removeprefix("job.toml: ")):
+        import_dataset(DataConfig(**options), str(tmp_path / "out"), seed=0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_source_of_the_table_can_be_imported():
+    for where in SOURCES.values():
+        assert callable(pkgutil.resolve_name(where))
+
+
 @pytest.fixture
 def small_row_groups(monkeypatch):
-    monkeypatch.setattr(shards, "ROW_GROUP_IMAGES", (2, 3))
-    monkeypatch.setattr(shards, "SHARD_BYTES", 500)
+    monkeypatch.setattr(importing, "ROW_GROUP_IMAGES", (2, 3))
+    monkeypatch.setattr(importing, "SHARD_BYTES", 500)
 
 
 def test_every_image_comes_back_with_its_class_from_a_folder(tmp_path, small_row_groups):
@@ -191,7 +215,7 @@ def test_an_import_that_another_has_done_meanwhile_is_left_alone(tmp_path, monke
         first.append(load("imagefolder", root, out))
         return imagefolder(config, seed + 1)
 
-    monkeypatch.setitem(SOURCES, "imagefolder", listing)
+    monkeypatch.setattr(folders, "imagefolder", listing)
     assert [load("imagefolder", root, out)] == first
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from nasray.config import DataConfig
-from nasray.data import import_dataset, open_dataset
+from nasray.data.importing import import_dataset
+from nasray.data.shards import open_dataset
 from nasray.data.synthetic import AREA, SHAPES, _shape_mask, draw, shapes
 from nasray.data.transforms import decode
 from nasray.errors import UserError

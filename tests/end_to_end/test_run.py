@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from nasray.cli.main import main
 from nasray.config import DataConfig, load_job
-from nasray.data import import_dataset
+from nasray.data.importing import import_dataset
 from nasray.errors import UserError
 from nasray.pipeline.calibration_study import calibration_study
 from nasray.pipeline.fit_predictor import sample

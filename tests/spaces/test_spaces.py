@@ -18,7 +18,8 @@ from nasray.spaces.population import (
     mutate,
     random_population,
 )
-from nasray.spaces.shufflenet import LAYOUTS, SCALES, ShuffleNet, SqueezeExcite
+from nasray.spaces.shufflenet import LAYOUTS, SCALES, ShuffleNet
+from nasray.spaces.shufflenet_blocks import SqueezeExcite
 from nasray.spaces.space import num_architectures
 from nasray.spaces.supernet import build_subnet
 

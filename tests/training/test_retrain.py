@@ -18,7 +18,7 @@ from PIL import Image
 
 from nasray.checkpoint import load_subnet
 from nasray.config import DataConfig, RetrainConfig
-from nasray.data import import_dataset
+from nasray.data.importing import import_dataset
 from nasray.data.splits import JobImages
 from nasray.errors import UserError
 from nasray.evaluation.evaluate import top1

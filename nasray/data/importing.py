@@ -1,0 +1,264 @@
+"""Import of a data set: every image of a source is decoded once, then stored as it is encoded.
+
+So training meets no image that it cannot read. Records arrive shuffled, so every shard and
+every row group is a random sample of its split. dataset.json is written last: a folder without
+it holds no data set.
+"""
+
+import hashlib
+import json
+import logging
+import pkgutil
+import re
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nasray.config import DataConfig
+from nasray.data import IMPORTED, SOURCES, check_source
+from nasray.data.shards import INFO_NAME, SCHEMA, DatasetInfo, Shard, read_info
+from nasray.data.source import SPLITS, Pictures, Record
+from nasray.data.transforms import UNDECODABLE, decode
+from nasray.errors import UserError
+from nasray.storage import files as storage
+from nasray.storage import locks
+from nasray.storage.cpus import usable_cpus
+from nasray.storage.files import DISK_FULL
+
+ROW_GROUP_BYTES = 8 << 20  # of image; what reading one image costs at worst
+ROW_GROUP_IMAGES = (64, 4096)  # at least (but for the last) and at most
+SHARD_BYTES = 256 << 20
+MAX_SKIPPED = 0.01  # of all images; more undecodable ones point to a broken data set
+MAX_NAMED = 10  # undecodable images in one message
+
+log = logging.getLogger(__name__)
+
+
+def import_dataset(
+    config: DataConfig,
+    destination: str,
+    *,
+    seed: int,
+    show: Callable[[int, int], None] = lambda done, total: None,
+) -> DatasetInfo:
+    """Turn the source of `config` into shards at `destination`, a folder or a URI.
+
+    `show(done, total)` is called with the number of images done. A complete import is returned
+    as it is; an interrupted one starts again.
+
+    Raises:
+        UserError: the source is unknown or cannot be read, more than MAX_SKIPPED of its images
+            cannot be decoded, the disk is full, or `destination` holds another data set.
+    """
+    check_source(config)
+    if config.source == IMPORTED:
+        return read_info(config.path)
+    options = _options(config, seed)
+    if storage.exists(storage.join(destination, INFO_NAME)):
+        return _complete(config, destination, options)
+    pictures = pkgutil.resolve_name(SOURCES[config.source])(config, seed)
+    with locks.held(destination):
+        if storage.exists(storage.join(destination, INFO_NAME)):  # meanwhile, by another
+            return _complete(config, destination, options)
+        return write_shards(
+            destination, pictures, source=config.source, seed=seed, options=options, show=show
+        )
+
+
+def _options(config: DataConfig, seed: int) -> dict[str, int | str]:
+    """What decides, besides the source, which images a data set holds."""
+    if config.source != "synthetic":
+        return {"path": config.path}
+    from nasray.data.synthetic import GENERATOR_KEYS
+
+    return {"seed": seed, **{key: getattr(config, key) for key in GENERATOR_KEYS}}
+
+
+def _complete(config: DataConfig, destination: str, options: dict[str, int | str]) -> DatasetInfo:
+    """Return what the complete import at `destination` holds; refuse it if the job differs.
+
+    The path of the source is not compared, because it may have moved since.
+    """
+    info = read_info(destination)
+    found = {"source": info.source, **info.options}
+    for key, value in {"source": config.source, **options}.items():
+        if key != "path" and found.get(key) != value:
+            raise UserError(
+                f"{destination}: holds a data set made with {key} = {found.get(key)!r}, the job "
+                f"says {value!r}; remove that folder or import into another one"
+            )
+    return info
+
+
+def write_shards(
+    destination: str,
+    pictures: Pictures,
+    *,
+    source: str,
+    seed: int,
+    options: dict[str, int | str],
+    show: Callable[[int, int], None],
+) -> DatasetInfo:
+    """Write all decodable `pictures` to `destination`, removing what is left there."""
+    _remove_shards(destination)
+    storage.make_folder(destination)
+    complete = False
+    try:
+        written, skipped, fingerprint = _stream(destination, pictures, show)
+        info = DatasetInfo(
+            source=source,
+            seed=seed,
+            options=options,
+            classes=list(pictures.classes),
+            num_train=sum(sum(shard.row_groups) for shard in written["train"].values()),
+            num_val=sum(sum(shard.row_groups) for shard in written["val"].values()),
+            num_skipped=len(skipped),
+            skipped=skipped[:MAX_NAMED],
+            shards=written,
+            fingerprint=fingerprint,
+        )
+        storage.write_json(storage.join(destination, INFO_NAME), asdict(info))
+        complete = True
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise UserError(f"{destination}: {error}; free some space or import elsewhere") from None
+    finally:
+        if not complete:
+            _remove_shards(destination)
+    if skipped:
+        log.warning("Skipped %d undecodable images: %s", len(skipped), _name_some(skipped))
+    return info
+
+
+def _stream(
+    destination: str, pictures: Pictures, show: Callable[[int, int], None]
+) -> tuple[dict[str, dict[str, Shard]], list[str], str]:
+    """Return the shards of each split, the names of undecodable images, and the fingerprint."""
+    digest = hashlib.sha256(json.dumps(pictures.classes).encode())
+    skipped: list[str] = []
+    with ExitStack() as stack:
+        writers = {split: _SplitWriter(destination, split) for split in SPLITS}
+        for writer in writers.values():
+            stack.callback(writer.close)
+        for done, (record, image) in enumerate(_load_checked(pictures), start=1):
+            show(done, len(pictures))
+            if image is None:
+                skipped.append(record.name)
+                if len(skipped) > MAX_NAMED:  # else the end is waited for, to name them all
+                    _refuse_many(skipped, len(pictures))
+                continue
+            writers[record.split].add(image, record.label, record.name)
+            row = [record.split, record.label, record.name, len(image), zlib.crc32(image)]
+            digest.update(json.dumps(row).encode())
+        _refuse_many(skipped, len(pictures))
+    return {split: writers[split].shards for split in SPLITS}, skipped, digest.hexdigest()
+
+
+def _load_checked(pictures: Pictures) -> Iterator[tuple[Record, bytes | None]]:
+    """Load every image in a thread pool, in order; None for one that cannot be decoded."""
+    num_threads = usable_cpus()
+    waiting: deque[tuple[Record, Future[bytes | None]]] = deque()
+    with ThreadPoolExecutor(num_threads) as pool:
+        for record in pictures:
+            waiting.append((record, pool.submit(_load_if_decodable, record)))
+            if len(waiting) > 8 * num_threads:  # so that memory stays bounded
+                oldest, loading = waiting.popleft()
+                yield oldest, loading.result()
+        for oldest, loading in waiting:
+            yield oldest, loading.result()
+
+
+def _load_if_decodable(record: Record) -> bytes | None:
+    try:
+        image = record.load()
+    except (FileNotFoundError, IsADirectoryError):  # a link to nowhere
+        return None
+    try:
+        decode(image)
+    except UNDECODABLE:
+        return None
+    return image
+
+
+def _refuse_many(skipped: list[str], num_images: int) -> None:
+    if len(skipped) > MAX_SKIPPED * num_images:
+        raise UserError(
+            f"data.path: more than {MAX_SKIPPED:.0%} of the {num_images} images cannot be decoded: "
+            f"{_name_some(skipped)}; mend or remove them"
+        )
+
+
+def _name_some(names: list[str]) -> str:
+    more = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _remove_shards(destination: str) -> None:
+    for name in storage.list_names(destination):
+        if re.fullmatch(rf"({'|'.join(SPLITS)})-\d{{5}}\.parquet", name):
+            storage.remove(storage.join(destination, name))
+
+
+class _SplitWriter:
+    """Appends the images of one split to its shards."""
+
+    def __init__(self, destination: str, split: str) -> None:
+        self.destination, self.split = destination, split
+        self.shards: dict[str, Shard] = {}
+        self.rows: list[tuple[bytes, int, str]] = []  # of the row group to come
+        self.num_bytes = 0  # of image, in `rows`
+        self.writer: pq.ParquetWriter | None = None
+
+    def add(self, image: bytes, label: int, name: str) -> None:
+        self.rows.append((image, label, name))
+        self.num_bytes += len(image)
+        fewest, most = ROW_GROUP_IMAGES
+        large = self.num_bytes >= ROW_GROUP_BYTES and len(self.rows) >= fewest
+        if large or len(self.rows) >= most:
+            self._flush()
+
+    def close(self) -> None:
+        if self.rows:
+            self._flush()
+        self._close_shard()
+
+    def _flush(self) -> None:
+        if self.writer is None:
+            self._open_shard()
+        columns = [list(column) for column in zip(*self.rows, strict=True)]
+        arrays = [pa.array(*pair) for pair in zip(columns, SCHEMA.types, strict=True)]
+        self.writer.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))
+        name, shard = self.shards.popitem()
+        self.shards[name] = Shard(
+            row_groups=[*shard.row_groups, len(self.rows)],
+            image_bytes=shard.image_bytes + self.num_bytes,
+        )
+        self.rows, self.num_bytes = [], 0
+        if self.shards[name].image_bytes >= SHARD_BYTES:
+            self._close_shard()
+
+    def _open_shard(self) -> None:
+        name = f"{self.split}-{len(self.shards):05d}.parquet"
+        filesystem, place = storage.resolve(storage.join(self.destination, name))
+        # Encoded images do not compress; their statistics would only swell the footer.
+        self.writer = pq.ParquetWriter(
+            place,
+            SCHEMA,
+            filesystem=filesystem,
+            compression={"image": "NONE", "label": "ZSTD", "name": "ZSTD"},
+            use_dictionary=["label"],
+            write_statistics=["label"],
+        )
+        self.shards[name] = Shard(row_groups=[], image_bytes=0)
+
+    def _close_shard(self) -> None:
+        if self.writer is not None:
+            writer, self.writer = self.writer, None
+            writer.close()
