@@ -125,7 +125,8 @@ def _scan(
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
-                archive.members = []  # tarfile keeps all headers: 1 GB for ImageNet
+                # tarfile keeps all headers, 1 GB for ImageNet.
+                archive.members = []  # type: ignore[attr-defined]
                 parts = tuple(posixpath.normpath(member.name).strip("/").split("/"))
                 if any(map(_is_hidden, parts)):  # and "." and ".."
                     continue

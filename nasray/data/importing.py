@@ -230,11 +230,10 @@ class _SplitWriter:
         self._close_shard()
 
     def _flush(self) -> None:
-        if self.writer is None:
-            self._open_shard()
+        writer = self.writer or self._open_shard()
         columns = [list(column) for column in zip(*self.rows, strict=True)]
         arrays = [pa.array(*pair) for pair in zip(columns, SCHEMA.types, strict=True)]
-        self.writer.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))
+        writer.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))
         name, shard = self.shards.popitem()
         self.shards[name] = Shard(
             row_groups=[*shard.row_groups, len(self.rows)],
@@ -244,7 +243,7 @@ class _SplitWriter:
         if self.shards[name].image_bytes >= SHARD_BYTES:
             self._close_shard()
 
-    def _open_shard(self) -> None:
+    def _open_shard(self) -> pq.ParquetWriter:
         name = f"{self.split}-{len(self.shards):05d}.parquet"
         filesystem, place = storage.resolve(storage.join(self.destination, name))
         # Encoded images do not compress; their statistics would only swell the footer.
@@ -257,6 +256,7 @@ class _SplitWriter:
             write_statistics=["label"],
         )
         self.shards[name] = Shard(row_groups=[], image_bytes=0)
+        return self.writer
 
     def _close_shard(self) -> None:
         if self.writer is not None:

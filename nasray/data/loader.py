@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils import data
 
 from nasray.config import DataConfig
 from nasray.data.shards import Dataset
@@ -128,7 +128,7 @@ def train_batches(
 
 
 @dataclass(frozen=True)
-class _AugmentedImages:
+class _AugmentedImages(data.Dataset[torch.Tensor]):
     """Turns indices into augmented images; what the loader processes are sent."""
 
     dataset: Dataset
@@ -167,7 +167,7 @@ class TrainBatches:
         # Part i of every batch goes to process i, because a DataLoader deals its items out
         # in turn, and returns them in order.
         parts = iter(
-            DataLoader(
+            data.DataLoader(
                 self.images,
                 batch_size=None,
                 sampler=[part for share in self.shares for part in share],

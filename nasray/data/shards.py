@@ -84,7 +84,7 @@ class Dataset:
     )
 
     def __getstate__(self) -> dict[str, Any]:
-        empty = {"_row_groups": OrderedDict(), "_labels": {}, "_footers": {}}
+        empty: dict[str, Any] = {"_row_groups": OrderedDict(), "_labels": {}, "_footers": {}}
         return self.__dict__ | empty
 
     @property
