@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "nasray/__init__.py").read_text())[1]
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "nasray/version.py").read_text())[1]
 
 setup(
     name="nasray",
@@ -30,6 +30,7 @@ setup(
         "torchvision>=0.29",
         "pyarrow>=17",  # storage/, search/history.py, data/
         "numpy>=1.26",
+        "tenacity>=8",  # storage/
         "click>=8.1",  # cli/
         "pydantic>=2.7",  # config.py
         "rich>=13",  # progress.py

@@ -1,3 +1,3 @@
 """nasray: neural architecture search of image classifiers, distributed by Ray."""
 
-__version__ = "0.1.0"
+from nasray.version import __version__ as __version__

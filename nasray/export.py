@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from nasray import __version__
 from nasray.data.transforms import MEAN, STD
 from nasray.errors import UserError
 from nasray.storage import files as storage
+from nasray.version import __version__
 
 logger = logging.getLogger(__name__)
 

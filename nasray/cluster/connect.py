@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nasray.errors import UserError
+from nasray.storage.cpus import usable_cpus
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ def ray_cluster(address: str | None, compute: Any, *, verbose: bool) -> Iterator
                 needs,
             )
     else:
-        num_cpus = max(os.cpu_count() or 1, _needed_cpus(compute))
+        num_cpus = max(usable_cpus(), _needed_cpus(compute))
         ray.init(address="local", num_cpus=num_cpus, **options)
         keep_token_private()
         if compute.device == "gpu" and not ray.cluster_resources().get("GPU"):

@@ -10,11 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from nasray.errors import UserError
+from nasray.storage import layout
 
 # What a working tree holds beside the program: git ignores most of it, if there is git at all.
 # Leading slashes: of the tree's own folder, not of any below.
 EXCLUDED = ("/.git", "/.venv", "/runs", "*.parquet", "__pycache__", "*.egg-info")
-MADE_BY_NASRAY = ("job.json", "dataset.json")  # of run directories, and of imported data sets
+MADE_BY_NASRAY = (layout.JOB, layout.DATASET)  # of run directories, and of imported data sets
 DEEPEST = 3  # folders deep, for those
 
 

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 
 from nasray.errors import UserError
 from nasray.storage import files as storage
+from nasray.storage import layout
 
-INFO_NAME = "dataset.json"
+INFO_NAME = layout.DATASET
 SCHEMA = pa.schema([("image", pa.binary()), ("label", pa.int32()), ("name", pa.string())])
 CACHE_BYTES = 768 << 20  # row groups one reader keeps
 

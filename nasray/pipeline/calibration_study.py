@@ -16,6 +16,7 @@ from nasray.pipeline.search import evaluators, require_supernet
 from nasray.predictors.quality import kendall_tau
 from nasray.progress import progress
 from nasray.storage import files as storage
+from nasray.storage import layout
 
 SIZES = (500, 2_000, 5_000, 20_000)  # images
 
@@ -44,7 +45,7 @@ def calibration_study(run: Run, num_archs: int, seed: int = 0) -> dict[str, Any]
         for way, own, took in zip(ways, fitness, seconds, strict=True)
     ]
     study = {"num_images": found[0].images, "num_archs": len(archs), "rows": rows}
-    storage.write_json(run.path("calibration.json"), study)
+    storage.write_json(run.path(layout.CALIBRATION_STUDY), study)
     return study
 
 

@@ -20,6 +20,7 @@ from nasray.search.driver import run_search
 from nasray.search.limits import Limits
 from nasray.search.schedules import Generations
 from nasray.storage import files as storage
+from nasray.storage import layout
 
 CHUNK = 10  # architectures of a sample that are recorded together
 
@@ -41,10 +42,10 @@ def fit_predictor(run: Run) -> dict[str, Any]:
         predictor = AccuracyPredictor.fit(
             *data, seed=run.job.seed, show=lambda done, text: show(STEPS + done, text)
         )
-    path = run.path("predictor", "predictor.pt")
+    path = run.path(layout.PREDICTOR)
     predictor.save(path)
     found = {"predictor": path, "num_evaluations": len(candidates), **quality}
-    storage.write_json(run.path("predictor", "fit.json"), found)
+    storage.write_json(run.path(layout.PREDICTOR_FIT), found)
     return found
 
 

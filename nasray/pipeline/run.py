@@ -5,16 +5,13 @@ top.json, search.json, retrain/, export/, report.html. The stages (stages.py) fi
 """
 
 import platform
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any
 
-import nasray
 from nasray import checkpoint
 from nasray.config import Job, SearchConfig, parse_job
 from nasray.costs.latency import LatencyTable
@@ -28,7 +25,8 @@ from nasray.search.limits import LATENCY, Limits
 from nasray.spaces import make_space
 from nasray.spaces.space import Space
 from nasray.storage import files as storage
-from nasray.storage import locks
+from nasray.storage import layout, locks
+from nasray.version import __version__
 
 # What may differ when a run is continued: where the data lies, and how much of the cluster
 # is used for work whose results do not depend on it.
@@ -49,9 +47,6 @@ FREE_KEYS = {
 # begins: a sample for a predictor was evaluated with them.
 EVALUATION_KEYS = {"calibration_images", "batch_size", "latency_table"}
 
-# In RUN/history, beside evaluations: the supernet they are of, and what the search began with.
-SUPERNET, BEGUN = "_supernet.json", "_begun.json"
-
 
 @dataclass(frozen=True)
 class Run:
@@ -64,13 +59,13 @@ class Run:
     def data_path(self) -> str:
         if self.job.data.source == "parquet":
             return storage.absolute(self.job.data.path)
-        return storage.join(self.folder, "data")
+        return self.path(layout.DATA)
 
     @cached_property
     def dataset(self) -> Dataset:
         """The run's data set; refused if it is not the one that the run began with."""
         dataset = open_dataset(self.data_path)
-        recorded = self.path("fingerprint.json")
+        recorded = self.path(layout.FINGERPRINT)
         if not storage.exists(recorded):
             storage.write_json(recorded, dataset.fingerprint)
         elif storage.read_json(recorded) != dataset.fingerprint:
@@ -95,39 +90,41 @@ class Run:
 
     @property
     def supernet_path(self) -> str:
-        return storage.join(self.folder, "supernet.pt")
+        return self.path(layout.SUPERNET)
 
     @cached_property
     def supernet_digest(self) -> str:
         """The hash of the run's supernet; refused if evaluations are on record of another one."""
-        recorded, digest = self.path("history", SUPERNET), checkpoint.digest(self.supernet_path)
+        recorded = self.path(layout.SUPERNET_DIGEST)
+        digest = checkpoint.digest(self.supernet_path)
         if not storage.exists(recorded):
             storage.write_json(recorded, digest)
         elif storage.read_json(recorded) != digest:
             raise UserError(
-                f"{self.supernet_path} is not the file that {self.path('history')} tells of; "
+                f"{self.supernet_path} is not the file that {self.path(layout.HISTORY)} tells of; "
                 "restore it, or remove history/ and search.json to evaluate the new one"
             )
         return digest
 
-    @property
+    @cached_property
     def history(self) -> History:
-        return History(self.path("history"))
+        """What the search has evaluated, read once."""
+        return History(self.path(layout.HISTORY))
 
     @property
     def candidates(self) -> list[Candidate]:
         """What the search has evaluated in full."""
         return judged_fully(self.history.candidates)
 
-    @property
+    @cached_property
     def listed(self) -> History:
-        """What `nasray evaluate` was given."""
-        return History(self.path("history"), "listed")
+        """What `nasray evaluate` was given, read once."""
+        return History(self.path(layout.HISTORY), "listed")
 
-    @property
+    @cached_property
     def sample(self) -> History:
-        """The random architectures that were evaluated to fit a predictor."""
-        return History(self.path("history"), "sample")
+        """The random architectures that were evaluated to fit a predictor, read once."""
+        return History(self.path(layout.HISTORY), "sample")
 
     def path(self, *names: str) -> str:
         return storage.join(self.folder, *names)
@@ -140,7 +137,7 @@ def opened(folder: str, job: Job | None = None, data_path: str | None = None) ->
     Without a job, `data_path` says where the data set lies now, if it has moved.
     """
     folder = storage.absolute(folder)
-    recorded_path = storage.join(folder, "job.json")
+    recorded_path = storage.join(folder, layout.JOB)
     if job is None and not storage.exists(recorded_path):
         raise UserError(f"{folder} is not a run directory: it has no job.json")
     with locks.held(folder):
@@ -151,9 +148,9 @@ def opened(folder: str, job: Job | None = None, data_path: str | None = None) ->
                 raise UserError(f"{recorded_path} is gone; restore it, or use another folder")
             _check_same(recorded, job, folder)
         elif recorded != job:
-            storage.remove(storage.join(folder, "fingerprint.json"))
+            storage.remove(storage.join(folder, layout.FINGERPRINT))
         if recorded != job:
-            storage.write_json(recorded_path, {"job": job.model_dump(), **_circumstances()})
+            _record_job(recorded_path, job)
         yield Run(folder, job)
 
 
@@ -187,17 +184,18 @@ def _recorded_job(path: str, data_path: str | None) -> Job | None:
 
 def _begun(folder: str) -> bool:
     """Whether anything has been computed that another job would contradict."""
-    made = ("supernet.pt", "train", "history", "retrain")
+    made = (layout.SUPERNET, layout.TRAIN, layout.HISTORY, layout.RETRAIN)
     return any(storage.exists(storage.join(folder, name)) for name in made)
 
 
 def _free_keys(folder: str) -> set[tuple[str, str]]:
     """What of the job of a run that was begun may still be another."""
-    files, _ = storage.list_below(storage.join(folder, "history"))
+    files, _ = storage.list_below(storage.join(folder, layout.HISTORY))
     if any(file.startswith((f"{SOURCE}-", f"{SINGLE}/{SOURCE}/")) for file in files):
         return FREE_KEYS
     keys = set(SearchConfig.model_fields)
-    if set(files) - {SUPERNET, BEGUN}:
+    notes = {layout.SUPERNET_DIGEST, layout.SEARCH_INPUTS}
+    if {storage.join(layout.HISTORY, file) for file in files} - notes:
         keys -= EVALUATION_KEYS
     return FREE_KEYS | {("search", key) for key in keys}
 
@@ -223,14 +221,16 @@ def _check_same(recorded: Job, job: Job, folder: str) -> None:
                 )
 
 
-def _circumstances() -> dict[str, Any]:
-    # Asked of what is installed: Ray must not be imported before cli_ray has set it up.
-    return {
-        "versions": {
-            "nasray": nasray.__version__,
-            "ray": version("ray"),
-            "torch": version("torch"),
-            "python": platform.python_version(),
-        },
-        "started": datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds"),
+def _record_job(path: str, job: Job) -> None:
+    """Write `job` and the versions at work; the time of a run's first start stays."""
+    before = storage.read_json(path) if storage.exists(path) else {}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    # Versions come from package metadata: cluster.connect sets Ray's environment before the
+    # first `import ray`.
+    versions = {name: version(name) for name in ("ray", "torch")}
+    content = {
+        "job": job.model_dump(),
+        "versions": {"nasray": __version__, **versions, "python": platform.python_version()},
+        "started": before.get("started", now),
     }
+    storage.write_json(path, content)

@@ -11,7 +11,7 @@ from nasray import checkpoint
 from nasray.algorithms import ONE_BY_ONE, make_algorithm
 from nasray.config import Job, Limit, axis
 from nasray.errors import EvaluationError, UserError
-from nasray.pipeline.run import BEGUN, Run
+from nasray.pipeline.run import Run
 from nasray.predictors.predictor import AccuracyPredictor
 from nasray.progress import progress
 from nasray.search.candidate import (
@@ -28,6 +28,7 @@ from nasray.search.limits import Limits
 from nasray.search.schedules import Generations
 from nasray.spaces.space import Architecture
 from nasray.storage import files as storage
+from nasray.storage import layout
 
 if TYPE_CHECKING:
     from nasray.evaluation.evaluator import EvaluatorPool
@@ -42,11 +43,11 @@ def search(run: Run) -> list[Candidate]:
     """
     config, history = run.job.search, run.history
     run.supernet_digest  # noqa: B018  asked for to be checked
-    if storage.exists(run.path("search.json")):
-        found = storage.read_json(run.path("search.json"))["num_evaluations"]
+    if storage.exists(run.path(layout.SEARCH)):
+        found = storage.read_json(run.path(layout.SEARCH))["num_evaluations"]
         if found != len(history.candidates):
             raise UserError(
-                f"{run.path('search.json')} tells of {found} evaluations, {history.folder} holds "
+                f"{run.path(layout.SEARCH)} tells of {found} evaluations, {history.folder} holds "
                 f"{len(history.candidates)}; remove search.json and retrain/ to search them again"
             )
         return run.candidates
@@ -74,10 +75,10 @@ def search(run: Run) -> list[Candidate]:
         baseline = _compare_with_random(run, pool, *answered[0]) if answered else None
     ranked = best_first(candidates)
     front = pareto_front(candidates, axis(config.limits))
-    storage.write_json(run.path("front.json"), [_entry(run, found) for found in front])
-    storage.write_json(run.path("top.json"), [_entry(run, c) for c in ranked[: config.top_k]])
+    storage.write_json(run.path(layout.FRONT), [_entry(run, found) for found in front])
+    storage.write_json(run.path(layout.TOP), [_entry(run, c) for c in ranked[: config.top_k]])
     storage.write_json(
-        run.path("search.json"),
+        run.path(layout.SEARCH),
         {
             "winner": _entry(run, answered[0][1] if answered else ranked[0]),
             "num_evaluations": len(every),
@@ -135,7 +136,7 @@ def begin(run: Run, history: History) -> dict[str, Any]:
         "latency_table": run.latency.digest() if run.latency else "",
         "num_known": len(run.sample.candidates),
     }
-    recorded = run.path("history", BEGUN)
+    recorded = run.path(layout.SEARCH_INPUTS)
     if history.empty or not storage.exists(recorded):
         storage.write_json(recorded, begun)
     before = storage.read_json(recorded)
@@ -144,7 +145,7 @@ def begin(run: Run, history: History) -> dict[str, Any]:
     if before["latency_table"] != begun["latency_table"]:
         raise UserError(
             f"search.latency_table = {run.job.search.latency_table}: not the table that this "
-            f"search began with; restore it, or remove {run.path('history')} to search anew"
+            f"search began with; restore it, or remove {run.path(layout.HISTORY)} to search anew"
         )
     return before
 

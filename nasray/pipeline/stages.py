@@ -21,6 +21,7 @@ from nasray.pipeline.run import Run
 from nasray.pipeline.search import answers, given_predictor
 from nasray.progress import progress
 from nasray.storage import files as storage
+from nasray.storage import layout
 from nasray.training.sampler import check_trained_widths
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def retrain(run: Run) -> list[dict[str, Any]]:
     """Train the best candidates from scratch, and profile each."""
     from nasray.training.retrain import retrain as tune
 
-    if not storage.exists(run.path("search.json")):
+    if not storage.exists(run.path(layout.SEARCH)):
         raise UserError(f"{run.folder} has no finished search; run `nasray search` first")
     results = []
     archs = dict.fromkeys(found.arch for _, found in answers(run.job, run.candidates))
@@ -77,9 +78,9 @@ def retrain(run: Run) -> list[dict[str, Any]]:
         name = str(index)
         ops = profile(run.space, arch)
         result = tune(run.job, run.folder, run.data_path, arch, name)
-        storage.write_json(run.path("retrain", name, "profile.json"), profile_json(ops))
+        storage.write_json(run.path(layout.retrained(name, layout.PROFILE)), profile_json(ops))
         results.append(result | {"costs": total(ops)})
-        storage.write_json(run.path("retrain", name, "result.json"), results[-1])
+        storage.write_json(run.path(layout.retrained(name, layout.RESULT)), results[-1])
     return results
 
 
@@ -89,13 +90,13 @@ def export(run: Run) -> list[dict[str, Any]]:
 
     exported = []
     run.dataset  # noqa: B018  opened to be checked
-    for name in storage.list_names(run.path("retrain")):
-        if not storage.exists(run.path("retrain", name, "result.json")):
+    for name in storage.list_names(run.path(layout.RETRAIN)):
+        if not storage.exists(run.path(layout.retrained(name, layout.RESULT))):
             continue  # still being trained
-        done, model = run.path("export", f"{name}.json"), run.path("export", f"{name}.onnx")
+        done, model = (run.path(layout.exported(name, suffix)) for suffix in ("json", "onnx"))
         if not (storage.exists(done) and storage.exists(model)):
             space, arch, subnet, extra = checkpoint.load_subnet(
-                run.path("retrain", name, "model.pt")
+                run.path(layout.retrained(name, layout.MODEL))
             )
             side = space.resolution_of(arch)
             images, _ = JobImages(run.job, run.data_path, side).first_validation(64)

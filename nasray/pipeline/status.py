@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from nasray.config import Job, parse_job
 from nasray.errors import UserError
 from nasray.storage import files as storage
+from nasray.storage import layout
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Stage:
 
 def stages(folder: str) -> list[Stage]:
     """The stages of the run at `folder`, in order."""
-    path = storage.join(folder, "job.json")
+    path = storage.join(folder, layout.JOB)
     if not storage.exists(path):
         raise UserError(f"{folder} is not a run directory: it has no job.json")
     job = parse_job(_read(path, "job"), path)
@@ -44,27 +45,27 @@ def _read(path: str, *keys: str) -> Any:
 
 
 def _data(folder: str, job: Job) -> Stage:
-    path = storage.join(folder, "fingerprint.json")
+    path = storage.join(folder, layout.FINGERPRINT)
     source = f"{job.data.source} {job.data.path}".strip()
     return Stage("data", "done" if storage.exists(path) else "to do", source)
 
 
 def _supernet(folder: str, job: Job) -> Stage:
-    epochs = _curves(storage.join(folder, "curves", "supernet.json"))
+    epochs = _curves(storage.join(folder, layout.SUPERNET_CURVES))
     text = f"epoch {len(epochs)} of {job.supernet.epochs}"
     if shown := [epoch["val_top1"] for epoch in epochs if epoch.get("val_top1") is not None]:
         text += f", validation {shown[-1]:.1%}"
-    if storage.exists(storage.join(folder, "supernet.pt")):
+    if storage.exists(storage.join(folder, layout.SUPERNET)):
         return Stage("supernet", "done", text)
     return Stage("supernet", "begun", text) if epochs else Stage("supernet", "to do")
 
 
 def _search(folder: str, job: Job) -> Stage:
-    done = storage.join(folder, "search.json")
+    done = storage.join(folder, layout.SEARCH)
     if storage.exists(done):
         number, best = _read(done, "num_evaluations"), _read(done, "winner", "fitness")
         return Stage("search", "done", f"{number} evaluations, best {best:.1%}")
-    number = _num_evaluations(storage.join(folder, "history"))
+    number = _num_evaluations(storage.join(folder, layout.HISTORY))
     if not number:
         return Stage("search", "to do")
     config = job.search
@@ -82,30 +83,32 @@ def _num_evaluations(folder: str) -> int:
                 in_files += pq.read_metadata(io.BytesIO(content)).num_rows
             except (pa.ArrowInvalid, OSError):  # damaged; the run itself mends it
                 continue
-    names = storage.list_names(storage.join(folder, "_evaluations", "search"))
+    names = storage.list_names(storage.join(folder, layout.SINGLE_EVALUATIONS, "search"))
     positions = [int(name[:-5]) for name in names if name[:-5].isdigit()]
     return in_files + sum(position >= in_files for position in positions)
 
 
 def _retrain(folder: str) -> Iterator[Stage]:
     winners = [
-        name for name in storage.list_names(storage.join(folder, "retrain")) if name.isdigit()
+        name for name in storage.list_names(storage.join(folder, layout.RETRAIN)) if name.isdigit()
     ]
     for name in winners:
-        place = storage.join(folder, "retrain", name)
-        result = storage.join(place, "result.json")
+        place = storage.join(folder, layout.retrained(name))
+        result = storage.join(place, layout.RESULT)
         if storage.exists(result):
             text = f"{_read(result, 'val_top1'):.1%} of the validation images"
             yield Stage(f"retrain {name}", "done", text)
             continue
-        trials = [each for each in storage.list_names(place) if each.startswith("trial-")]
-        epochs = [len(_curves(storage.join(place, each, "curves.json"))) for each in trials]
+        trials = [each for each in storage.list_names(place) if each.startswith(layout.TRIAL)]
+        epochs = [len(_curves(storage.join(place, each, layout.CURVES))) for each in trials]
         yield Stage(f"retrain {name}", "begun", f"{len(trials)} trials, {sum(epochs)} epochs")
     if not winners:
         yield Stage("retrain", "to do")
-    models = [n for n in storage.list_names(storage.join(folder, "export")) if n.endswith(".onnx")]
+    models = [
+        n for n in storage.list_names(storage.join(folder, layout.EXPORT)) if n.endswith(".onnx")
+    ]
     yield Stage("export", "done" if models else "to do", ", ".join(models))
-    page = storage.join(folder, "report.html")
+    page = storage.join(folder, layout.REPORT)
     yield Stage("report", *(("done", page) if storage.exists(page) else ("to do",)))
 
 

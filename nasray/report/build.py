@@ -26,6 +26,7 @@ from nasray.report.page import (
 from nasray.report.scatter import search_figure
 from nasray.report.tables import candidates_table, costs_of, exports_table, profile_tables
 from nasray.storage import files as storage
+from nasray.storage import layout
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def build_report(run_dir: str) -> str:
         **figured,
         **plain,
     )
-    path = storage.join(run_dir, "report.html")
+    path = storage.join(run_dir, layout.REPORT)
     storage.write(path, page.encode())
     logger.info("wrote %s", path)
     return path

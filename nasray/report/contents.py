@@ -8,6 +8,7 @@ from nasray.errors import UserError
 from nasray.search.candidate import Candidate
 from nasray.search.history import History
 from nasray.storage import files as storage
+from nasray.storage import layout
 
 Entry = dict[str, Any]  # one object of a JSON file
 
@@ -85,30 +86,30 @@ def read_contents(run_dir: str) -> RunContents:
     Raises:
         UserError: a file is not JSON, or lacks what the report needs.
     """
-    history = History(storage.join(run_dir, "history"))
+    history = History(storage.join(run_dir, layout.HISTORY))
     images = [candidate.images for candidate in history.candidates if not candidate.failed]
     generations = [
         [c for c in generation if not c.failed and c.images == max(images)]
         for generation in history
     ]
-    retrain = storage.join(run_dir, "retrain")
-    export = storage.join(run_dir, "export")
+    retrain = storage.join(run_dir, layout.RETRAIN)
+    export = storage.join(run_dir, layout.EXPORT)
     exports = [name for name in _in_order(export) if name.endswith(".json")]
     candidate = ("arch", "genes", "fitness")
     return RunContents(
         name=storage.absolute(run_dir).rsplit("/", 1)[-1],
-        job=_load(run_dir, "job.json", "job", "versions", "started"),
+        job=_load(run_dir, layout.JOB, "job", "versions", "started"),
         curve=_load_rows(
             run_dir,
-            "curves/supernet.json",
+            layout.SUPERNET_CURVES,
             *("epoch", "loss", "train_top1", "val_top1", "lowest_scale", "seconds"),
         ),
         generations=[generation for generation in generations if generation],
         num_failed=len(history.candidates) - len(images),
         num_images=images,
-        search=_load(run_dir, "search.json", "num_evaluations", "seconds", "limits", "winner"),
-        front=_load_rows(run_dir, "front.json", *candidate),
-        top=_load_rows(run_dir, "top.json", *candidate),
+        search=_load(run_dir, layout.SEARCH, "num_evaluations", "seconds", "limits", "winner"),
+        front=_load_rows(run_dir, layout.FRONT, *candidate),
+        top=_load_rows(run_dir, layout.TOP, *candidate),
         retrained=[_read_retrained(retrain, name) for name in _in_order(retrain)],
         exports=[
             _load(export, name, "file", "bytes", "max_abs_diff", "num_images", "top1_agreement")
@@ -116,10 +117,10 @@ def read_contents(run_dir: str) -> RunContents:
         ],
         predictor=_load(
             run_dir,
-            "predictor/fit.json",
+            layout.PREDICTOR_FIT,
             *("num_fitted", "num_held_out", "measured", "predicted", "rmse", "kendall_tau"),
         ),
-        study=_load(run_dir, "calibration.json", "num_images", "num_archs", "rows"),
+        study=_load(run_dir, layout.CALIBRATION_STUDY, "num_images", "num_archs", "rows"),
     )
 
 
@@ -131,9 +132,11 @@ def _in_order(folder: str) -> list[str]:
 def _read_retrained(folder: str, name: str) -> Retrained:
     return Retrained(
         name=name,
-        result=_load(folder, f"{name}/result.json", "arch", "genes", "val_top1"),
-        curves=_load_rows(folder, f"{name}/curves.json", "trial", "recipe", "stopped", "epochs"),
-        profile=_load(folder, f"{name}/profile.json", "rows", "totals", "micronet"),
+        result=_load(folder, f"{name}/{layout.RESULT}", "arch", "genes", "val_top1"),
+        curves=_load_rows(
+            folder, f"{name}/{layout.CURVES}", "trial", "recipe", "stopped", "epochs"
+        ),
+        profile=_load(folder, f"{name}/{layout.PROFILE}", "rows", "totals", "micronet"),
     )
 
 

@@ -11,7 +11,6 @@ import io
 import json
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
@@ -23,11 +22,12 @@ from nasray.errors import UserError
 from nasray.search.candidate import FAILED, Candidate, Evaluation
 from nasray.spaces.space import Architecture
 from nasray.storage import files as storage
+from nasray.storage import layout
 
 logger = logging.getLogger(__name__)
 
 SOURCE = "search"  # of the evaluations that an algorithm asked for
-SINGLE = "_evaluations"  # a name that readers of Parquet data sets skip
+SINGLE = layout.SINGLE_EVALUATIONS
 PATIENCE_S = 300.0  # with a storage that fails
 BITS = ("correct", "judged")  # of each image
 TYPES = {
@@ -98,7 +98,7 @@ class History:
     def record(self, position: int, arch: Architecture, evaluation: Evaluation) -> None:
         """Put one evaluation on storage, as soon as it is known."""
         content = {"arch": arch, **_to_json(evaluation)}
-        _patiently(lambda: storage.write_json(self._single(position), content))
+        storage.write_json(self._single(position), content, retry_s=PATIENCE_S)
         self.single.add(position)
 
     def forget(self, positions: Sequence[int]) -> None:
@@ -108,7 +108,7 @@ class History:
         """
         while self.generations and sum(map(len, self.generations)) > min(positions):
             self.generations.pop()
-            name = f"{self.source}-{len(self):04d}.parquet"
+            name = layout.generation(self.source, len(self))
             storage.remove(storage.join(self.folder, name))
         for position in positions:
             storage.remove(self._single(position))
@@ -125,8 +125,8 @@ class History:
         # A damaged file is made again, unless its evaluations are known to nobody.
         number = len(self) if self.single else self.num_files
         self.num_files = max(self.num_files, number + 1)
-        name = f"{self.source}-{number:04d}.parquet"
-        _patiently(lambda: storage.write(storage.join(self.folder, name), content.getvalue()))
+        path = storage.join(self.folder, layout.generation(self.source, number))
+        storage.write(path, content.getvalue(), retry_s=PATIENCE_S)
         self.generations.append(generation)
 
     def close(self) -> None:
@@ -152,7 +152,7 @@ class History:
         ]
         self.num_files = max(numbers, default=-1) + 1
         for number in sorted(numbers):
-            path = storage.join(self.folder, f"{self.source}-{number:04d}.parquet")
+            path = storage.join(self.folder, layout.generation(self.source, number))
             found = _read_file(path)
             if not found:
                 logger.warning("%s is damaged; what other files know of it counts", path)
@@ -223,17 +223,3 @@ def _from_json(entry: dict[str, Any]) -> Evaluation:
     slices = tuple(entry["slices"])
     known = {"fitness": fitness, "correct": correct, "judged": judged, "slices": slices}
     return Evaluation(**values | known)
-
-
-def _patiently(write: Callable[[], None]) -> None:
-    """Write; where the storage fails or is full, say so and try again for some minutes."""
-    started, pause = time.monotonic(), 0.5
-    while True:
-        try:
-            return write()
-        except OSError as error:
-            if time.monotonic() - started > PATIENCE_S:
-                raise
-            logger.warning("storage: %s; trying again in %.0f s", error, pause)
-        time.sleep(pause)
-        pause = min(2 * pause, 30.0)

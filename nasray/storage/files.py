@@ -6,18 +6,24 @@ written whole: a reader sees the old file or the new one, never half of one.
 
 import errno
 import json
+import logging
 import os
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay
+from tenacity.wait import wait_exponential
 
 from nasray.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 OBJECT_STORES = ("s3", "gcs", "abfs")  # which have no folders
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "file", "hdfs", "viewfs")  # of Arrow's, and az
 # Arrow would try for a quarter of an hour to find out who asks.
 GOOGLE_PATIENCE = "?retry_limit_seconds=60"
+RETRY_S = 300.0  # for how long a failing write to an object store is repeated
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a write to a full disk raises
 
 
@@ -129,11 +135,38 @@ def read(path: str) -> bytes:
         return bytes(file.read())
 
 
-def write(path: str, content: bytes) -> None:
+def write(path: str, content: bytes, *, retry_s: float | None = None) -> None:
+    """Write a whole file, replacing an old one.
+
+    A write that fails is repeated, with pauses that grow to 30 s, until `retry_s` seconds have
+    passed. Without `retry_s`, that is RETRY_S on an object store; on a disk, it is not repeated.
+
+    Raises: OSError of the last attempt, with `path` as its filename where it has an errno.
+    """
     filesystem, place = resolve(path)
-    # An object store shows an object only when it is whole; a local disk needs the move.
+    if retry_s is None:
+        retry_s = RETRY_S if filesystem.type_name in OBJECT_STORES else 0.0
+    attempts = Retrying(
+        retry=retry_if_exception_type(OSError),
+        wait=wait_exponential(multiplier=0.5, max=30),
+        stop=stop_after_delay(retry_s),
+        before_sleep=_warn,
+        reraise=True,
+    )
+    attempts(_write_once, filesystem, place, path, content)
+
+
+def _warn(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    pause = state.next_action.sleep if state.next_action else 0.0
+    logger.warning("writing failed: %s; trying again in %.1f s", error, pause)
+
+
+def _write_once(filesystem: fs.FileSystem, place: str, path: str, content: bytes) -> None:
+    # An object store shows an object only when it is whole. On a local disk, a new file is
+    # renamed; its name is this host's and process's, for other nodes may share the folder.
     local = isinstance(filesystem, fs.LocalFileSystem)
-    target = f"{place}.partial-{os.getpid()}" if local else place
+    target = f"{place}.partial-{os.uname().nodename}-{os.getpid()}" if local else place
     try:
         if filesystem.type_name not in OBJECT_STORES:
             filesystem.create_dir(os.path.dirname(place), recursive=True)
@@ -156,8 +189,8 @@ def read_json(path: str) -> Any:
         raise UserError(f"{path} is not readable JSON ({error}); restore or remove it") from None
 
 
-def write_json(path: str, value: Any) -> None:
-    write(path, (json.dumps(value, indent=1) + "\n").encode())
+def write_json(path: str, value: Any, *, retry_s: float | None = None) -> None:
+    write(path, (json.dumps(value, indent=1) + "\n").encode(), retry_s=retry_s)
 
 
 def remove(path: str) -> None:

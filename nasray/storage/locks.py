@@ -20,6 +20,7 @@ from pyarrow import fs
 
 from nasray.errors import UserError
 from nasray.storage import files as storage
+from nasray.storage import layout
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ DEAD_AFTER = 4  # renewals missed
 @contextmanager
 def leased(folder: str) -> Iterator[None]:
     """Hold `folder` alone, or raise UserError; a dead holder is noticed in some seconds."""
-    names = storage.join(folder, "_leases")
+    names = storage.join(folder, layout.LEASES)
     own = storage.join(names, f"{uuid.uuid4().hex}.json")
     _renew(own, 0)
     # Renewed from the beginning: of two that start together, each sees that the other lives.
@@ -49,7 +50,7 @@ def leased(folder: str) -> Iterator[None]:
 
 def holders(folder: str) -> list[str]:
     """Who holds `folder`, or held it and died without a word."""
-    names = storage.join(folder, "_leases")
+    names = storage.join(folder, layout.LEASES)
     leases = [_content(storage.join(names, name)) for name in storage.list_names(names)]
     return [f"{_owner(lease)}, or left by it" for lease in leases if lease]
 
@@ -99,7 +100,8 @@ def _keep(folder: str, own: str, ended: threading.Event) -> None:
 
 
 def _renew(own: str, number: int) -> None:
-    storage.write_json(own, {"host": os.uname().nodename, "pid": os.getpid(), "renewed": number})
+    content = {"host": os.uname().nodename, "pid": os.getpid(), "renewed": number}
+    storage.write_json(own, content, retry_s=0)  # the next renewal is the repetition
 
 
 def _content(path: str) -> bytes | None:
@@ -115,7 +117,7 @@ def holder(folder: str) -> str:
     if not isinstance(filesystem, fs.LocalFileSystem):
         return " and ".join(holders(folder))
     try:
-        with open(os.path.join(place, "lock")) as file:
+        with open(os.path.join(place, layout.LOCK)) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return "another nasray process"
@@ -133,7 +135,7 @@ def held(folder: str) -> Iterator[None]:
             yield
         return
     storage.make_folder(folder)
-    with open(os.path.join(place, "lock"), "w") as file:
+    with open(os.path.join(place, layout.LOCK), "w") as file:
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -37,14 +37,12 @@ from nasray.spaces import make_space
 from nasray.spaces.space import Architecture, Space
 from nasray.spaces.supernet import build_subnet
 from nasray.storage import files as storage
+from nasray.storage import layout
 from nasray.training.loop import LossNotFiniteError, Recipe, fit
 from nasray.training.workers import check_batches, scaling, use_own_gpu
 
 logger = logging.getLogger(__name__)
 TUNED = ("learning_rate", "weight_decay", "label_smoothing")
-STATE_FILE = "state.pt"
-CURVES_FILE = "curves.json"  # a copy of the curves in state.pt, to be looked at meanwhile
-FAILURE_FILE = "failure.json"
 COMPILE_STEPS = 3000  # training steps from which on compilation pays
 
 
@@ -54,8 +52,8 @@ def retrain(job: Job, run_dir: str, data_path: str, arch: Architecture, name: st
     Writes RUN/retrain/<name>/: model.pt, result.json, curves.json and the trials' state.
     The validation folder is used once, on the best model; recipes compete on the hold-out.
     """
-    folder = storage.join(run_dir, "retrain", name)
-    result_path = storage.join(folder, "result.json")
+    folder = storage.join(run_dir, layout.retrained(name))
+    result_path = storage.join(folder, layout.RESULT)
     _check_same_arch(folder, arch)
     if storage.exists(result_path):
         return storage.read_json(result_path)
@@ -66,7 +64,7 @@ def retrain(job: Job, run_dir: str, data_path: str, arch: Architecture, name: st
             "job": job.model_dump(),
             "data_path": data_path,
             "arch": list(arch),
-            "folder": storage.join(folder, f"trial-{index}"),
+            "folder": storage.join(folder, f"{layout.TRIAL}{index}"),
             "recipe": recipe,
         }
         for index, recipe in enumerate(recipes)
@@ -78,7 +76,7 @@ def retrain(job: Job, run_dir: str, data_path: str, arch: Architecture, name: st
         _read_trial(trial, length, job.retrain.epochs)
         for trial, length in zip(trials, lengths, strict=True)
     ]
-    storage.write_json(storage.join(folder, "curves.json"), curves)
+    storage.write_json(storage.join(folder, layout.CURVES), curves)
     whole = [index for index, curve in enumerate(curves) if not curve["stopped"]]
     if not whole:
         reasons = {str(curve.get("failure", "it was stopped")) for curve in curves}
@@ -92,7 +90,7 @@ def retrain(job: Job, run_dir: str, data_path: str, arch: Architecture, name: st
         max_retries=compute.max_failures,
         label_selector=worker_labels(compute, gpu=gpu),
     )
-    result = ray.get(test.remote(trials[best], storage.join(folder, "model.pt")))
+    result = ray.get(test.remote(trials[best], storage.join(folder, layout.MODEL)))
     result |= {"trial": best, "recipe": recipes[best]}
     result["seconds"] = sum(epoch["seconds"] for curve in curves for epoch in curve["epochs"])
     storage.write_json(result_path, result)
@@ -101,7 +99,7 @@ def retrain(job: Job, run_dir: str, data_path: str, arch: Architecture, name: st
 
 def _check_same_arch(folder: str, arch: Architecture) -> None:
     """Refuse to go on in the folder of another architecture; note this one in a new one."""
-    path = storage.join(folder, "genes.json")
+    path = storage.join(folder, layout.GENES)
     if not storage.exists(path):
         storage.write_json(path, list(arch))
     elif storage.read_json(path) != list(arch):
@@ -222,7 +220,7 @@ def _data_parallel_trial(config: dict[str, Any]) -> None:
         scaling_config=scaling(compute, compute.workers_per_trial, compute.cpus_per_trial),
         run_config=RunConfig(
             name=f"workers-{tune.get_context().get_trial_id()}",
-            storage_path=storage.join(trial["folder"], "train"),
+            storage_path=storage.join(trial["folder"], layout.TRAIN),
             failure_config=FailureConfig(max_failures=compute.max_failures),
             callbacks=[TuneReportCallback()],
         ),
@@ -251,7 +249,7 @@ def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: 
     subnet.to(device)
 
     # Replay: what an earlier run of this trial reported, in the same order.
-    state_path = storage.join(trial["folder"], STATE_FILE)
+    state_path = storage.join(trial["folder"], layout.STATE)
     resume = checkpoint.load(state_path, device) if storage.exists(state_path) else None
     for epoch in resume["curves"] if resume else []:
         report(_metrics(epoch))
@@ -261,7 +259,7 @@ def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: 
             buffer = io.BytesIO()
             torch.save(state(), buffer)
             storage.write(state_path, buffer.getvalue())
-            storage.write_json(storage.join(trial["folder"], CURVES_FILE), curves)
+            storage.write_json(storage.join(trial["folder"], layout.CURVES), curves)
         report(_metrics(curves[-1]))
 
     def validate(epoch: int) -> dict[str, float | None]:
@@ -293,7 +291,7 @@ def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: 
         )
     except LossNotFiniteError as error:  # this recipe fails; the others go on
         if rank == 0:
-            storage.write_json(storage.join(trial["folder"], FAILURE_FILE), str(error))
+            storage.write_json(storage.join(trial["folder"], layout.FAILURE), str(error))
         report({"epoch": config.epochs, "holdout_top1": 0.0})
 
 
@@ -319,7 +317,7 @@ def _test(trial: dict[str, Any], path: str) -> dict[str, Any]:
     device = worker_device(job.compute.cpus_per_trial, deterministic=job.compute.deterministic)
     space, arch, images = _subject(job, trial)
     subnet = build_subnet(space.decode(arch))
-    state = checkpoint.load(storage.join(trial["folder"], STATE_FILE))["state"]
+    state = checkpoint.load(storage.join(trial["folder"], layout.STATE))["state"]
     subnet.load_state_dict(state)
     checkpoint.save_subnet(path, space, arch, subnet, classes=list(images.dataset.classes))
     accuracy = top1(
@@ -345,11 +343,11 @@ def _subject(job: Job, trial: dict[str, Any]) -> tuple[Space, Architecture, JobI
 
 def _read_trial(trial: dict[str, Any], length: int, epochs: int) -> dict[str, Any]:
     """A trial's first `length` epochs as RUN/retrain/<name>/curves.json keeps them."""
-    path = storage.join(trial["folder"], STATE_FILE)
+    path = storage.join(trial["folder"], layout.STATE)
     curves = checkpoint.load(path)["curves"][:length] if storage.exists(path) else []
     index = int(trial["folder"].rsplit("-", 1)[1])
     found = {"trial": index, "recipe": trial["recipe"], "stopped": len(curves) < epochs}
-    failure = storage.join(trial["folder"], FAILURE_FILE)
+    failure = storage.join(trial["folder"], layout.FAILURE)
     if storage.exists(failure):
         found["failure"] = storage.read_json(failure)
     return found | {"epochs": curves}
@@ -357,7 +355,7 @@ def _read_trial(trial: dict[str, Any], length: int, epochs: int) -> dict[str, An
 
 def _look(trials: list[dict[str, Any]]) -> tuple[int, str]:
     """How many epochs the trials have done together, and how the last of them fares."""
-    paths = [storage.join(trial["folder"], CURVES_FILE) for trial in trials]
+    paths = [storage.join(trial["folder"], layout.CURVES) for trial in trials]
     curves = {index: storage.read_json(p) for index, p in enumerate(paths) if storage.exists(p)}
     if not curves:
         return 0, ""

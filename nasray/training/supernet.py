@@ -35,22 +35,22 @@ from nasray.progress import following
 from nasray.spaces import make_space
 from nasray.spaces.supernet import Supernet
 from nasray.storage import files as storage
+from nasray.storage import layout
 from nasray.training.loop import LossNotFiniteError, Recipe, fit
 from nasray.training.sampler import fixed_architectures, lowest_scale, sample
 from nasray.training.workers import check_batches, scaling, use_own_gpu
 
 logger = logging.getLogger(__name__)
-STATE_FILE = "state.pt"
 
 
 def train_supernet(job: Job, run_dir: str, data_path: str) -> str:
     """Train the supernet of `job` into RUN/supernet.pt, or go on with it; return that path."""
-    path = storage.join(run_dir, "supernet.pt")
+    path = storage.join(run_dir, layout.SUPERNET)
     if storage.exists(path):
         return path
     check_batches(job, data_path, job.supernet.batch_size, job.compute.num_workers)
     check_batches(job, data_path, job.retrain.batch_size, job.compute.workers_per_trial)
-    curves = storage.join(run_dir, "curves", "supernet.json")
+    curves = storage.join(run_dir, layout.SUPERNET_CURVES)
 
     def look() -> tuple[int, str]:
         epochs = storage.read_json(curves) if storage.exists(curves) else []
@@ -62,7 +62,7 @@ def train_supernet(job: Job, run_dir: str, data_path: str) -> str:
         scaling_config=scaling(job.compute, job.compute.num_workers, job.compute.cpus_per_worker),
         run_config=RunConfig(
             name="supernet",
-            storage_path=storage.join(run_dir, "train"),
+            storage_path=storage.join(run_dir, layout.TRAIN),
             failure_config=FailureConfig(max_failures=job.compute.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
@@ -117,7 +117,7 @@ def _train_worker(task: dict[str, Any]) -> str | None:
     if (found := ray.train.get_checkpoint()) is not None:
         with found.as_directory() as folder:
             resume = torch.load(
-                os.path.join(folder, STATE_FILE), map_location=device, weights_only=True
+                os.path.join(folder, layout.STATE), map_location=device, weights_only=True
             )
 
     def epoch_batches(epoch: int) -> TrainBatches:
@@ -130,10 +130,10 @@ def _train_worker(task: dict[str, Any]) -> str | None:
 
     def report(curves: list[dict], state: Any) -> None:
         if rank == 0:
-            storage.write_json(storage.join(task["run_dir"], "curves", "supernet.json"), curves)
+            storage.write_json(storage.join(task["run_dir"], layout.SUPERNET_CURVES), curves)
         with tempfile.TemporaryDirectory() as folder:
             if rank == 0:
-                torch.save(state(), os.path.join(folder, STATE_FILE))
+                torch.save(state(), os.path.join(folder, layout.STATE))
             kept = Checkpoint.from_directory(folder) if rank == 0 else None
             ray.train.report(curves[-1], checkpoint=kept)
 
@@ -156,7 +156,7 @@ def _train_worker(task: dict[str, Any]) -> str | None:
     except LossNotFiniteError as error:  # an ordinary end: a restart would only repeat it
         return str(error)
     if rank == 0:
-        checkpoint.save_supernet(storage.join(task["run_dir"], "supernet.pt"), supernet)
+        checkpoint.save_supernet(storage.join(task["run_dir"], layout.SUPERNET), supernet)
     return None
 
 

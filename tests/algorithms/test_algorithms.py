@@ -505,16 +505,16 @@ def test_history_is_one_parquet_data_set(tmp_path, unlimited):
 
 def test_a_storage_that_fails_for_a_while_loses_nothing(tmp_path, unlimited, monkeypatch, caplog):
     undisturbed = search(tmp_path / "undisturbed", unlimited)
-    write, chance = storage.write, random.Random(0)
+    write, chance = storage._write_once, random.Random(0)
     pauses = []
-    monkeypatch.setattr("nasray.search.history.time.sleep", pauses.append)
+    monkeypatch.setattr("tenacity.nap.time.sleep", pauses.append)
 
-    def flaky(path, content):
+    def flaky(*arguments):
         if chance.random() < 0.3:
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(path, content)
+        write(*arguments)
 
-    monkeypatch.setattr(storage, "write", flaky)
+    monkeypatch.setattr(storage, "_write_once", flaky)
     assert search(tmp_path / "flaky", unlimited) == undisturbed
     assert len(pauses) > 10 and "No space left on device; trying again" in caplog.text
 

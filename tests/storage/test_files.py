@@ -4,6 +4,7 @@ import os
 import re
 
 import pytest
+from pyarrow import fs
 
 from nasray.errors import UserError
 from nasray.storage import files as storage
@@ -103,3 +104,52 @@ def test_a_held_folder_is_refused_to_others_and_free_afterwards(tmp_path):
         raise AssertionError("held twice")
     with locks.held(folder):
         pass
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """A bucket whose first writes fail, and the pauses between them."""
+    store = fs.SubTreeFileSystem("/", fs.LocalFileSystem())
+    failures, pauses = [], []
+
+    class Bucket:
+        type_name = "s3"
+
+        def open_output_stream(self, place):
+            if failures:
+                raise failures.pop()
+            return store.open_output_stream(place)
+
+    monkeypatch.setattr(storage, "resolve", lambda path: (Bucket(), path.removeprefix("s3:/")))
+    monkeypatch.setattr("tenacity.nap.time.sleep", pauses.append)
+    return failures, pauses
+
+
+def test_a_write_to_an_object_store_is_repeated_until_it_succeeds(tmp_path, failing, caplog):
+    failures, pauses = failing
+    failures += [OSError("no route"), TimeoutError(110, "timed out"), OSError("slow down")]
+    storage.write(f"s3:/{tmp_path}/object", b"content")
+    assert (tmp_path / "object").read_bytes() == b"content"
+    assert len(pauses) == 3 and pauses == sorted(pauses)
+    assert "slow down; trying again in 0.5 s" in caplog.text
+
+
+def test_a_write_that_may_not_be_repeated_fails_at_once(tmp_path, failing):
+    failures, pauses = failing
+    failures.append(OSError("no route"))
+    with pytest.raises(OSError, match="no route"):
+        storage.write(f"s3:/{tmp_path}/object", b"content", retry_s=0)
+    assert not pauses
+
+
+def test_a_write_to_a_disk_is_repeated_only_on_demand(tmp_path, monkeypatch):
+    pauses = []
+    monkeypatch.setattr("tenacity.nap.time.sleep", pauses.append)
+    (tmp_path / "file").write_bytes(b"")
+    path = f"{tmp_path}/file/below"  # which can never be written
+    with pytest.raises(OSError):
+        storage.write(path, b"")
+    assert not pauses
+    with pytest.raises(OSError):
+        storage.write(path, b"", retry_s=0.05)
+    assert pauses

@@ -79,7 +79,7 @@ def test_a_storage_that_is_away_for_a_while_ends_nothing(bucket, monkeypatch):
     with leased("s3://run"):
         write = storage.write
 
-        def away(path, content):
+        def away(path, content, *, retry_s):
             raise OSError("no route")
 
         monkeypatch.setattr(storage, "write", away)
@@ -96,13 +96,13 @@ def test_a_holder_that_slept_through_a_takeover_is_stopped_even_if_its_lease_cam
     monkeypatch.setattr(_thread, "interrupt_main", stopped.set)
     write = storage.write
 
-    def slow(path, content):  # a renewal that hangs while another process takes over
+    def slow(path, content, *, retry_s):  # a renewal that hangs while another process takes over
         if b'"renewed": 1' in content:
             for lease_file in (bucket / "run" / "_leases").iterdir():
                 lease_file.unlink()
             write("s3://run/_leases/other.json", b"{}")
             time.sleep(0.6)
-        write(path, content)
+        write(path, content, retry_s=retry_s)
 
     monkeypatch.setattr(storage, "write", slow)
     with leased("s3://run"):

@@ -1,0 +1,57 @@
+"""The name of every file in a run directory, relative to that directory.
+
+`join(run_dir, layout.SUPERNET)` is a path. docs/run.md describes what the files hold.
+"""
+
+JOB = "job.json"
+FINGERPRINT = "fingerprint.json"  # hash of the data set
+DATA = "data"  # the imported data set, unless the job names another place
+DATASET = "dataset.json"  # in the folder of every imported data set; written last
+LOCK = "lock"  # local disks
+LEASES = "_leases"  # object stores
+
+SUPERNET = "supernet.pt"
+SUPERNET_CURVES = "curves/supernet.json"
+TRAIN = "train"  # checkpoints of Ray Train
+
+HISTORY = "history"
+SUPERNET_DIGEST = "history/_supernet.json"  # hash of the supernet that was evaluated
+SEARCH_INPUTS = "history/_begun.json"  # hashes of what a search must be resumed with
+SINGLE_EVALUATIONS = "_evaluations"  # in HISTORY; readers of Parquet data sets skip such names
+
+SEARCH = "search.json"
+FRONT = "front.json"
+TOP = "top.json"
+PREDICTOR = "predictor/predictor.pt"
+PREDICTOR_FIT = "predictor/fit.json"
+CALIBRATION_STUDY = "calibration.json"
+
+RETRAIN = "retrain"
+EXPORT = "export"
+REPORT = "report.html"
+
+# In the folder of one retrained architecture.
+GENES = "genes.json"
+MODEL = "model.pt"
+PROFILE = "profile.json"
+RESULT = "result.json"
+# In the folder of one of its trials; CURVES is also, for all trials together, in the one above.
+TRIAL = "trial-"
+STATE = "state.pt"
+CURVES = "curves.json"
+FAILURE = "failure.json"
+
+
+def generation(source: str, number: int) -> str:
+    """One recorded generation of evaluations, in HISTORY."""
+    return f"{source}-{number:04d}.parquet"
+
+
+def retrained(name: str, *names: str) -> str:
+    """The folder of the retrained architecture `name`, or what is at `names` below it."""
+    return "/".join((RETRAIN, name, *names))
+
+
+def exported(name: str, suffix: str) -> str:
+    """The exported network `name`: suffix "onnx", or "json" for its check."""
+    return f"{EXPORT}/{name}.{suffix}"
