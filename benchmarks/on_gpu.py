@@ -44,8 +44,8 @@ from nasray.config import parse_job
 from nasray.data.importing import import_dataset
 from nasray.data.loader import train_batches
 from nasray.data.transforms import normalize
-from nasray.devices import amp_dtype, settle_kernels
-from nasray.evaluation.evaluate import evaluate, fold_bn, judge, recalibrate_bn
+from nasray.devices import amp_dtype, choose_kernels
+from nasray.evaluation.evaluate import correct_mask, evaluate, fold_bn, recalibrate_bn
 from nasray.spaces import make_space
 from nasray.spaces.population import as_architectures, random_population
 from nasray.spaces.space import Architecture
@@ -223,8 +223,8 @@ def _evaluation_of(name: str, batch_size: int, settings: Settings, report: Repor
     subnet = supernet.extract(arch).eval()
     recalibrated = _second(settings, lambda: recalibrate_bn(subnet, there, **options))
     fold_bn(subnet)
-    told = _second(settings, lambda: judge(subnet, there, labels, **options))
-    copied = _second(settings, lambda: judge(subnet, pixels.numpy(), labels, **options))
+    told = _second(settings, lambda: correct_mask(subnet, there, labels, **options))
+    copied = _second(settings, lambda: correct_mask(subnet, pixels.numpy(), labels, **options))
     ready = [normalize(part) for part in there.split(batch_size)]
     bare = _second(settings, lambda: _forward_all(subnet, ready, device))
     what = f"{name}, {settings.side} px, batch {batch_size}"
@@ -371,9 +371,9 @@ def determinism(settings: Settings, report: Report) -> None:
         ready = normalize(images.to(settings.device)), labels.to(settings.device)
         seconds = {}
         for deterministic in (True, False):
-            settle_kernels(deterministic=deterministic)
+            choose_kernels(deterministic=deterministic)
             seconds[deterministic] = _median_seconds(settings, partial(_bare_step, subnet, *ready))
-        settle_kernels(deterministic=True)
+        choose_kernels(deterministic=True)
         ratio = seconds[True] / seconds[False]
         report(f"{name}, batch {batch_size}: repeatable / quickest kernels", ratio, "ratio")
 
@@ -557,7 +557,7 @@ def main() -> None:
 def run_part(options: argparse.Namespace) -> None:
     """Run one part here; every row is in its file as soon as it is known."""
     settings = Settings(options.device, quick=options.quick)
-    settle_kernels(deterministic=True)
+    choose_kernels(deterministic=True)
     if options.device == "cpu":
         torch.set_num_threads(1)
 

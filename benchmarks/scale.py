@@ -33,7 +33,7 @@ from nasray.data.loader import train_batches
 from nasray.data.shards import open_dataset
 from nasray.data.source import Pictures, Record
 from nasray.data.transforms import decode, eval_transform, normalize
-from nasray.evaluation.evaluate import fold_bn, judge, recalibrate_bn
+from nasray.evaluation.evaluate import correct_mask, fold_bn, recalibrate_bn
 from nasray.search.limits import Limits
 from nasray.spaces.population import as_architectures, random_population
 from nasray.spaces.shufflenet import PUBLISHED, SCALES, ShuffleNet
@@ -208,7 +208,9 @@ def time_passes(space, repeats, *, side, size):
             subnet = supernet.extract(arch).eval()
             timed(spent, "recalibration", partial(recalibrate_bn, **whole), subnet, pixels)
             fold_bn(subnet)
-            timed(spent, "evaluation", partial(judge, **whole), subnet, pixels, labels.numpy())
+            timed(
+                spent, "evaluation", partial(correct_mask, **whole), subnet, pixels, labels.numpy()
+            )
     return quickest(rounds, repeats * size), CostTable(space)(drawn)["macs"].mean()
 
 

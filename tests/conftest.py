@@ -4,6 +4,7 @@ Such tests use the "tiny" space on 32-pixel pictures, so that what takes their t
 """
 
 import os
+import random
 import secrets
 import socket
 import subprocess
@@ -261,6 +262,13 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
         }
+
+
+def seeded_chance() -> random.Random:
+    """Draws the moment of a kill. NASRAY_TEST_SEED repeats a test that failed with that seed."""
+    seed = int(os.environ.get("NASRAY_TEST_SEED") or secrets.randbelow(10**6))
+    print(f"NASRAY_TEST_SEED={seed}")  # which pytest shows if the test fails
+    return random.Random(seed)
 
 
 def ray_processes(name: str, parent: int | None = None) -> list[int]:

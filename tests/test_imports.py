@@ -63,6 +63,7 @@ RAY = {
     "evaluation.pool",
     "training.retrain",
     "training.supernet",
+    "training.trial",
     "training.workers",
 }
 # Plug-ins know nothing of one another, but may import these of their package, and files of

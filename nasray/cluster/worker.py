@@ -7,7 +7,7 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from nasray.devices import settle_kernels
+from nasray.devices import choose_kernels
 from nasray.errors import UserError
 
 
@@ -40,5 +40,5 @@ def worker_device(cpus: int, *, deterministic: bool) -> str:
     torch.set_num_threads(cpus)
     if not ray.get_gpu_ids():
         return "cpu"
-    settle_kernels(deterministic=deterministic)
+    choose_kernels(deterministic=deterministic)
     return "cuda"

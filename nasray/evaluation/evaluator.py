@@ -23,7 +23,8 @@ from nasray.cluster.worker import worker_device
 from nasray.config import Job
 from nasray.data.splits import JobImages
 from nasray.errors import EvaluationError
-from nasray.evaluation.evaluate import UInt8Images, evaluate
+from nasray.evaluation.batches import UInt8Images
+from nasray.evaluation.evaluate import evaluate
 from nasray.evaluation.pool import Pool
 from nasray.search.candidate import Candidate, Evaluation
 from nasray.search.racing import Form, Race, Rivals, as_record, pack, slice_top1

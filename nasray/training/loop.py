@@ -1,6 +1,6 @@
-"""The training loop of a supernet or a subnet, and its optimiser and schedule. Plain torch.
+"""The training loop of a supernet or a subnet, with its optimiser and schedule. Plain torch.
 
-Knows nothing of Ray: with torch.distributed initialised it is data-parallel, else not.
+Imports no Ray. Training is data-parallel if torch.distributed is initialised.
 """
 
 import math
@@ -22,10 +22,10 @@ from nasray.devices import amp_dtype
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to train, for a supernet and a subnet alike."""
+    """How to optimise a supernet or a subnet: SGD with warm-up and cosine decay."""
 
     epochs: int
-    learning_rate: float  # peak
+    learning_rate: float  # the highest, at the end of the warm-up
     warmup_epochs: float
     momentum: float
     weight_decay: float
@@ -33,7 +33,7 @@ class Recipe:
 
 
 class SizedBatches(Protocol):
-    """Batches of (uint8 images (n, 3, side, side), labels (n,)), and how many there are."""
+    """An epoch's batches of (uint8 images (n, 3, height, width), labels (n,))."""
 
     def __len__(self) -> int: ...
 
@@ -41,11 +41,11 @@ class SizedBatches(Protocol):
 
 
 FINITE_CHECK_STEPS = 100
-BATCHES_AHEAD = 2  # on their way to a GPU
+BATCHES_AHEAD = 2  # being copied to a GPU
 
 
 class LossNotFiniteError(RuntimeError):
-    """The loss became NaN or infinite; trying again would end the same."""
+    """The loss became NaN or infinite; another attempt would end the same way."""
 
 
 def fit(
@@ -59,12 +59,27 @@ def fit(
     resume: dict | None,
     device: str,
     seed: int,
+    begin_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> list[dict]:
     """Train `network` for `recipe.epochs` and return one dict of metrics per epoch.
 
-    `forward(images, epoch, step)` gives logits, `batches(epoch)` the epoch's data. After
-    each epoch `report(curves, state)` is told; `state()` is all that `resume` needs to go
-    on as if nothing had happened: every choice is a function of the seed and the epoch.
+    A resumed training ends in the same weights as one that was not interrupted: everything drawn
+    is a function of the seed and the epoch.
+
+    Args:
+        network: what is optimised, on `device`.
+        forward: forward(images, epoch, step) -> logits (n, classes); images are normalised.
+        recipe: how to optimise.
+        batches: the data of an epoch.
+        validate: metrics that are computed after an epoch, by name.
+        report: report(curves, state), called after every epoch; state() makes what `resume` takes.
+        resume: a state of an earlier run, on `device`.
+        device: "cpu" or "cuda".
+        seed: of dropout, different on each data-parallel worker.
+        begin_epoch: called before an epoch; may change the weights, not the set of parameters.
+
+    Raises:
+        LossNotFiniteError: the loss became NaN or infinite.
     """
     optimizer, scaler = make_optimizer(network, recipe), make_scaler(device)
     curves: list[dict] = []
@@ -84,9 +99,10 @@ def fit(
 
     for epoch in range(len(curves), recipe.epochs):
         started = time.monotonic()
-        # Dropout takes torch's own generator and no other; this makes it a function of
-        # the epoch, so that a resumed run draws what an uninterrupted one does.
+        # Dropout can only use torch's global generator. Seeding it per epoch makes a resumed
+        # run draw what an uninterrupted one does.
         torch.manual_seed(seed * 1_000_003 + epoch)
+        begin_epoch(epoch)
         data = batches(epoch)
         network.train()
         metrics = train_epoch(
@@ -111,7 +127,7 @@ def fit(
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    """Nesterov momentum; weight decay on convolutions and linear layers, none on BN and bias."""
+    """SGD with Nesterov momentum; weight decay on all weights but those of BN and biases."""
     decayed, plain = [], []
     for module in network.modules():
         for name, param in module.named_parameters(recurse=False):
@@ -128,8 +144,8 @@ def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
         fused=True,
     )
     if recipe.momentum > 0:
-        # The fused step takes no mixture of weights with momentum and weights chosen for
-        # the first time. Zeros are what the latter's momentum amounts to.
+        # The fused step refuses a mixture of weights with a momentum buffer and weights that
+        # are trained for the first time. Zeros are equivalent to having no buffer yet.
         for param in (*decayed, *plain):
             optimizer.state[param]["momentum_buffer"] = torch.zeros_like(param)
     return optimizer
@@ -160,14 +176,15 @@ def train_epoch(
     num_steps: int,
     device: str,
 ) -> dict[str, float]:
-    """Train one epoch on `batches` of uint8 images; return its mean loss and top-1.
+    """Train one epoch on `batches` of uint8 images; return its "loss" and "train_top1".
 
-    `forward(images, step)` gives the logits. Workers average their gradients at every step.
+    `forward(images, step)` gives logits (n, classes). Data-parallel workers average their
+    gradients at every step; the metrics are means over the images of all workers.
     """
     dtype = amp_dtype(device)
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, images
     check = FiniteCheck(epoch)
-    for step, (images, labels) in enumerate(_on_device(batches, device)):
+    for step, (images, labels) in enumerate(prefetched(batches, device)):
         rate = learning_rate(recipe, epoch + step / num_steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -184,23 +201,28 @@ def train_epoch(
         sums[1] += correct
         sums[2] += len(labels)
         if step % FINITE_CHECK_STEPS == FINITE_CHECK_STEPS - 1:
-            check.look(sums)
+            check.update(sums)
     loss_sum, num_correct, num_images = check.finish(sums)
     return {"loss": loss_sum / num_images, "train_top1": num_correct / num_images}
 
 
 class FiniteCheck:
-    """Totals over the workers, who stop together if the loss is not finite.
+    """Sums over all workers, which stop together if the loss is not finite.
 
-    What a look finds is read at the next one: by then a GPU has long computed it, and its
-    host does not wait for the steps that are queued.
+    The sums of one update are read at the next one. By then a GPU has computed them, so that
+    the host need not wait for the steps that are queued.
     """
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
         self.before: tuple[Tensor, torch.cuda.Event | None] | None = None
 
-    def look(self, sums: Tensor) -> None:
+    def update(self, sums: Tensor) -> None:
+        """Add up `sums` (loss first) over the workers; check those of the update before.
+
+        Raises:
+            LossNotFiniteError: the loss was not finite at the update before.
+        """
         before, self.before = self.before, _to_host(_over_workers(sums))
         if before is not None:
             totals, copied = before
@@ -209,7 +231,7 @@ class FiniteCheck:
             self._check(totals)
 
     def finish(self, sums: Tensor) -> list[float]:
-        """The totals at the end of the epoch."""
+        """Check and return the sums over all workers at the end of the epoch."""
         totals = _over_workers(sums)
         self._check(totals)
         return totals.tolist()
@@ -230,7 +252,7 @@ def _over_workers(sums: Tensor) -> Tensor:
 
 
 def _to_host(tensor: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """`tensor` on the host, and of a GPU's the event after which it is there."""
+    """Start copying `tensor` to the host; on a GPU, with the event that ends the copy."""
     if not tensor.is_cuda:
         return tensor, None
     there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -240,13 +262,13 @@ def _to_host(tensor: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     return there, copied
 
 
-def _on_device(
+def prefetched(
     batches: Iterable[tuple[Tensor, Tensor]], device: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield `batches` on the device; on a GPU, the next ones are on their way meanwhile.
+    """Yield `batches` on the device; for a GPU, the next BATCHES_AHEAD are copied meanwhile.
 
-    A thread fetches each batch, copies it into pinned memory and has it copied from there on
-    a stream of its own, so that neither the GPU nor the launching of its kernels waits.
+    A thread loads each batch into pinned memory and copies it on a CUDA stream of its own, so
+    that neither the GPU nor the thread that launches its kernels waits for data.
     """
     if device != "cuda":
         yield from batches
@@ -263,7 +285,7 @@ def _on_device(
             copied.record()
         return images, labels, copied
 
-    fetching = ThreadPoolExecutor(1, "fetch", torch.cuda.set_device, (stream.device,))
+    fetching = ThreadPoolExecutor(1, "prefetch", torch.cuda.set_device, (stream.device,))
     try:
         coming = deque(fetching.submit(fetch) for _ in range(BATCHES_AHEAD))
         while (batch := coming.popleft().result()) is not None:
@@ -279,7 +301,7 @@ def _on_device(
 
 
 def clear_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Set gradients to None, so that weights outside a step's subnet get no momentum, no decay.
+    """Set all gradients to None, so that a step leaves blocks outside its subnet unchanged.
 
     The optimiser's own zero_grad takes ten times as long, about 1 % of a small step.
     """
@@ -289,10 +311,10 @@ def clear_gradients(optimizer: torch.optim.Optimizer) -> None:
 
 
 def average_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Average over the workers the gradients that exist, as one flat buffer.
+    """Average the existing gradients over the workers, as one flat buffer.
 
-    All workers trained the same subnet, so the same gradients exist everywhere; the wrapper
-    torch offers for this would wait for those of the blocks not chosen.
+    All workers trained the same subnet, so they have gradients of the same weights. torch's
+    DistributedDataParallel would wait for gradients of the blocks outside the subnet.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return

@@ -1,7 +1,7 @@
-"""Which subnet a training step uses: a pure function of (space, recipe, seed, epoch, step).
+"""Which subnet a training step uses: a pure function of (space, config, seed, epoch, step).
 
-Every data-parallel worker calls it with the same arguments and so trains the same subnet
-without a word to the others. Knows no network and no cluster.
+Data-parallel workers call it with the same arguments, so they train the same subnet at every
+step without communication. Imports neither torch nor Ray.
 """
 
 import numpy as np
@@ -12,19 +12,19 @@ from nasray.spaces.population import as_architectures, random_population
 from nasray.spaces.space import Architecture, Gene, Space
 
 # Channel-selection warm-up: epochs since its start -> index of the lowest scale drawn.
-# The ten rows that OneShot+ published (spec 2.1): 1.8 first, 0.2 from its 19th epoch on.
+# The table that OneShot+ published (spec 2.1): scale 1.8 first, 0.2 from the 19th epoch on.
 WARMUP_TABLE = (8, 7, 6, 5, *2 * (4,), *3 * (3,), *4 * (2,), *5 * (1,), 0)
 WARMUP_EPOCHS = 24  # length of the published table, whose last row lasts six epochs
 
 # Progressive shrinking (Cai et al. 2020): in which third of the same warm-up genes of these
-# kinds begin to be drawn; before it they stay at their largest choice.
+# kinds begin to be drawn; before that they stay at their largest choice.
 SHRINKING = {"kernel": 0, "depth": 1, "expand": 2, "width": 2}
 
 
 def sample(
     space: Space, config: SupernetConfig, *, seed: int, epoch: int, step: int
 ) -> Architecture:
-    """Draw the architecture of one training step: uniformly, among what the warm-up opens."""
+    """Draw the architecture of one training step, uniformly among the choices of the warm-up."""
     rng = np.random.default_rng((seed, epoch, step))
     lowest = [_lowest_drawn(gene, config, epoch) for gene in space.genes]
     shared = epoch < config.shared_start_epochs
@@ -39,7 +39,11 @@ def lowest_scale(space: Space, config: SupernetConfig, epoch: int) -> float | No
 
 
 def check_trained_widths(space: Space, config: SupernetConfig) -> None:
-    """Refuse a search range with widths narrower than training ever draws."""
+    """Check that training draws every width that the search may use.
+
+    Raises:
+        UserError: the search range begins below the narrowest width that is trained.
+    """
     for gene in space.genes:
         lowest = _lowest_drawn(gene, config, config.epochs - 1)
         if lowest > gene.first:
@@ -54,10 +58,10 @@ def check_trained_widths(space: Space, config: SupernetConfig) -> None:
 
 
 def lowest_scale_index(num_scales: int, config: SupernetConfig, epoch: int) -> int:
-    """The index of the narrowest of `num_scales` scales that epoch `epoch` (0-based) draws.
+    """The index of the narrowest of `num_scales` scales that `epoch` (0-based) draws.
 
-    Full width before `channel_warmup_start`; from there one row of the published table
-    after the other. A space with fewer scales than the table's ten has shorter steps.
+    Full width before `channel_warmup_start`, then the published table, stretched to
+    `channel_warmup_epochs` and to the number of scales.
     """
     since = epoch - config.channel_warmup_start
     if since < 0:
@@ -67,7 +71,7 @@ def lowest_scale_index(num_scales: int, config: SupernetConfig, epoch: int) -> i
 
 
 def fixed_architectures(space: Space, number: int, seed: int) -> list[Architecture]:
-    """The architectures whose mean accuracy is a supernet's validation accuracy."""
+    """The architectures whose mean top-1 is a supernet's validation accuracy."""
     rng = np.random.default_rng((seed, 0x5EED))
     return as_architectures(random_population(space.genes, number, rng))
 

@@ -1,9 +1,9 @@
 """Supernet training on a cluster: Ray Train around loop.py.
 
-Every worker draws the same architectures from (seed, epoch, step), sees its own part of
-each batch, and averages gradients. Ray Train restarts lost workers from the last checkpoint
-it has heard of (of epochs that take less than its seconds between two looks, it may be some
-behind); the same run directory continues the same run.
+Every worker draws the same architectures from (seed, epoch, step), sees its own part of each
+batch, and averages gradients. Ray Train restarts lost workers from the last checkpoint that was
+reported to it. It polls for reports, so where epochs take less than the time between two polls,
+that checkpoint may be some epochs old. The same run directory continues the same run.
 """
 
 import logging
@@ -44,7 +44,11 @@ logger = logging.getLogger(__name__)
 
 
 def train_supernet(job: Job, run_dir: str, data_path: str) -> str:
-    """Train the supernet of `job` into RUN/supernet.pt, or go on with it; return that path."""
+    """Train the supernet of `job` into RUN/supernet.pt, or resume that; return the path.
+
+    Raises:
+        UserError: the loss is not finite, or the job's batches do not fit its images or workers.
+    """
     path = storage.join(run_dir, layout.SUPERNET)
     if storage.exists(path):
         return path
@@ -52,9 +56,9 @@ def train_supernet(job: Job, run_dir: str, data_path: str) -> str:
     check_batches(job, data_path, job.retrain.batch_size, job.compute.workers_per_trial)
     curves = storage.join(run_dir, layout.SUPERNET_CURVES)
 
-    def look() -> tuple[int, str]:
+    def progress() -> tuple[int, str]:
         epochs = storage.read_json(curves) if storage.exists(curves) else []
-        return len(epochs), _tell(epochs[-1]) if epochs else ""
+        return len(epochs), _summary(epochs[-1]) if epochs else ""
 
     trainer = TorchTrainer(
         _train_worker,
@@ -67,7 +71,7 @@ def train_supernet(job: Job, run_dir: str, data_path: str) -> str:
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-    with following("supernet", job.supernet.epochs, look), _own_interrupts():
+    with following("supernet", job.supernet.epochs, progress), _keyboard_interrupts():
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -79,8 +83,11 @@ def train_supernet(job: Job, run_dir: str, data_path: str) -> str:
 
 
 @contextmanager
-def _own_interrupts() -> Iterator[None]:
-    """Let Ctrl-C be KeyboardInterrupt. Ray Train exits on it, and goes on catching it later."""
+def _keyboard_interrupts() -> Iterator[None]:
+    """Make Ctrl-C raise KeyboardInterrupt, and restore the handler of SIGINT afterwards.
+
+    Ray Train installs a handler that exits instead, and leaves it installed.
+    """
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -92,12 +99,16 @@ def _own_interrupts() -> Iterator[None]:
 
 
 def recipe_of(config: SupernetConfig) -> Recipe:
+    """The part of [supernet] that says how to optimise."""
     keys = Recipe.__dataclass_fields__
     return Recipe(**{key: getattr(config, key) for key in keys})
 
 
 def _train_worker(task: dict[str, Any]) -> str | None:
-    """Train as one data-parallel worker, from the start or a checkpoint; return what failed."""
+    """Train as one data-parallel worker, from the start or the last checkpoint.
+
+    Returns None, or why training ended early where a restart would only end the same.
+    """
     job = parse_job(task["job"], task["run_dir"])
     use_own_gpu()
     device = worker_device(job.compute.cpus_per_worker, deterministic=job.compute.deterministic)
@@ -106,13 +117,13 @@ def _train_worker(task: dict[str, Any]) -> str | None:
 
     images = JobImages(job, task["data_path"])
 
-    # Supernet, equal on all workers.
+    # The same supernet on all workers.
     space = make_space(job.space, len(images.dataset.classes))
     supernet = space.supernet()
     space.initialize(supernet, torch.Generator().manual_seed(job.seed))
     supernet.to(device)
 
-    # Where it stopped, if it has run before.
+    # The last checkpoint, if it has run before.
     resume = None
     if (found := ray.train.get_checkpoint()) is not None:
         with found.as_directory() as folder:
@@ -120,10 +131,11 @@ def _train_worker(task: dict[str, Any]) -> str | None:
                 os.path.join(folder, layout.STATE), map_location=device, weights_only=True
             )
 
-    def epoch_batches(epoch: int) -> TrainBatches:
+    def begin_epoch(epoch: int) -> None:
         if epoch == job.supernet.shared_start_epochs > 0:
-            # Here, so that a resumed run does it at the same moment.
             space.copy_to_siblings(supernet)
+
+    def epoch_batches(epoch: int) -> TrainBatches:
         return images.training_batches(
             job.supernet.batch_size, epoch, rank=rank, world_size=world_size
         )
@@ -146,6 +158,7 @@ def _train_worker(task: dict[str, Any]) -> str | None:
             supernet,
             forward,
             recipe_of(job.supernet),
+            begin_epoch=begin_epoch,
             batches=epoch_batches,
             validate=_validator(job, supernet, images, device=device),
             report=report,
@@ -153,7 +166,7 @@ def _train_worker(task: dict[str, Any]) -> str | None:
             device=device,
             seed=job.seed * world_size + rank,
         )
-    except LossNotFiniteError as error:  # an ordinary end: a restart would only repeat it
+    except LossNotFiniteError as error:  # a restart would only repeat it
         return str(error)
     if rank == 0:
         checkpoint.save_supernet(storage.join(task["run_dir"], layout.SUPERNET), supernet)
@@ -163,9 +176,9 @@ def _train_worker(task: dict[str, Any]) -> str | None:
 def _validator(
     job: Job, supernet: Supernet, images: JobImages, *, device: str
 ) -> Callable[[int], dict[str, float | None]]:
-    """Make the epoch's validation: mean top-1 of fixed architectures on the hold-out images.
+    """Make a function of the epoch: mean top-1 of fixed architectures on the hold-out images.
 
-    The workers share the architectures out among themselves.
+    Each worker evaluates a part of the architectures. None in epochs without validation.
     """
     config, space = job.supernet, supernet.space
     archs = fixed_architectures(space, config.num_val_archs, job.seed)
@@ -193,7 +206,7 @@ def _validator(
     return validate
 
 
-def _tell(epoch: dict) -> str:
+def _summary(epoch: dict) -> str:
     val = epoch["val_top1"]
     shown = "" if val is None else f", validation {val:.1%}"
     return f"loss {epoch['loss']:.3f}, training {epoch['train_top1']:.1%}{shown}"

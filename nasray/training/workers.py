@@ -1,4 +1,4 @@
-"""What training workers of a supernet and of a subnet share."""
+"""What the training of a supernet and that of a subnet ask of the cluster and check first."""
 
 import torch
 from ray.train import ScalingConfig
@@ -10,7 +10,7 @@ from nasray.data.splits import JobImages
 
 
 def scaling(compute: ComputeConfig, num_workers: int, cpus_per_worker: int) -> ScalingConfig:
-    """What `num_workers` training workers ask of the cluster."""
+    """The resources and the nodes of `num_workers` training workers."""
     use_gpu = on_gpu(compute, num_workers)
     resources = {"CPU": cpus_per_worker, **({"GPU": 1} if use_gpu else {})}
     return ScalingConfig(
@@ -22,13 +22,17 @@ def scaling(compute: ComputeConfig, num_workers: int, cpus_per_worker: int) -> S
 
 
 def check_batches(job: Job, data_path: str, batch_size: int, num_workers: int) -> None:
-    """Refuse what every worker would refuse, and be restarted for."""
+    """Check here, once, that `num_workers` workers can be fed batches of `batch_size`.
+
+    Raises:
+        UserError: there are too few images, or the batch cannot be divided.
+    """
     images = JobImages(job, data_path)
     images.training_batches(batch_size, 0, rank=0, world_size=num_workers)
 
 
 def use_own_gpu() -> None:
-    """Settle on this worker's GPU: Ray Train shows each worker all that its node has."""
+    """Make this worker's GPU the current one: Ray Train shows each worker all of its node."""
     device = get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 from nasray.search.candidate import Evaluation
 from nasray.search.driver import Direct
 from nasray.search.history import History
-from tests.conftest import psutil, ray_processes, wait_for
+from tests.conftest import psutil, ray_processes, seeded_chance, wait_for
 from tests.end_to_end.chaos_driver import fitness, name_of, search
 
 pytestmark = pytest.mark.ray
@@ -109,9 +109,8 @@ def check(folder: Path, expected: list) -> None:
 
 def test_kills_of_evaluators_a_node_and_the_driver_change_nothing(cluster, undisturbed, tmp_path):
     kills = {"evaluator": 3, "node": 1, "driver": 1}
-    counts, repeated, _ = disturb(
-        tmp_path, *cluster, "steady", seed=random.randrange(10**6), kills=kills, pause_s=0.7
-    )
+    seed = seeded_chance().randrange(10**6)
+    counts, repeated, _ = disturb(tmp_path, *cluster, "steady", seed=seed, kills=kills, pause_s=0.7)
     check(tmp_path, undisturbed["steady"])
     assert counts["evaluator"] and not repeated
 

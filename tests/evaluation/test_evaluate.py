@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nasray.data.transforms import normalize
-from nasray.evaluation.evaluate import evaluate, fold_bn, judge, recalibrate_bn, top1
+from nasray.evaluation.evaluate import correct_mask, evaluate, fold_bn, recalibrate_bn, top1
 
 
 def pictures(number, side=8, seed=0):
@@ -183,6 +183,6 @@ def test_a_gpu_judges_as_a_cpu_does():
         for name in ("running_mean", "running_var"):
             found, expected = getattr(on_gpu[index], name).cpu(), getattr(net[index], name)
             torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
-    judged = judge(on_gpu, images, labels, batch_size=32, device="cuda")
-    expected = judge(net, images, labels, batch_size=32)
+    judged = correct_mask(on_gpu, images, labels, batch_size=32, device="cuda")
+    expected = correct_mask(net, images, labels, batch_size=32)
     assert (judged == expected).mean() > 0.95

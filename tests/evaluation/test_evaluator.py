@@ -1,7 +1,6 @@
 """Fitness does not depend on how many evaluators there are, nor on their lives."""
 
 import os
-import random
 import signal
 import threading
 import weakref
@@ -23,7 +22,7 @@ from nasray.search.racing import Rivals, pack, unpack
 from nasray.spaces.population import as_architectures, random_population
 from nasray.spaces.space import Architecture
 from nasray.spaces.tiny import Tiny
-from tests.conftest import MakeJob, ray_processes, wait_for
+from tests.conftest import MakeJob, ray_processes, seeded_chance, wait_for
 
 pytestmark = pytest.mark.ray
 
@@ -84,7 +83,7 @@ def test_fitness_is_that_of_plain_evaluation(make_task, make_job, plain, num_eva
     job = make_job(compute={"num_evaluators": num_evaluators})
     with EvaluatorPool(make_task(job)) as pool:
         found = evaluate_all(pool, ARCHS)
-        assert len(pool.seats) == num_evaluators
+        assert len(pool.workers) == num_evaluators
     assert len(set(plain)) > 2  # else their order would not show
     assert fitnesses(found) == plain
     for evaluation in found:
@@ -97,11 +96,11 @@ def test_fitness_is_that_of_plain_evaluation(make_task, make_job, plain, num_eva
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_a_lost_evaluator_is_replaced_and_its_candidate_evaluated_again(make_task, plain, end):
-    chance = random.Random()  # the moment of the kill is any
+    chance = seeded_chance()  # the moment of the kill is any
     with EvaluatorPool(make_task()) as pool:
         evaluate_all(pool, ARCHS[:2])
-        seat = next(seat for seat in pool.seats if seat.node)  # the second may still be starting
-        pid = ray.get(seat.actor.__ray_call__.remote(lambda self: os.getpid()))
+        worker = next(worker for worker in pool.workers if worker.node)
+        pid = ray.get(worker.actor.__ray_call__.remote(lambda self: os.getpid()))
         kill = threading.Timer(chance.uniform(0, 0.2), os.kill, (pid, end))
         kill.start()
         found = evaluate_all(pool, ARCHS)
@@ -115,7 +114,7 @@ def test_a_lost_evaluator_is_replaced_and_its_candidate_evaluated_again(make_tas
 
         wait_for(is_lost, "an evaluator is lost", timeout_s=60)
         kill.join()
-        assert pool.num_lost == 1 and seat not in pool.seats
+        assert pool.num_lost == 1 and worker not in pool.workers
     assert fitnesses(found) == plain
     assert sorted(attempts)[-2:] == [1, 2]
 

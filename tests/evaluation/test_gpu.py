@@ -19,8 +19,9 @@ from nasray.checkpoint import digest, save_supernet
 from nasray.config import SpaceConfig, SupernetConfig
 from nasray.costs.latency_measure import Setup, time_blocks
 from nasray.errors import EvaluationError
+from nasray.evaluation import batches as evaluation_batches
 from nasray.evaluation import evaluate
-from nasray.evaluation.evaluate import fold_bn, judge, recalibrate_bn
+from nasray.evaluation.evaluate import correct_mask, fold_bn, recalibrate_bn
 from nasray.evaluation.evaluator import EvaluationTask, Evaluator, EvaluatorPool, Request
 from nasray.spaces import SPACES, make_space
 from nasray.spaces.population import as_architectures, random_population
@@ -48,7 +49,7 @@ def settled(request):
     """Repeatable kernels, one thread; skips what asks for a GPU where there is none."""
     if "cuda" in request.node.name and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    devices.settle_kernels(deterministic=True)
+    devices.choose_kernels(deterministic=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -113,7 +114,7 @@ def test_evaluation_is_that_of_double_precision_on_a_cpu(monkeypatch, device, dt
     monkeypatch.setattr(evaluate, "normalize", lambda batch: evaluate_normalize(batch).double())
     monkeypatch.setattr(evaluate, "amp_dtype", lambda device: None)
     recalibrate_bn(exact, images, batch_size=50)
-    expected = judge(exact, images, labels, batch_size=50)
+    expected = correct_mask(exact, images, labels, batch_size=50)
     monkeypatch.setattr(evaluate, "normalize", evaluate_normalize)
     monkeypatch.setattr(evaluate, "amp_dtype", lambda device: dtype)
 
@@ -129,7 +130,7 @@ def test_evaluation_is_that_of_double_precision_on_a_cpu(monkeypatch, device, dt
         error = max(error, shift.abs().max().item(), (spread - 1).abs().max().item())
     assert error < (2e-3 if dtype is None else 0.3)
     fold_bn(subnet)
-    found = judge(subnet, images, labels, batch_size=50, device=device)
+    found = correct_mask(subnet, images, labels, batch_size=50, device=device)
     assert (found == expected).mean() >= (0.99 if dtype is None else 0.85)
 
 
@@ -141,8 +142,10 @@ def test_a_cuda_graph_computes_what_its_kernels_do_one_by_one(monkeypatch, space
     images, labels = pictures(number)
     [arch] = architectures(space, 1)
     graphs = []
-    capture = evaluate._capture
-    monkeypatch.setattr(evaluate, "_capture", lambda *a: graphs.append(capture(*a)) or graphs[-1])
+    capture = evaluation_batches._capture
+    monkeypatch.setattr(
+        evaluation_batches, "_capture", lambda *a: graphs.append(capture(*a)) or graphs[-1]
+    )
 
     def statistics_and_verdicts():
         subnet = supernet_of(space).extract(arch).to("cuda")
@@ -151,11 +154,11 @@ def test_a_cuda_graph_computes_what_its_kernels_do_one_by_one(monkeypatch, space
         fold_bn(subnet)
         outputs = []
         subnet.register_forward_hook(lambda module, inputs, output: outputs.append(output))
-        return kept, judge(subnet, images, labels, batch_size=40, device="cuda")
+        return kept, correct_mask(subnet, images, labels, batch_size=40, device="cuda")
 
     with_graphs = statistics_and_verdicts()
     assert graphs and all(graphs)
-    monkeypatch.setattr(evaluate, "GRAPH_PIXELS", 0)
+    monkeypatch.setattr(evaluation_batches, "GRAPH_PIXELS", 0)
     number_of_graphs = len(graphs)
     eager = statistics_and_verdicts()
     assert len(graphs) == number_of_graphs
@@ -168,10 +171,10 @@ def test_evaluation_goes_on_where_no_graph_can_be_captured(monkeypatch, caplog):
     images, labels = pictures(200)
     [arch] = architectures(TINY, 1)
     subnet = supernet_of(TINY).extract(arch).to("cuda").eval()
-    plain = judge(subnet, images, labels, batch_size=20, device="cuda")
+    plain = correct_mask(subnet, images, labels, batch_size=20, device="cuda")
     subnet.register_forward_hook(lambda module, inputs, output: print(output.sum()))  # waits
     with caplog.at_level(logging.WARNING):
-        again = judge(subnet, images, labels, batch_size=20, device="cuda")
+        again = correct_mask(subnet, images, labels, batch_size=20, device="cuda")
     np.testing.assert_array_equal(plain, again)
     assert "no CUDA graph" in caplog.text
 
@@ -249,7 +252,7 @@ def test_mixed_precision_trains_and_resumes(monkeypatch, dtype):
 @pytest.mark.parametrize("device", DEVICES)
 def test_batches_come_in_order_and_whole(device):
     expected = batches(0, number=20)
-    found = [(images.cpu(), labels.cpu()) for images, labels in train._on_device(expected, device)]
+    found = [(images.cpu(), labels.cpu()) for images, labels in train.prefetched(expected, device)]
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         assert all(map(torch.equal, one, other))
@@ -262,8 +265,8 @@ def test_what_a_loader_raises_arrives_and_an_early_end_leaves_no_thread(device):
         raise OSError("the shard is gone")
 
     with pytest.raises(OSError, match="the shard is gone"):
-        list(train._on_device(broken(), device))
-    for _ in train._on_device(batches(0, number=50), device):
+        list(train.prefetched(broken(), device))
+    for _ in train.prefetched(batches(0, number=50), device):
         break
 
 
@@ -289,7 +292,7 @@ def test_a_loss_that_is_not_finite_ends_training_in_one_line(monkeypatch, device
             device=device,
             seed=0,
         )
-    assert len(steps) == 4  # the second look reads the first
+    assert len(steps) == 4  # the second update reads the sums of the first
 
 
 @pytest.mark.parametrize("device", DEVICES)

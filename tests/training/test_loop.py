@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import suppress
 
 import pytest
 import torch
@@ -117,6 +118,53 @@ def test_a_resumed_run_is_the_same_run(stop_after):
     assert [epoch["epoch"] for epoch in state["curves"]] == [0, 1, 2, 3]
     for name, tensor in undisturbed.items():
         assert torch.equal(resumed[name], tensor), name
+
+
+def train_with_copy(*, resume=None, stop_after=None):
+    """Train three epochs; before the second, one weight is copied to another."""
+    network, begun, states = nn.Linear(3 * 32 * 32, 4), [], []
+    nn.init.constant_(network.weight, 0.01)
+    nn.init.zeros_(network.bias)
+
+    def begin_epoch(epoch):
+        begun.append(epoch)
+        if epoch == 1:
+            with torch.no_grad():
+                network.weight[1:] = network.weight[0]
+
+    class Stop(Exception):
+        pass
+
+    def report(curves, state):
+        states.append(copy.deepcopy(state()))
+        if len(curves) == stop_after:
+            raise Stop
+
+    with suppress(Stop):
+        fit(
+            network,
+            lambda images, epoch, step: network(images.flatten(1)),
+            Recipe(**{**RECIPE.__dict__, "epochs": 3}),
+            batches=batches,
+            validate=lambda epoch: {},
+            report=report,
+            resume=resume,
+            device="cpu",
+            seed=0,
+            begin_epoch=begin_epoch,
+        )
+    return begun, states
+
+
+@pytest.mark.parametrize("stop_after", [1, 2])
+def test_what_begins_an_epoch_happens_once_though_training_is_resumed(stop_after):
+    begun, states = train_with_copy()
+    assert begun == [0, 1, 2]
+    assert not torch.equal(states[0]["state"]["weight"][0], states[0]["state"]["weight"][1])
+    first, kept = train_with_copy(stop_after=stop_after)
+    again, resumed = train_with_copy(resume=kept[-1])
+    assert first + again == begun
+    assert torch.equal(resumed[-1]["state"]["weight"], states[-1]["state"]["weight"])
 
 
 def test_training_learns():

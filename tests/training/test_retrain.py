@@ -1,7 +1,6 @@
 """Retraining: recipes that follow from the seed, early stopping, and results that survive kills."""
 
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -24,7 +23,14 @@ from nasray.errors import UserError
 from nasray.evaluation.evaluate import top1
 from nasray.storage import files as storage
 from nasray.training.retrain import draw_recipes, retrain
-from tests.conftest import FinishedRun, MakeJob, assert_same_weights, ray_processes, wait_for
+from tests.conftest import (
+    FinishedRun,
+    MakeJob,
+    assert_same_weights,
+    ray_processes,
+    seeded_chance,
+    wait_for,
+)
 
 RECIPE_KEYS = ("learning_rate", "weight_decay", "label_smoothing")
 ANY_ARCH = (0, 1) * 3
@@ -83,7 +89,7 @@ def test_the_best_trial_is_tested_once_on_the_validation_folder(
 def test_a_killed_trial_goes_on_and_ends_with_the_same_weights(
     finished_run: FinishedRun, make_job: MakeJob, ray_cluster: None, tmp_path: Path
 ):
-    before, chance, seen = f"{finished_run.folder}/retrain/0", random.Random(), []
+    before, chance, seen = f"{finished_run.folder}/retrain/0", seeded_chance(), []
     arch = tuple(storage.read_json(f"{before}/result.json")["genes"])
 
     def kill() -> None:

@@ -1,7 +1,6 @@
 """A supernet's training ends in the same weights, whatever happens to it on the way."""
 
 import os
-import random
 import signal
 import sys
 import threading
@@ -25,7 +24,14 @@ from nasray.errors import UserError
 from nasray.storage import files as storage
 from nasray.training import supernet as trainer
 from nasray.training import workers
-from tests.conftest import FinishedRun, MakeJob, assert_same_weights, ray_processes, wait_for
+from tests.conftest import (
+    FinishedRun,
+    MakeJob,
+    assert_same_weights,
+    ray_processes,
+    seeded_chance,
+    wait_for,
+)
 
 pytestmark = pytest.mark.ray
 
@@ -52,7 +58,7 @@ def num_workers_started() -> int:
 def test_a_killed_worker_changes_no_weight(
     finished_run: FinishedRun, make_job: MakeJob, ray_cluster: None, tmp_path: Path
 ):
-    job, chance, seen = make_job(), random.Random(), []
+    job, chance, seen = make_job(), seeded_chance(), []
 
     def kill() -> None:
         wait_for(lambda: len(curves(tmp_path)) >= 5, "five of eight epochs are recorded")

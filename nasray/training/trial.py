@@ -1,0 +1,142 @@
+"""What one trial of retraining does: it trains a subnet by one recipe, on one worker or several.
+
+Ray calls these functions where it has placed the trial. A trial writes a checkpoint of its own
+after every epoch and goes on from it when it is started again.
+"""
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray import tune
+
+from nasray import checkpoint
+from nasray.cluster.worker import worker_device
+from nasray.config import Job, parse_job
+from nasray.data.splits import JobImages
+from nasray.devices import should_compile
+from nasray.evaluation.evaluate import top1
+from nasray.spaces import make_space
+from nasray.spaces.space import Architecture, Space
+from nasray.spaces.supernet import build_subnet
+from nasray.storage import files as storage
+from nasray.storage import layout
+from nasray.training.loop import LossNotFiniteError, Recipe, fit
+from nasray.training.workers import use_own_gpu
+
+
+def run_trial(config: dict[str, Any]) -> None:
+    """Train as a trial of Tune with one worker, this process."""
+    _train_subnet(config["trial"], rank=0, world_size=1, report=tune.report)
+
+
+def run_trial_worker(trial: dict[str, Any]) -> None:
+    """Train as one of the data-parallel workers of a trial."""
+    use_own_gpu()
+    context = ray.train.get_context()
+    _train_subnet(
+        trial,
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        report=ray.train.report,
+    )
+
+
+def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: Any) -> None:
+    """Train one subnet by one recipe, or resume that; report every epoch, recorded ones too."""
+    job = parse_job(trial["job"], trial["folder"])
+    config = job.retrain
+    device = worker_device(job.compute.cpus_per_trial, deterministic=job.compute.deterministic)
+    space, arch, images = _arch_and_images(job, trial)
+    subnet = build_subnet(space.decode(arch))
+    space.initialize(subnet, torch.Generator().manual_seed(job.seed))
+    subnet.to(device)
+
+    # Replay what an earlier run of this trial reported, in the same order.
+    state_path = storage.join(trial["folder"], layout.STATE)
+    resume = checkpoint.load(state_path, device) if storage.exists(state_path) else None
+    for epoch in resume["curves"] if resume else []:
+        report(_metrics(epoch))
+
+    def record(curves: list[dict], state: Any) -> None:
+        if rank == 0:
+            buffer = io.BytesIO()
+            torch.save(state(), buffer)
+            storage.write(state_path, buffer.getvalue())
+            storage.write_json(storage.join(trial["folder"], layout.CURVES), curves)
+        report(_metrics(curves[-1]))
+
+    def validate(epoch: int) -> dict[str, float | None]:
+        subnet.eval()
+        size = job.search.batch_size
+        return {"holdout_top1": top1(subnet, *images.holdout, batch_size=size, device=device)}
+
+    steps = len(images.training_batches(config.batch_size, 0, rank=rank, world_size=world_size))
+    compiles = device == "cuda" and should_compile(config.compile, steps * config.epochs)
+    network = torch.compile(subnet) if compiles else subnet
+    try:
+        fit(
+            subnet,
+            lambda batch, epoch, step: network(batch),
+            Recipe(
+                epochs=config.epochs,
+                warmup_epochs=config.warmup_epochs,
+                momentum=config.momentum,
+                **trial["recipe"],
+            ),
+            batches=lambda epoch: images.training_batches(
+                config.batch_size, epoch, rank=rank, world_size=world_size
+            ),
+            validate=validate,
+            report=record,
+            resume=resume,
+            device=device,
+            seed=job.seed * world_size + rank,
+        )
+    except LossNotFiniteError as error:  # only this recipe has failed
+        if rank == 0:
+            storage.write_json(storage.join(trial["folder"], layout.FAILURE), str(error))
+        report({"epoch": config.epochs, "holdout_top1": 0.0})
+
+
+@ray.remote
+def measure_on_validation(trial: dict[str, Any], path: str) -> dict[str, Any]:
+    """Save the best trial's subnet at `path`; return its top-1 on all validation images."""
+    job = parse_job(trial["job"], trial["folder"])
+    device = worker_device(job.compute.cpus_per_trial, deterministic=job.compute.deterministic)
+    space, arch, images = _arch_and_images(job, trial)
+    subnet = build_subnet(space.decode(arch))
+    state = checkpoint.load(storage.join(trial["folder"], layout.STATE))["state"]
+    subnet.load_state_dict(state)
+    checkpoint.save_subnet(path, space, arch, subnet, classes=list(images.dataset.classes))
+    accuracy = top1(
+        subnet.to(device).eval(),
+        *images.validation,
+        batch_size=job.search.batch_size,
+        device=device,
+    )
+    return {
+        "arch": space.to_json(arch),
+        "genes": list(arch),
+        "val_top1": accuracy,
+        "num_val_images": images.dataset.num("val"),
+    }
+
+
+def _arch_and_images(job: Job, trial: dict[str, Any]) -> tuple[Space, Architecture, JobImages]:
+    """The space, the architecture, and the images at the resolution that it takes."""
+    images = JobImages(job, trial["data_path"])
+    space, arch = make_space(job.space, len(images.dataset.classes)), tuple(trial["arch"])
+    return space, arch, replace(images, other_resolution=space.resolution_of(arch))
+
+
+def _metrics(epoch: dict[str, Any]) -> dict[str, Any]:
+    # ASHA goes by "epoch", not by the number of reports: a resumed trial repeats old ones.
+    return {
+        "epoch": epoch["epoch"] + 1,
+        "holdout_top1": epoch["holdout_top1"],
+        "loss": epoch["loss"],
+    }
