@@ -52,7 +52,7 @@ def retrain(job: Job, run_dir: str, data_path: str, arch: Architecture, name: st
             "job": job.model_dump(),
             "data_path": data_path,
             "arch": list(arch),
-            "folder": storage.join(folder, f"trial-{index}"),
+            "folder": storage.join(folder, f"{layout.TRIAL}{index}"),
             "recipe": recipe,
         }
         for index, recipe in enumerate(recipes)
@@ -208,7 +208,7 @@ def _data_parallel_trial(config: dict[str, Any]) -> None:
         scaling_config=scaling(compute, compute.workers_per_trial, compute.cpus_per_trial),
         run_config=RunConfig(
             name=f"workers-{tune.get_context().get_trial_id()}",
-            storage_path=storage.join(trial["folder"], "train"),
+            storage_path=storage.join(trial["folder"], layout.TRAIN),
             failure_config=FailureConfig(max_failures=compute.max_failures),
             callbacks=[TuneReportCallback()],
         ),
