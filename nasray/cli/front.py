@@ -82,11 +82,11 @@ def front(
         raise UserError(f"--budget: {strategy} has a fixed number of generations; leave it out")
     if strategy == "front":
         budget = budget or 2_000_000
-        searched = Front(space, ladder.price, limits, seed, budget=budget)
-        _run(lambda: searched.advance(accuracy.begin), lambda: searched.told, budget)
+        searched = annealed = Front(space, ladder.price, limits, seed, budget=budget)
+        _run(lambda: annealed.advance(accuracy.begin), lambda: annealed.told, budget)
     else:
-        searched = Staged(space, ladder.price, list(limits), strategy=strategy, seed=seed)
-        _run(lambda: searched.advance(accuracy), lambda: searched.bred, sum(searched.generations))
+        searched = staged = Staged(space, ladder.price, list(limits), strategy=strategy, seed=seed)
+        _run(lambda: staged.advance(accuracy), lambda: staged.bred, sum(staged.generations))
     answers = searched.answers()
     for missing in sorted(set(limits) - {answer.limit for answer in answers}):
         click.echo(f"nothing was found yet for --limit {missing:g}", err=True)

@@ -57,7 +57,7 @@ def profile(
         raise UserError("--latency-table and --predictor add to the lines of --json; give that too")
     if se is False:
         head = head or "spos"  # the head that goes without SE
-    given = {"layout": layout, "head": head, "se": se}
+    given: dict[str, Any] = {"layout": layout, "head": head, "se": se}
     space = make_space(
         space_name,
         **space_settings,

@@ -157,7 +157,8 @@ def _count_local_pool(
 ) -> list[OpCount]:
     # Papers leave it out. A maximum of two counts as an addition; windows of an average
     # do not overlap.
-    outputs, kernel = output[0].numel(), int(pool.kernel_size)
+    outputs, kernel = output[0].numel(), pool.kernel_size
+    assert isinstance(kernel, int), name
     average = isinstance(pool, nn.AvgPool2d)
     return [
         OpCount(
