@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from table import Row, show
 
-from nasray.algorithms.annealing import Front
+from nasray.algorithms.annealing import Annealing
 from nasray.costs.latency import LatencyTable
 from nasray.predictors.predictor import AccuracyPredictor
+from nasray.search.predicted import search_predicted
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
 from nasray.spaces.population import as_population
 
@@ -58,11 +59,12 @@ def main():
 def search(space, price, predictor, budget, seed):
     """Answers in the order of LIMITS, checked against their own numbers, and seconds."""
     started = time.perf_counter()
-    front = Front(space, price, LIMITS, seed, budget=budget)
-    while front.told < budget:
-        front.advance(predictor.begin)
+    annealing = Annealing(space, price, LIMITS, seed, budget=budget)
+    steps = search_predicted(annealing, price, predictor.begin, lag=2)
+    while annealing.told < budget:
+        next(steps)
     seconds = time.perf_counter() - started
-    answers = front.answers()
+    answers = annealing.answers()
     for answer in answers:
         population = as_population([answer.arch])
         assert price(population)[0] == answer.cost <= answer.limit

@@ -21,7 +21,7 @@ import numpy as np
 import ray
 from table import Row, show
 
-from nasray.algorithms import make_algorithm
+from nasray.algorithms import make_algorithm, make_schedule
 from nasray.config import SearchConfig
 from nasray.evaluation.pool import Pool
 from nasray.search.candidate import Evaluation
@@ -94,7 +94,7 @@ def measure(limits, number, sigma, *, algorithm):
     submitted = []
     submit = pool.submit
 
-    def noting(position, arch, rivals):
+    def noting(position, arch, rule):
         submitted.append(time.time())
         submit(position, arch)
 
@@ -102,7 +102,11 @@ def measure(limits, number, sigma, *, algorithm):
     with tempfile.TemporaryDirectory() as folder, pool:
         begun, cpu = time.time(), time.process_time()
         found = run_search(
-            make_algorithm(limits.space, config, limits, 0), limits, pool, History(folder)
+            make_algorithm(limits.space, config, limits, 0),
+            make_schedule(config),
+            limits,
+            pool,
+            History(folder),
         )
         cpu = time.process_time() - cpu
     spans = counted([span for actor in actors for span in ray.get(actor.spans.remote())])

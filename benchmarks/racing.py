@@ -1,14 +1,14 @@
-"""What racing saves on a recorded search, and how often it keeps the parents that it should.
+"""What early stopping saves on a recorded search, and how often it keeps the right parents.
 
     python benchmarks/racing.py RUN_DIR [--json FILE] [--confidence 0.99] [--draws 20]
 
 RUN_DIR holds a search that evaluated everything in full (racing = false), with which images
 each candidate has right. The races are run again on those records: parents are the
-`num_parents` best so far, and the last of them is the bar for the next generation, as in the
-genetic search. Agreement: the share of generations after which the raced search has exactly
+`num_parents` best so far, and the last of them is the incumbent of the next generation, as in
+the genetic search. Agreement: the share of generations after which the raced search has exactly
 the parents of the full one, and the share of all parents that it has, too. Races run on all
 images, and for a steadier agreement on `draws` random four fifths of them. What is promised:
-of those dropped, at most 1 - `confidence` would have reached the bar.
+of those stopped, at most 1 - `confidence` would have reached the incumbent.
 """
 
 import argparse
@@ -18,7 +18,14 @@ from table import Row, show
 
 from nasray.config import parse_job
 from nasray.search.history import History
-from nasray.search.racing import FEWEST_JUDGED, MOST_DROPPED, MOST_JUDGED, Form, slice_ends, unpack
+from nasray.search.racing import (
+    MAX_FULL,
+    MAX_STOPPED,
+    MIN_FULL,
+    CorrectnessModel,
+    StoppingRule,
+    unpack,
+)
 from nasray.spaces import make_space
 from nasray.spaces.population import as_population, embedded
 from nasray.storage import files as storage
@@ -79,50 +86,45 @@ def main():
 
 
 def raced_again(generations, draw, genes, num_parents, confidence):
-    """Images in full and judged, winners, candidates, those dropped, of them those that reach
-    the bar, generations that agree, the sum of their shares of parents that agree, generations.
+    """Images in full and evaluated, winners, candidates, those stopped, of them those that would
+    reach the incumbent, generations that agree, the sum of their shares of parents that agree,
+    generations.
     """
     full = raced = winners = number = dropped = wrongly = agreed = kept = compared = 0
-    parents, judged, lost = [], [], []
+    parents, full_records, partial = [], [], []
     for generation in generations:
         bits = {arch: correct[draw] for arch, correct in generation}
         vectors = dict(zip(bits, embedded(as_population(list(bits)), genes), strict=True))
-        form, target = None, 0
-        if len(parents) == num_parents and len(judged) >= FEWEST_JUDGED:
-            archs, records = zip(*judged[-MOST_JUDGED:], *lost[-MOST_DROPPED:], strict=True)
-            form = Form.of(embedded(as_population(archs), genes), np.array(records), len(genes))
+        model, target = None, 0
+        if len(parents) == num_parents and len(full_records) >= MIN_FULL:
+            archs, records = zip(*full_records[-MAX_FULL:], *partial[-MAX_STOPPED:], strict=True)
+            known = embedded(as_population(archs), genes)
+            model = CorrectnessModel.fit(known, np.array(records), len(genes))
             target = int(parents[-1][2].sum())
         found = list(parents)
         for arch, correct in bits.items():
             seen = len(draw)
-            if form is not None:
-                race = form.race(vectors[arch], target, confidence)
-                seen = images_judged(race, correct)
+            if model is not None:
+                rule = StoppingRule(model, vectors[arch], target, confidence)
+                evaluated = rule.apply(lambda rows, correct=correct: correct[rows])
+                seen = len(evaluated)
                 full, raced, number = full + len(draw), raced + seen, number + 1
             if seen == len(draw):
                 found.append((-correct.mean(), arch, correct))
-                judged.append((arch, correct.astype(np.float32)))
+                full_records.append((arch, correct.astype(np.float32)))
             else:
                 dropped, wrongly = dropped + 1, wrongly + (correct.sum() >= target)
-                right, known = race.among_all(correct[race.order[:seen]])
-                lost.append((arch, np.where(known, right, np.nan).astype(np.float32)))
+                right, known = rule.among_all(evaluated)
+                partial.append((arch, np.where(known, right, np.nan).astype(np.float32)))
         everything = parents + [(-c.mean(), arch, c) for arch, c in bits.items()]
         parents = best(everything, num_parents)
-        if form is not None:
+        if model is not None:
             winners += len(names(parents) & set(bits))
             same = names(best(found, num_parents)) & names(parents)
             agreed += len(same) == num_parents
             kept += len(same) / num_parents
             compared += 1
     return full, raced, winners, number, dropped, wrongly, agreed, kept, compared
-
-
-def images_judged(race, correct):
-    ordered = correct[race.order]
-    for end in slice_ends(len(correct)):
-        if race.is_lost(ordered[:end]):
-            return end
-    return len(correct)
 
 
 def best(candidates, number):

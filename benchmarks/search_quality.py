@@ -17,6 +17,7 @@ import warnings
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before numpy; each process has one core
 
+from collections import deque
 from functools import partial
 
 import numpy as np
@@ -25,13 +26,13 @@ import torch
 from macro_space import Macro, read_truth
 from table import Row, show
 
-from nasray.algorithms import ALGORITHMS, make_algorithm
+from nasray.algorithms import ALGORITHMS, make_algorithm, make_schedule
+from nasray.algorithms.annealing import Annealing
 from nasray.algorithms.verified import VerifiedSearch
 from nasray.config import SearchConfig
 from nasray.predictors.predictor import AccuracyPredictor
 from nasray.search.candidate import Candidate
 from nasray.search.limits import Limits
-from nasray.search.schedules import Generations
 from nasray.spaces.population import as_population
 
 TRUTH = "nas-bench-macro_unique3969.csv"
@@ -106,23 +107,27 @@ def run_nasray(kind, space, truth, seed, number):
     limits = Limits(space, ())
     if kind == "verify":
         config = SearchConfig(**CONFIG, verify=True, proposals=5000)
-        algorithm = Generations(
-            VerifiedSearch(space, config, limits, seed, fit=partial(AccuracyPredictor.fit, space)),
-            1000,
-        )
+        fit = partial(AccuracyPredictor.fit, space)
+        algorithm = VerifiedSearch(space, config, limits, seed, inner_search=Annealing, fit=fit)
     else:
         # Annealing has to know when the search ends.
         generations = number // CONFIG["population_size"] if kind == "front" else 1000
         config = SearchConfig(**CONFIG | {"num_generations": generations}, algorithm=kind)
         algorithm = make_algorithm(space, config, limits, seed)
-    found = []
+    found, pending = [], deque()
     while len(found) < number:
-        archs = algorithm.ask()
-        if not archs:  # every network is evaluated
+        while len(pending) < make_schedule(config).lag and (archs := algorithm.ask()):
+            pending.append(archs)
+        if not pending:  # every network is evaluated
             break
+        archs = pending.popleft()
         found += [truth[arch][0] for arch in archs]
-        for arch, cost in zip(archs, limits.costs(archs), strict=True):
-            algorithm.tell(Candidate(arch=arch, fitness=truth[arch][0], costs=cost))
+        algorithm.tell(
+            [
+                Candidate(arch=arch, fitness=truth[arch][0], costs=cost)
+                for arch, cost in zip(archs, limits.costs(archs), strict=True)
+            ]
+        )
     return found[:number]
 
 

@@ -129,7 +129,7 @@ class Limit(Section):
         return self
 
 
-def axis(limits: Sequence[Limit]) -> str:
+def limited_cost(limits: Sequence[Limit]) -> str:
     """The cost that a front is drawn over: the first limited one, else MACs."""
     return limits[0].cost if limits else "macs"
 
@@ -181,15 +181,15 @@ class SearchConfig(Section):
 
     @model_validator(mode="after")
     def _rungs_have_a_max(self) -> "SearchConfig":
-        on_axis = [limit for limit in self.limits if limit.cost == axis(self.limits)]
-        if self.one_by_one and len(on_axis) > 1:
-            for limit in on_axis:
+        on_it = [limit for limit in self.limits if limit.cost == limited_cost(self.limits)]
+        if self.one_by_one and len(on_it) > 1:
+            for limit in on_it:
                 if limit.max is None or limit.min is not None:
                     raise ValueError(
                         f"limits on {limit.cost}, the first limit's cost, are answered one by one: "
                         "several of them need a `max` and no `min` each"
                     )
-        rungs = len({limit.max for limit in on_axis})
+        rungs = len({limit.max for limit in on_it})
         if self.algorithm in ("vanilla", "top-down", "bottom-up") and self.num_generations < rungs:
             raise ValueError(
                 f"num_generations = {self.num_generations} must be at least {rungs}, one for each "

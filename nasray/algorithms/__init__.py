@@ -1,11 +1,11 @@
 """The search algorithms: one line each in this table.
 
-Each is built from (space, config, limits, seed), draws from its own seeded generators only,
-and breeds either whole generations or one candidate at a time (search/schedules.py).
+Each is built from (space, config, limits, seed), draws from its own seeded generators only, and
+has the two methods of search.driver.Algorithm, ask() and tell().
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 from nasray.algorithms import many_limits
 from nasray.algorithms.bayesian import BayesianSearch
@@ -16,34 +16,38 @@ from nasray.algorithms.steady import SteadyGenetic
 from nasray.config import SearchConfig
 from nasray.search.driver import Algorithm
 from nasray.search.limits import Limits
-from nasray.search.schedules import Generations, Lagged
+from nasray.search.schedules import Schedule
 from nasray.spaces.space import Space
 
-GENERATIONAL: dict[str, Callable[..., Any]] = {
+ALGORITHMS: dict[str, Callable[[Space, SearchConfig, Limits, int], Algorithm]] = {
     "genetic": GeneticSearch,
     "random": RandomSearch,
-    "front": many_limits.front_search,
+    "front": many_limits.annealing_search,
     "nsga2": many_limits.nsga2_search,
-    "vanilla": many_limits.vanilla_search,
-    "top-down": many_limits.topdown_search,
-    "bottom-up": many_limits.bottomup_search,
-}
-ONE_BY_ONE: dict[str, Callable[..., Any]] = {
+    "vanilla": partial(many_limits.staged_search, strategy="vanilla"),
+    "top-down": partial(many_limits.staged_search, strategy="top-down"),
+    "bottom-up": partial(many_limits.staged_search, strategy="bottom-up"),
     "steady": SteadyGenetic,
     "evolution": RegularizedEvolution,
     "bayesian": BayesianSearch,
 }
-ALGORITHMS = (*GENERATIONAL, *ONE_BY_ONE)
+# Their ask() returns one architecture, not a generation, so that no evaluator waits.
+ONE_BY_ONE = ("steady", "evolution", "bayesian")
 
 
 def make_algorithm(space: Space, config: SearchConfig, limits: Limits, seed: int) -> Algorithm:
-    """The algorithm that `config` names, for as many candidates as it says."""
-    if config.algorithm in GENERATIONAL:
-        breeder = GENERATIONAL[config.algorithm](space, config, limits, seed)
-        return Generations(breeder, config.num_generations)
-    return Lagged(
-        ONE_BY_ONE[config.algorithm](space, config, limits, seed),
-        number=config.population_size * config.num_generations,
-        size=config.population_size,
+    """The algorithm that `config` names."""
+    return ALGORITHMS[config.algorithm](space, config, limits, seed)
+
+
+def make_schedule(config: SearchConfig) -> Schedule:
+    """The schedule of that algorithm, for as many candidates as `config` says."""
+    if config.verify:
+        return Schedule(asks=config.num_generations, repeat_asks=False)
+    if config.algorithm not in ONE_BY_ONE:
+        return Schedule(asks=config.num_generations)
+    return Schedule(
+        asks=config.population_size * config.num_generations,
         lag=config.lag,
+        asks_per_generation=config.population_size,
     )

@@ -1,13 +1,14 @@
-"""Regularised evolution (Real et al. 2019, algorithm 1): the oldest dies, not the worst.
+"""Regularised evolution (Real et al. 2019, algorithm 1): the oldest member leaves, not the worst.
 
-Here with a fixed lag (search/schedules.py), so that it runs on any number of evaluators.
+Kept because it is the usual reference for evolutionary search, and because a candidate with a
+lucky evaluation does not stay a parent for ever, which helps where fitness is noisy.
 """
 
 from collections import deque
 
 import numpy as np
 
-from nasray.algorithms.offspring import LITTER, MAX_LITTERS, Offspring
+from nasray.algorithms.offspring import BATCH, Offspring
 from nasray.config import SearchConfig
 from nasray.search.candidate import Candidate, best_first
 from nasray.search.limits import Limits
@@ -24,35 +25,30 @@ class RegularizedEvolution:
         self.space, self.size = space, config.population_size
         self.rng = np.random.default_rng(seed)
         self.offspring = Offspring(limits, self.rng)
-        self.num_bred = 0
+        self.num_asked = 0
         self.population: deque[Candidate] = deque(maxlen=self.size)
         self.first = np.array([gene.first for gene in space.genes])
         self.counts = np.array([len(gene.choices) for gene in space.genes]) - self.first
 
-    @property
-    def rivals(self) -> None:
-        """None: everything newborn is a member, good or bad."""
+    def ask(self) -> list[Architecture]:
+        self.num_asked += 1
+        if self.num_asked > self.size and self.population:
+            arch = self.offspring.child(self._mutants)
+        else:
+            arch = self.offspring.random()
+        return [] if arch is None else [arch]
 
-    def breed(self) -> Architecture | None:
-        self.num_bred += 1
-        if self.num_bred > self.size and self.population:
-            number = max(1, round(SAMPLE * len(self.population)))
-            for _ in range(MAX_LITTERS):
-                drawn = self.rng.choice(len(self.population), size=number, replace=False)
-                parent = best_first([self.population[index] for index in drawn])[0]
-                if (child := self.offspring.first_new(self._mutants(parent.arch))) is not None:
-                    return child
-        return self.offspring.newcomer()
+    def tell(self, candidates: list[Candidate]) -> None:
+        self.population.extend(each for each in candidates if not each.failed)
 
-    def learn(self, candidate: Candidate) -> None:
-        if not candidate.failed:
-            self.population.append(candidate)
-
-    def _mutants(self, parent: Architecture) -> Population:
-        """Copies of `parent`, each with one random gene at another random choice."""
-        mutants = np.repeat(as_population([parent]), LITTER, axis=0)
-        rows = np.arange(LITTER)
-        columns = self.rng.choice(np.flatnonzero(self.counts > 1), size=LITTER)
+    def _mutants(self) -> Population:
+        """Copies of a new parent, each with one random gene at another random choice."""
+        size = max(1, round(SAMPLE * len(self.population)))
+        sample = self.rng.choice(len(self.population), size=size, replace=False)
+        parent = best_first([self.population[index] for index in sample])[0]
+        mutants = np.repeat(as_population([parent.arch]), BATCH, axis=0)
+        rows = np.arange(BATCH)
+        columns = self.rng.choice(np.flatnonzero(self.counts > 1), size=BATCH)
         shift = self.rng.integers(1, self.counts[columns])
         old = mutants[rows, columns] - self.first[columns]
         mutants[rows, columns] = self.first[columns] + (old + shift) % self.counts[columns]

@@ -1,154 +1,115 @@
-"""Searches over populations, as ask/tell algorithms of the driver.
+"""Searches for several limits on one cost, as algorithms of the driver.
 
-The cost of the first entry of search.limits is the axis; each of its `max` is a rung, an
-answer that is asked for. All other limits hold for every candidate. Without any limit the
-whole space is one rung.
+The cost of the first entry of search.limits is the one whose limits are answered one by one:
+each of its `max` asks for an architecture. All other limits hold for every candidate. Without
+any limit there is one answer, for the whole space.
 """
 
 import copy
-from collections.abc import Callable
 
 import numpy as np
 
-from nasray.algorithms.annealing import Front
+from nasray.algorithms.annealing import Annealing
 from nasray.algorithms.nsga2 import Nsga2
 from nasray.algorithms.staged import FIRST, LATER, Staged
-from nasray.config import Limit, SearchConfig, axis
+from nasray.config import Limit, SearchConfig, limited_cost
 from nasray.search.candidate import Candidate
+from nasray.search.evaluated import Evaluated
 from nasray.search.limits import Limits
-from nasray.spaces.population import as_architectures, as_population
+from nasray.search.predicted import PopulationSearch
+from nasray.spaces.population import as_architectures
 from nasray.spaces.space import Architecture, Population, Space
 
-MAX_ROUNDS = 30  # of breeding, before random newcomers fill what offspring could not
+MAX_ROUNDS = 30  # of asking the population, then random architectures fill the generation
 
 
-class Ladder:
-    """search.limits, split into the rungs of the axis and what holds for every candidate."""
+class SplitLimits:
+    """search.limits, split into those answered one by one and those of every candidate."""
 
     def __init__(self, limits: Limits) -> None:
         given = limits.limits
-        self.cost = axis(given)
+        self.cost = limited_cost(given)
         own = [limit for limit in given if limit.cost == self.cost]
-        tops = [limit.max for limit in own if limit.max is not None]
-        self.rungs = tops or [limits.bounds(self.cost)[1]]
-        bottoms = [limit.min for limit in own if limit.min is not None]
-        loosest = Limit(cost=self.cost, max=max(self.rungs), min=min(bottoms, default=None))
         others = [limit for limit in given if limit.cost != self.cost]
+        maxima = [limit.max for limit in own if limit.max is not None]
+        minima = [limit.min for limit in own if limit.min is not None]
+        self.maxima = maxima or [limits.bounds(self.cost)[1]]  # one for each answer
+        loosest = Limit(cost=self.cost, max=max(self.maxima), min=min(minima, default=None))
         self.bounds = copy.copy(limits)  # with the same cost table
         self.bounds.limits = (loosest, *others)
         self.costs = tuple(dict.fromkeys([self.cost, *(limit.cost for limit in others)]))
 
     def price(self, population: Population) -> np.ndarray:
-        """The cost of each row on the axis."""
+        """The cost that is answered one by one, of each row: float64 (n,)."""
         return self.bounds.price_one(self.cost, population)
 
 
-class LadderSearch:
-    """Ask for a generation of a population's offspring, tell its results; repeat.
-
-    Nothing is evaluated twice, and nothing that another limit excludes. Asking a fresh
-    instance and telling it the recorded generations, in turn, resumes a search exactly.
-    """
-
-    carries_state = True
+class ManyLimitsSearch:
+    """Asks a population for architectures that are new and within the limits."""
 
     def __init__(
         self,
-        ladder: Ladder,
-        breed: Callable[[], Population],
-        learn: Callable[[list[Candidate]], None],
+        limits: SplitLimits,
+        population: PopulationSearch,
+        costs: tuple[str, ...],
         size: int,
         seed: int,
     ) -> None:
-        self.ladder, self.breed, self.learn, self.size = ladder, breed, learn, size
-        self.rng = np.random.default_rng((seed, 1))  # of newcomers; breeding has its own
+        self.limits, self.population, self.costs = limits, population, costs
+        self.size = size
+        self.rng = np.random.default_rng((seed, 1))  # the population has its own
         self.seen: set[Architecture] = set()
 
     def ask(self) -> list[Architecture]:
-        """The next generation, all new; empty once the space is exhausted."""
         found: list[Architecture] = []
         for _ in range(MAX_ROUNDS):
-            for arch in as_architectures(self.ladder.bounds.feasible(self.breed())):
+            for arch in as_architectures(self.limits.bounds.feasible(self.population.ask())):
                 if arch not in self.seen:
                     self.seen.add(arch)
                     found.append(arch)
                 if len(found) == self.size:
                     return found
-        newcomers = self.ladder.bounds.draw(self.size - len(found), self.rng, self.seen)
-        return found + newcomers
+        return found + self.limits.bounds.draw(self.size - len(found), self.rng, self.seen)
 
-    def tell(self, generation: list[Candidate]) -> None:
-        if alive := [candidate for candidate in generation if not candidate.failed]:
-            self.learn(alive)
+    def tell(self, candidates: list[Candidate]) -> None:
+        if succeeded := [candidate for candidate in candidates if not candidate.failed]:
+            self.population.tell(Evaluated.of(succeeded, *self.costs))
 
 
-def front_search(space: Space, config: SearchConfig, limits: Limits, seed: int) -> LadderSearch:
+def annealing_search(
+    space: Space, config: SearchConfig, limits: Limits, seed: int
+) -> ManyLimitsSearch:
     """All limits at once, by one population (annealing.py)."""
-    ladder = Ladder(limits)
+    split = SplitLimits(limits)
     size, budget = config.population_size, config.population_size * config.num_generations
-    core = Front(space, ladder.price, ladder.rungs, seed, budget=budget, size=size)
-    return _on_the_axis(ladder, core, size, seed)
+    annealing = Annealing(space, split.price, split.maxima, seed, budget=budget, size=size)
+    return ManyLimitsSearch(split, annealing, (split.cost,), size, seed)
 
 
 def staged_search(
     space: Space, config: SearchConfig, limits: Limits, seed: int, *, strategy: str
-) -> LadderSearch:
+) -> ManyLimitsSearch:
     """One limit after another, as published (staged.py)."""
-    ladder = Ladder(limits)
-    core = Staged(
+    split = SplitLimits(limits)
+    # The generations are divided among the limits as published: equally, or 5 to 1 to 1 ...
+    ratio, num_limits = (1 if strategy == "vanilla" else FIRST // LATER), len(set(split.maxima))
+    later = max(1, config.num_generations // (num_limits - 1 + ratio))
+    staged = Staged(
         space,
-        ladder.price,
-        ladder.rungs,
+        split.price,
+        split.maxima,
         strategy=strategy,
         seed=seed,
         size=config.population_size,
-        generations=_shares(config.num_generations, len(set(ladder.rungs)), strategy),
+        generations=(config.num_generations - later * (num_limits - 1), later),
         mutation_prob=config.mutation_prob,
     )
-    return _on_the_axis(ladder, core, config.population_size, seed)
+    return ManyLimitsSearch(split, staged, (split.cost,), config.population_size, seed)
 
 
-def vanilla_search(space: Space, config: SearchConfig, limits: Limits, seed: int) -> LadderSearch:
-    return staged_search(space, config, limits, seed, strategy="vanilla")
-
-
-def topdown_search(space: Space, config: SearchConfig, limits: Limits, seed: int) -> LadderSearch:
-    return staged_search(space, config, limits, seed, strategy="top-down")
-
-
-def bottomup_search(space: Space, config: SearchConfig, limits: Limits, seed: int) -> LadderSearch:
-    return staged_search(space, config, limits, seed, strategy="bottom-up")
-
-
-def nsga2_search(space: Space, config: SearchConfig, limits: Limits, seed: int) -> LadderSearch:
+def nsga2_search(space: Space, config: SearchConfig, limits: Limits, seed: int) -> ManyLimitsSearch:
     """Accuracy against every cost that has a limit (nsga2.py)."""
-    ladder = Ladder(limits)
+    split = SplitLimits(limits)
     size = config.population_size
-    core = Nsga2(space, seed=seed, size=size, mutation_prob=config.mutation_prob)
-
-    def learn(generation: list[Candidate]) -> None:
-        losses = [
-            [-candidate.fitness, *(candidate.costs[cost] for cost in ladder.costs)]
-            for candidate in generation
-        ]
-        core.absorb(as_population([candidate.arch for candidate in generation]), np.array(losses))
-
-    return LadderSearch(ladder, core.breed, learn, size, seed)
-
-
-def _on_the_axis(ladder: Ladder, core: Front | Staged, size: int, seed: int) -> LadderSearch:
-    def learn(generation: list[Candidate]) -> None:
-        core.absorb(
-            as_population([candidate.arch for candidate in generation]),
-            np.array([candidate.costs[ladder.cost] for candidate in generation]),
-            np.array([candidate.fitness for candidate in generation]),
-        )
-
-    return LadderSearch(ladder, core.breed, learn, size, seed)
-
-
-def _shares(generations: int, num_limits: int, strategy: str) -> tuple[int, int]:
-    """Divide the generations among the limits as published: equally, or 5 to 1 to 1 ..."""
-    ratio = 1 if strategy == "vanilla" else FIRST // LATER
-    later = max(1, generations // (num_limits - 1 + ratio))
-    return generations - later * (num_limits - 1), later
+    nsga2 = Nsga2(space, seed=seed, size=size, mutation_prob=config.mutation_prob)
+    return ManyLimitsSearch(split, nsga2, split.costs, size, seed)

@@ -1,14 +1,16 @@
 """NSGA-II (Deb et al. 2002) over accuracy and any costs, on whole populations.
 
-Knows no network: breed() a generation, evaluate it, absorb() it; repeat.
+Kept because it is the only algorithm here that trades off more than one cost: with limits on
+MACs and latency its population spreads over both.
 """
 
 import numpy as np
 
+from nasray.search.evaluated import Evaluated
 from nasray.spaces.population import crossover, mutate, random_population
 from nasray.spaces.space import Population, Space
 
-CROWDED = np.inf  # distance of the extremes of a rank: always kept before the crowded
+CROWDED = np.inf  # the extremes of a rank are always kept before the others
 
 
 class Nsga2:
@@ -20,39 +22,33 @@ class Nsga2:
         self.space, self.size = space, size
         self.mutation_prob = 1 / len(space.genes) if mutation_prob is None else mutation_prob
         self.rng = np.random.default_rng(seed)
-        self.population = np.empty((0, len(space.genes)), dtype=np.int8)
-        self.losses = np.empty((0, 0))  # (n, objectives), all to be minimised
+        self.members = Evaluated.empty(len(space.genes))
         self.ranks, self.distances = np.empty(0, dtype=int), np.empty(0)
 
-    def breed(self) -> Population:
-        """The next generation, in canonical form."""
-        if len(self.population) < 2:
-            drawn = random_population(self.space.genes, self.size, self.rng)
-            return self.space.canonical(drawn)
+    def ask(self) -> Population:
+        """The next generation, in canonical form: int8 (size, genes)."""
+        population, genes = self.members.population, self.space.genes
+        if len(population) < 2:
+            return self.space.canonical(random_population(genes, self.size, self.rng))
         mothers, fathers = self._winners(), self._winners()
-        children = crossover(self.population[mothers], self.population[fathers], self.rng)[0]
-        mutants = mutate(children, self.space.genes, self.mutation_prob, self.rng)
-        return self.space.canonical(mutants)
+        children = crossover(population[mothers], population[fathers], self.rng)[0]
+        return self.space.canonical(mutate(children, genes, self.mutation_prob, self.rng))
 
-    def absorb(self, population: Population, losses: np.ndarray) -> None:
-        """Learn the losses (n, objectives) of a generation; keep the best of old and new."""
-        if len(self.population):
-            population = np.concatenate((self.population, population))
-            losses = np.concatenate((self.losses, losses))
-        _, unique = np.unique(population, axis=0, return_index=True)
-        unique.sort()
-        population, losses = population[unique], losses[unique]
+    def tell(self, evaluated: Evaluated) -> None:
+        """Keep the best of the members and `evaluated`, by its fitness and all its costs."""
+        members = (self.members + evaluated if len(self.members) else evaluated).distinct()
+        losses = np.column_stack((-members.fitness, members.costs))
         ranks = rank(losses)
         distances = crowding(losses, ranks)
         kept = np.lexsort((-distances, ranks))[: self.size]
-        self.population, self.losses = population[kept], losses[kept]
-        self.ranks, self.distances = ranks[kept], distances[kept]
+        self.members, self.ranks, self.distances = members[kept], ranks[kept], distances[kept]
 
     def _winners(self) -> np.ndarray:
         """Rows that win a tournament of two: by rank, then by distance."""
-        pairs = self.rng.integers(len(self.population), size=(2, self.size))
-        place = np.empty(len(self.population), dtype=int)
-        place[np.lexsort((-self.distances, self.ranks))] = np.arange(len(self.population))
+        number = len(self.members)
+        pairs = self.rng.integers(number, size=(2, self.size))
+        place = np.empty(number, dtype=int)
+        place[np.lexsort((-self.distances, self.ranks))] = np.arange(number)
         return np.where(place[pairs[0]] <= place[pairs[1]], pairs[0], pairs[1])
 
 

@@ -1,4 +1,4 @@
-"""Random search: feasible architectures, uniformly. What every other result is compared with."""
+"""Random search: feasible architectures, uniformly. The baseline of all other results."""
 
 import numpy as np
 
@@ -9,9 +9,7 @@ from nasray.spaces.space import Architecture, Space
 
 
 class RandomSearch:
-    """Ask for a generation of new random architectures; what is told changes nothing."""
-
-    carries_state = True
+    """Returns generations of new random architectures; results change nothing."""
 
     def __init__(self, space: Space, config: SearchConfig, limits: Limits, seed: int) -> None:
         self.population_size, self.limits = config.population_size, limits
@@ -21,5 +19,5 @@ class RandomSearch:
     def ask(self) -> list[Architecture]:
         return self.limits.draw(self.population_size, self.rng, self.seen)
 
-    def tell(self, generation: list[Candidate]) -> None:
+    def tell(self, candidates: list[Candidate]) -> None:
         pass

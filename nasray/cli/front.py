@@ -3,7 +3,7 @@
 import json
 import math
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -57,13 +57,14 @@ def front(
     for limit in limits:
         if not math.isfinite(limit):
             raise UserError(f"--limit {limit} must be a finite number")
-    from nasray.algorithms.annealing import Front
-    from nasray.algorithms.many_limits import Ladder
+    from nasray.algorithms.annealing import Annealing
+    from nasray.algorithms.many_limits import SplitLimits
     from nasray.algorithms.staged import Staged
     from nasray.config import Limit
     from nasray.costs.latency import LatencyTable
     from nasray.predictors.predictor import AccuracyPredictor
     from nasray.search.limits import LATENCY, Limits
+    from nasray.search.predicted import search_predicted
 
     if cost is None:
         cost = "macs" if latency_table is None else LATENCY
@@ -73,20 +74,24 @@ def front(
     accuracy = AccuracyPredictor.load(predictor, space)
     table = None if latency_table is None else LatencyTable.load(latency_table, space)
     try:
-        ladder = Ladder(Limits(space, [Limit(cost=cost, max=limit) for limit in limits], table))
+        price = SplitLimits(
+            Limits(space, [Limit(cost=cost, max=limit) for limit in limits], table)
+        ).price
     except UserError as error:
         hint = "; for limits in ms give --latency-table" if cost == "macs" else ""
         raise UserError(str(error).replace("search.limits: ", "--limit: ") + hint) from None
-    searched: Front | Staged
+    searched: Annealing | Staged
     if budget and strategy != "front":
         raise UserError(f"--budget: {strategy} has a fixed number of generations; leave it out")
     if strategy == "front":
         budget = budget or 2_000_000
-        searched = annealed = Front(space, ladder.price, limits, seed, budget=budget)
-        _run(lambda: annealed.advance(accuracy.begin), lambda: annealed.told, budget)
+        searched = annealing = Annealing(space, price, limits, seed, budget=budget)
+        steps = search_predicted(annealing, price, accuracy.begin, lag=2)
+        _run(steps, lambda: annealing.told, budget)
     else:
-        searched = staged = Staged(space, ladder.price, list(limits), strategy=strategy, seed=seed)
-        _run(lambda: staged.advance(accuracy), lambda: staged.bred, sum(staged.generations))
+        searched = staged = Staged(space, price, list(limits), strategy=strategy, seed=seed)
+        steps = search_predicted(staged, price, accuracy.begin)
+        _run(steps, lambda: staged.num_told, sum(staged.generations))
     answers = searched.answers()
     for missing in sorted(set(limits) - {answer.limit for answer in answers}):
         click.echo(f"nothing was found yet for --limit {missing:g}", err=True)
@@ -95,14 +100,14 @@ def front(
         click.echo(json.dumps({**line, "arch": space.to_json(answer.arch)}))
 
 
-def _run(advance: Callable[[], None], done: Callable[[], int], total: int) -> None:
+def _run(steps: Iterator[None], done: Callable[[], int], total: int) -> None:
     """Search to the end or to Ctrl-C, showing how far it is."""
     from nasray.progress import progress
 
     with progress("front", 100) as show:
         try:
             while done() < total:
-                advance()
+                next(steps)
                 show(min(100, 100 * done() // total), "")
         except KeyboardInterrupt:
             click.echo("stopped early; these are the best so far", err=True)

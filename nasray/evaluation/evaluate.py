@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from nasray.data.transforms import normalize, resized
 from nasray.devices import amp_dtype
 from nasray.evaluation.batches import UInt8Images, on_batches
-from nasray.search.racing import Race, slice_ends
+from nasray.search.racing import StoppingRule
 
 
 def evaluate(
@@ -28,7 +28,7 @@ def evaluate(
     batch_size: int,
     device: str = "cpu",
     resolution: int | None = None,
-    race: Race | None = None,
+    rule: StoppingRule | None = None,
 ) -> np.ndarray:
     """Recalibrate `subnet` and return which images it classifies correctly.
 
@@ -41,10 +41,10 @@ def evaluate(
         batch_size: the most images of a batch.
         device: "cpu" or "cuda".
         resolution: to which images are scaled; None: as they are.
-        race: ends the evaluation early once it is lost.
+        rule: ends the evaluation early once the candidate is hopeless.
 
     Returns:
-        bool (n,); if the race is lost, that of the first images in the race's order only.
+        bool (n,); if `rule` ended it, of the images evaluated only, in the rule's order.
     """
     options = {"batch_size": batch_size, "device": device, "resolution": resolution}
     subnet.eval()
@@ -55,15 +55,9 @@ def evaluate(
             norm.train()
     else:
         fold_bn(subnet)
-    if race is None:
+    if rule is None:
         return correct_mask(subnet, images, labels, **options)
-    correct = np.empty(0, dtype=bool)
-    for end in slice_ends(len(images)):
-        part = race.order[len(correct) : end]
-        correct = np.append(correct, correct_mask(subnet, images[part], labels[part], **options))
-        if race.is_lost(correct):
-            return correct
-    return correct[np.argsort(race.order)]
+    return rule.apply(lambda rows: correct_mask(subnet, images[rows], labels[rows], **options))
 
 
 @torch.inference_mode()

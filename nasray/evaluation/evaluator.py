@@ -10,7 +10,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -26,10 +26,9 @@ from nasray.errors import EvaluationError
 from nasray.evaluation.batches import UInt8Images
 from nasray.evaluation.evaluate import evaluate
 from nasray.evaluation.pool import Pool
-from nasray.search.candidate import Candidate, Evaluation
-from nasray.search.racing import Form, Race, Rivals, as_record, pack, slice_top1
+from nasray.search.candidate import Evaluation
+from nasray.search.racing import CorrectnessModel, StoppingRule, measured
 from nasray.spaces import make_space
-from nasray.spaces.population import as_population, embedded
 from nasray.spaces.space import Architecture
 
 logger = logging.getLogger(__name__)
@@ -62,9 +61,8 @@ class Request:
     """One evaluation. `calibration`: None, as the job says; else as in a calibration study."""
 
     arch: Architecture
-    target: int | None = None  # hold-out images that the one to beat has right; None: no race
-    form: ray.ObjectRef | None = None  # of the race
-    vector: np.ndarray | None = None  # space.embedded of the architecture, for the form
+    rule: StoppingRule | None = None  # without its model; None: evaluate on all images
+    model: ray.ObjectRef | None = None  # of the rule
     on_validation: bool = False  # images to judge on, instead of those held out
     calibration: int | Literal["inherited", "batch"] | None = None
 
@@ -87,7 +85,8 @@ class Evaluator:
         )
         self.images = JobImages(job, task.data_path)
         space = make_space(job.space, len(self.images.dataset.classes))
-        self.form: tuple[ray.ObjectRef | None, Form | None] = None, None  # of the latest race
+        # Of the latest rule, as it was sent and as it was received.
+        self.model: tuple[ray.ObjectRef | None, CorrectnessModel | None] = None, None
         self.on_device: dict[int, torch.Tensor] = {}  # images by the id of their array
         self.images_bytes = self._bytes_for_images()
         self._calibration(None)
@@ -104,12 +103,12 @@ class Evaluator:
         images = self.images.validation if request.on_validation else self.images.holdout
         images = self._placed(images[0]), images[1]
         calibration = self._calibration(request.calibration)
-        race = self._race(request)
+        rule = self._rule(request)
         batch_size = self.task.job.search.batch_size
         started = time.monotonic()
         correct = None
         try:
-            correct = self._judge(request.arch, calibration, images, race, batch_size)
+            correct = self._judge(request.arch, calibration, images, rule, batch_size)
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
@@ -117,20 +116,10 @@ class Evaluator:
             logger.warning("%s; trying again with batches of half the size", str(error))
         if correct is None:  # and the error gone, which held what the first try had computed
             batch_size = max(2, batch_size // 2)
-            correct = self._judge_in_less(request.arch, calibration, images, race, batch_size)
-        number, seen = len(correct), b""
-        fitness = race.fitness(correct) if race else float(correct.mean())
-        slices = slice_top1(correct, len(images[0]))
-        if race and number < len(images[0]):
-            correct, judged = race.among_all(correct)
-            seen = pack(judged)
+            correct = self._judge_in_less(request.arch, calibration, images, rule, batch_size)
         return Evaluation(
-            fitness=fitness,
+            **measured(correct, len(images[0]), rule),
             seconds=time.monotonic() - started,
-            images=number,
-            slices=slices,
-            correct=pack(correct),
-            judged=seen,
             batch_size=batch_size,
             attempt=attempt,
             **self.whereabouts,
@@ -141,7 +130,7 @@ class Evaluator:
         arch: Architecture,
         calibration: Any,
         images: tuple[UInt8Images, np.ndarray],
-        race: Race | None,
+        rule: StoppingRule | None,
         batch_size: int,
     ) -> np.ndarray:
         return evaluate(
@@ -151,7 +140,7 @@ class Evaluator:
             batch_size=batch_size,
             device=self.device,
             resolution=self.supernet.space.resolution_of(arch),
-            race=race,
+            rule=rule,
         )
 
     def _judge_in_less(self, *arguments: Any) -> np.ndarray:
@@ -170,13 +159,12 @@ class Evaluator:
                 f"with {arguments[-1]}: {error}; lower it, or give evaluators more memory"
             ) from None
 
-    def _race(self, request: Request) -> Race | None:
-        if request.target is None:
+    def _rule(self, request: Request) -> StoppingRule | None:
+        if request.rule is None:
             return None
-        if request.form != self.form[0]:
-            self.form = request.form, ray.get(request.form)
-        confidence = self.task.job.search.racing_confidence
-        return self.form[1].race(request.vector, request.target, confidence)
+        if request.model != self.model[0]:
+            self.model = request.model, ray.get(request.model)
+        return replace(request.rule, model=self.model[1])
 
     def _calibration(self, wanted: int | str | None) -> UInt8Images | str:
         if isinstance(wanted, str):
@@ -223,28 +211,17 @@ class EvaluatorPool(Pool):
             number=compute.num_evaluators,
             max_failures=compute.max_failures,
         )
-        self.racing = task.job.search.racing
-        self.genes = make_space(task.job.space, 2).genes  # the same for any number of classes
-        self.known: tuple[Candidate, ...] = ()  # that the form is of
-        self.form: ray.ObjectRef | None = None
+        self.sent: tuple[CorrectnessModel | None, ray.ObjectRef | None] = None, None  # latest
 
-    def submit(self, key: int, arch: Architecture, rivals: Rivals | None = None) -> None:
-        """Ask for the hold-out top-1 of `arch`; in a race with `rivals`, if the job has races."""
-        if rivals is None or not self.racing:
+    def submit(self, key: int, arch: Architecture, rule: StoppingRule | None = None) -> None:
+        """Ask for the hold-out top-1 of `arch`; stop early where `rule` says so."""
+        if rule is None:
             super().submit(key, Request(arch=arch))
             return
-        if rivals.known is not self.known:
-            number = rivals.bar.images
-            records = [as_record(rival.correct, rival.judged, number) for rival in rivals.known]
-            vectors = self._embedded([rival.arch for rival in rivals.known])
-            form = Form.of(vectors, np.array(records), len(self.genes))
-            self.known, self.form = rivals.known, ray.put(form)
-        target = round(rivals.bar.fitness * rivals.bar.images)
-        [vector] = self._embedded([arch])
-        super().submit(key, Request(arch=arch, target=target, form=self.form, vector=vector))
-
-    def _embedded(self, archs: Sequence[Architecture]) -> np.ndarray:
-        return embedded(as_population(archs), self.genes)
+        if rule.model is not self.sent[0]:  # sent once for all candidates
+            self.sent = rule.model, ray.put(rule.model)
+        request = Request(arch=arch, rule=replace(rule, model=None), model=self.sent[1])
+        super().submit(key, request)
 
     def evaluate(
         self,

@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from nasray.algorithms.random import RandomSearch
-from nasray.algorithms.verified import FEWEST, as_data, unique
+from nasray.algorithms.verified import MIN_FITTED, as_data, unique
 from nasray.errors import UserError
 from nasray.pipeline.run import Run
 from nasray.pipeline.search import evaluators, require_supernet
@@ -18,7 +18,7 @@ from nasray.progress import progress
 from nasray.search.candidate import Candidate
 from nasray.search.driver import run_search
 from nasray.search.limits import Limits
-from nasray.search.schedules import Generations
+from nasray.search.schedules import Schedule
 from nasray.storage import files as storage
 from nasray.storage import layout
 
@@ -31,10 +31,10 @@ def fit_predictor(run: Run) -> dict[str, Any]:
     Writes RUN/predictor/predictor.pt and returns what RUN/predictor/fit.json says of it.
     """
     candidates = unique(run.sample.candidates + run.candidates)
-    if len(candidates) < FEWEST:
+    if len(candidates) < MIN_FITTED:
         raise UserError(
             f"{run.folder} has {len(candidates)} evaluations to fit a predictor to, and needs "
-            f"{FEWEST} at least; say --sample {FEWEST} or more"
+            f"{MIN_FITTED} at least; say --sample {MIN_FITTED} or more"
         )
     data = run.space, *as_data(candidates)
     with progress("predictor", 2 * STEPS) as show:
@@ -60,9 +60,9 @@ def sample(run: Run, number: int) -> list[Candidate]:
     num_chunks = math.ceil(number / CHUNK)
     config = run.job.search.model_copy(update={"population_size": CHUNK})
     limits = Limits(run.space, (), run.latency)
-    algorithm = Generations(RandomSearch(run.space, config, limits, run.job.seed), num_chunks)
+    algorithm = RandomSearch(run.space, config, limits, run.job.seed)
     history = run.sample
     with evaluators(run) as pool, progress("sample", num_chunks, len(history)) as show:
-        found = run_search(algorithm, limits, pool, history, show=show)
+        found = run_search(algorithm, Schedule(asks=num_chunks), limits, pool, history, show=show)
     history.close()
     return found

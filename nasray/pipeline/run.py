@@ -19,7 +19,7 @@ from nasray.costs.table import check_cost
 from nasray.data import check_source
 from nasray.data.shards import Dataset, open_dataset
 from nasray.errors import UserError
-from nasray.search.candidate import Candidate, judged_fully
+from nasray.search.candidate import Candidate, fully_evaluated
 from nasray.search.history import SINGLE, SOURCE, History
 from nasray.search.limits import LATENCY, Limits
 from nasray.spaces import make_space
@@ -114,7 +114,7 @@ class Run:
     @property
     def candidates(self) -> list[Candidate]:
         """What the search has evaluated in full."""
-        return judged_fully(self.history.candidates)
+        return fully_evaluated(self.history.candidates)
 
     @cached_property
     def listed(self) -> History:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nasray import checkpoint
-from nasray.algorithms import ONE_BY_ONE, make_algorithm
-from nasray.config import Job, Limit, axis
+from nasray.algorithms import ONE_BY_ONE, make_algorithm, make_schedule
+from nasray.config import Job, Limit, limited_cost
 from nasray.errors import EvaluationError, UserError
 from nasray.pipeline.run import Run
 from nasray.predictors.predictor import AccuracyPredictor
@@ -19,13 +19,13 @@ from nasray.search.candidate import (
     Evaluation,
     best_first,
     best_within,
-    judged_fully,
+    fully_evaluated,
     pareto_front,
 )
 from nasray.search.driver import Algorithm, run_search
 from nasray.search.history import History
 from nasray.search.limits import Limits
-from nasray.search.schedules import Generations
+from nasray.search.racing import EarlyStopping
 from nasray.spaces.space import Architecture
 from nasray.storage import files as storage
 from nasray.storage import layout
@@ -63,18 +63,27 @@ def search(run: Run) -> list[Candidate]:
         algorithm = _verified(run, begun)
     else:
         algorithm = make_algorithm(run.space, config, run.limits, run.job.seed)
+    schedule = make_schedule(config)
     with (
         evaluators(run) as pool,
         progress("search", config.num_generations, len(history)) as show,
     ):
-        every = run_search(algorithm, run.limits, pool, history, show=show)
-        candidates = judged_fully(every)
+        every = run_search(
+            algorithm,
+            schedule,
+            run.limits,
+            pool,
+            history,
+            early_stopping=EarlyStopping.of(run.space, config, schedule),
+            show=show,
+        )
+        candidates = fully_evaluated(every)
         if not candidates:
             raise EvaluationError(f"no architecture could be evaluated: {every[-1].error}")
         answered = answers(run.job, candidates)
         baseline = _compare_with_random(run, pool, *answered[0]) if answered else None
     ranked = best_first(candidates)
-    front = pareto_front(candidates, axis(config.limits))
+    front = pareto_front(candidates, limited_cost(config.limits))
     storage.write_json(run.path(layout.FRONT), [_entry(run, found) for found in front])
     storage.write_json(run.path(layout.TOP), [_entry(run, c) for c in ranked[: config.top_k]])
     storage.write_json(
@@ -86,7 +95,7 @@ def search(run: Run) -> list[Candidate]:
             "num_images": sum(candidate.images for candidate in every),
             "seconds": sum(candidate.seconds for candidate in every),
             "limits": [limit.model_dump() for limit in config.limits],
-            "front_cost": axis(config.limits),
+            "front_cost": limited_cost(config.limits),
             "answers": [
                 {"limit": limit and limit.model_dump(), **_entry(run, answer)}
                 for limit, answer in answered
@@ -117,7 +126,7 @@ def answers(job: Job, candidates: Sequence[Candidate]) -> list[tuple[Limit | Non
     config = job.search
     if not config.one_by_one or not config.limits:
         return [(None, best) for best in best_first(candidates)[: job.retrain.num_winners]]
-    rungs = [limit for limit in config.limits if limit.cost == axis(config.limits)]
+    rungs = [limit for limit in config.limits if limit.cost == limited_cost(config.limits)]
     found = [(rung, best_within(candidates, _holding(job, rung))) for rung in rungs]
     return [(rung, answer) for rung, answer in found if answer is not None]
 
@@ -152,18 +161,19 @@ def begin(run: Run, history: History) -> dict[str, Any]:
 
 def _verified(run: Run, begun: dict[str, Any]) -> Algorithm:
     """The search whose proposals come from a predictor: the job's, or one fitted to this run."""
+    from nasray.algorithms.annealing import Annealing
     from nasray.algorithms.verified import VerifiedSearch
 
-    search = VerifiedSearch(
+    return VerifiedSearch(
         run.space,
         run.job.search,
         run.limits,
         run.job.seed,
+        inner_search=Annealing,
         fit=partial(AccuracyPredictor.fit, run.space),
         known=run.sample.candidates[: begun["num_known"]],
         predictor=given_predictor(run),
     )
-    return Generations(search, run.job.search.num_generations)
 
 
 def given_predictor(run: Run) -> AccuracyPredictor | None:

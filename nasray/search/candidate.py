@@ -1,4 +1,4 @@
-"""A candidate: an architecture with what is known of it. Knows no network and no cluster."""
+"""A candidate: an architecture and what is known about it. Knows no network and no cluster."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -14,17 +14,17 @@ FAILED = -np.inf  # fitness of what could not be evaluated
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What evaluating an architecture gave. `fitness` is top-1 on the hold-out images."""
+    """The result of evaluating an architecture. `fitness` is top-1 on the hold-out images."""
 
     fitness: float  # a fraction; FAILED if there is an error
     seconds: float = field(default=0.0, compare=False)
-    images: int = 0  # that it was judged on: all, or fewer if a race dropped it
-    slices: tuple[float, ...] = ()  # top-1 on each slice of them, in the order of judging
-    # Which of the hold-out images it has right, one bit each; if a race dropped it, only where
-    # `judged` says that it was judged on them (else that is empty).
+    images: int = 0  # evaluated: all, or fewer if it was stopped early
+    slices: tuple[float, ...] = ()  # top-1 on each slice of them, in the order of evaluation
+    # On which of the hold-out images it is correct, one bit each; if it was stopped early, only
+    # where `judged` says that it was evaluated (else that is empty).
     correct: bytes = field(default=b"", repr=False)
     judged: bytes = field(default=b"", repr=False)
-    batch_size: int = 0  # of recalibration, whose statistics depend on it a little
+    batch_size: int = 0  # of recalibration; statistics depend on it a little
     error: str = ""  # why there is no fitness
     evaluator: str = field(default="", compare=False)
     node: str = field(default="", compare=False)
@@ -50,8 +50,8 @@ class Candidate(Evaluation):
         return cls(**found, **known)
 
 
-def judged_fully(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those that could be evaluated, and that no race dropped: fitness is no estimate."""
+def fully_evaluated(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those evaluated on all images, whose fitness is no estimate."""
     most = max((candidate.images for candidate in candidates), default=0)
     return [c for c in candidates if not c.failed and c.images == most]
 

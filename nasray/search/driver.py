@@ -1,8 +1,8 @@
 """The search loop: ask, evaluate, record, tell. The same for an actor pool or a test's lambda.
 
-Evaluations finish in any order; an algorithm is told of them in the order in which it asked,
-so neither the number of evaluators nor their luck reaches it. Knows no network and no
-cluster.
+Evaluations finish in any order; an algorithm is told of them in the order in which it asked, so
+its history depends neither on the number of evaluators nor on their speed. Knows no network and
+no cluster.
 """
 
 from collections import Counter, deque
@@ -13,41 +13,32 @@ from nasray.errors import EvaluationError, UserError
 from nasray.search.candidate import Candidate, Evaluation
 from nasray.search.history import History
 from nasray.search.limits import Limits
-from nasray.search.racing import Rivals
+from nasray.search.racing import EarlyStopping, StoppingRule
+from nasray.search.schedules import Schedule
 from nasray.spaces.space import Architecture
 
-# So many evaluations in a row that fail end a search: something else than they is wrong.
-HOPELESS_AT_FIRST, HOPELESS = 5, 20
+# As many failed evaluations in a row end a search: the cause is not the architectures.
+MAX_FAILED_AT_FIRST, MAX_FAILED = 5, 20
 
 
 class Algorithm(Protocol):
-    """What decides which architectures are evaluated next."""
-
-    @property
-    def generation(self) -> int:
-        """The generation that belongs to what ask() returned last, from 0."""
-
-    @property
-    def rivals(self) -> Rivals | None:
-        """What ask()'s latest must beat to be of use, if anything."""
+    """Decides which architectures are evaluated next, from its seed and what it was told alone."""
 
     def ask(self) -> list[Architecture]:
-        """All that can be bred from what it has been told, of one generation; maybe nothing."""
+        """New architectures: a generation, or one; none once the space is exhausted."""
 
-    def tell(self, candidate: Candidate) -> None:
-        """Learn one result; they come in the order in which they were asked for."""
-
-    def retell(self, generation: list[Candidate]) -> bool:
-        """Learn a recorded generation without being asked for it; False: ask() must breed it."""
+    def tell(self, candidates: list[Candidate]) -> None:
+        """Take the results of the oldest open ask(), in its order, failed ones among them."""
 
 
 class Pool(Protocol):
-    """What evaluates: takes as much as is submitted, and returns it in any order."""
+    """Evaluates any number of architectures at once."""
 
-    def submit(self, position: int, arch: Architecture, rivals: Rivals | None) -> None: ...
+    def submit(self, position: int, arch: Architecture, rule: StoppingRule | None) -> None:
+        """Begin to evaluate `arch`; stop early where `rule` says so."""
 
     def next(self) -> tuple[int, Evaluation]:
-        """Wait for the next evaluation to end, and return it with its position."""
+        """Wait for any evaluation to end; return its position and its result."""
 
 
 class Direct:
@@ -57,7 +48,7 @@ class Direct:
         self.evaluate = evaluate
         self.waiting: deque[tuple[int, Architecture]] = deque()
 
-    def submit(self, position: int, arch: Architecture, rivals: Rivals | None = None) -> None:
+    def submit(self, position: int, arch: Architecture, rule: StoppingRule | None = None) -> None:
         self.waiting.append((position, arch))
 
     def next(self) -> tuple[int, Evaluation]:
@@ -67,80 +58,110 @@ class Direct:
 
 def run_search(
     algorithm: Algorithm,
+    schedule: Schedule,
     limits: Limits,
     pool: Pool,
     history: History,
     *,
+    early_stopping: EarlyStopping | None = None,
     show: Callable[[int, str], None] = lambda done, text: None,
 ) -> list[Candidate]:
-    """Search until `algorithm` asks for nothing more; return all candidates of `history`.
+    """Search by `schedule`; return all candidates of `history`, failed ones among them.
 
-    What `history` holds is not evaluated again. A candidate that cannot be evaluated is
-    recorded as failed, and the search goes on.
+    What `history` holds is not evaluated again. A candidate that cannot be evaluated is recorded
+    as failed, and the search goes on. `show` is called with generations done and a line of text.
+
+    Raises:
+        EvaluationError: the first 5 evaluations failed, or 20 later ones in a row.
+        UserError: `history` holds other architectures than `algorithm` asks for.
     """
-    return _Search(algorithm, limits, pool, history, show).run()
+    return _Search(algorithm, schedule, limits, pool, history, early_stopping, show).run()
 
 
 class _Search:
-    """One run of the loop; positions number the candidates in the order asked for."""
+    """One run of the loop; positions number the candidates in the order of asking."""
 
     def __init__(
         self,
         algorithm: Algorithm,
+        schedule: Schedule,
         limits: Limits,
         pool: Pool,
         history: History,
+        early_stopping: EarlyStopping | None,
         show: Callable[[int, str], None],
     ) -> None:
-        self.algorithm, self.limits, self.pool, self.history = algorithm, limits, pool, history
-        self.show = show
+        self.algorithm, self.schedule = algorithm, schedule
+        self.limits, self.pool, self.history = limits, pool, history
+        self.early_stopping, self.show = early_stopping, show
         self.recorded = history.candidates
-        self.asked: list[Architecture] = []
-        self.generation_of: list[int] = []
+        self.asked: list[tuple[Architecture, int]] = []  # with their generations
         self.sizes: Counter[int] = Counter()  # of the generations
-        self.found: dict[int, Evaluation] = {}  # known, but not yet told
-        self.open: list[Candidate] = []  # told, of generations not yet on record
-        self.told = self.running = self.num_failed = 0
+        self.num_asks = 0
+        self.exhausted = False  # ask() returned nothing
+        self.open_asks: deque[int] = deque()  # how many architectures each still waits for
+        self.untold: list[Candidate] = []  # the results of the oldest open ask
+        self.found: dict[int, Evaluation] = {}  # results whose turn has not come
+        self.unrecorded: list[Candidate] = []  # of generations that are not complete
+        self.done = self.running = self.num_failed = 0
         self.any_succeeded = False
-        self.failing: list[int] = []  # positions of the latest told, which all failed
+        self.failing: list[int] = []  # positions of the latest results, all of them failures
         self.best = 0.0
 
     def run(self) -> list[Candidate]:
-        for generation in self.history.generations:
-            if not self.algorithm.retell(generation):
-                break
-            self._note(generation)
+        if not self.schedule.repeat_asks:
+            self._replay()
         while True:
             self._ask()
-            if self._tell():
+            if self._take_next():
                 continue
             if not self.running:
                 break
             position, evaluation = self.pool.next()
             self.running -= 1
-            self.history.record(position, self.asked[position], evaluation)
+            self.history.record(position, self.asked[position][0], evaluation)
             self.found[position] = evaluation
-        self._record_complete(until=len(self.generation_of))
+        self._record_complete(until=self.num_asks)
         return self.history.candidates
 
+    def _replay(self) -> None:
+        """Tell the recorded generations without asking for them."""
+        for generation in self.history.generations:
+            self.algorithm.tell(generation)
+            self.num_asks += 1
+            for candidate in generation:
+                self._note_asked(candidate.arch, candidate.generation)
+                self._count(candidate)
+
     def _ask(self) -> None:
-        """Submit what the algorithm asks for, unless it is known."""
-        while archs := self.algorithm.ask():
-            self._record_complete(until=self.algorithm.generation)
+        """Ask as the schedule allows; submit what the history does not hold."""
+        schedule = self.schedule
+        while len(self.open_asks) < schedule.lag and self.num_asks < schedule.asks:
+            archs = [] if self.exhausted else self.algorithm.ask()
+            if not archs:
+                self.exhausted = True
+                return
+            generation = self.num_asks // schedule.asks_per_generation
+            self._record_complete(until=generation)
+            self.num_asks += 1
+            self.open_asks.append(len(archs))
             for arch in archs:
-                position = len(self.asked)
-                self.asked.append(arch)
-                self.generation_of.append(self.algorithm.generation)
-                self.sizes[self.algorithm.generation] += 1
+                position = self._note_asked(arch, generation)
                 known = self._known(position, arch)
                 if known is not None:
                     self.found[position] = known
                 else:
-                    self.pool.submit(position, arch, self.algorithm.rivals)
+                    stopping = self.early_stopping
+                    self.pool.submit(position, arch, stopping.rule(arch) if stopping else None)
                     self.running += 1
 
+    def _note_asked(self, arch: Architecture, generation: int) -> int:
+        self.asked.append((arch, generation))
+        self.sizes[generation] += 1
+        return len(self.asked) - 1
+
     def _known(self, position: int, arch: Architecture) -> Evaluation | None:
-        """What the history says of a candidate."""
+        """The recorded evaluation of a candidate, if there is one."""
         if position >= len(self.recorded):
             return self.history.find(position, arch)
         if self.recorded[position].arch != arch:
@@ -150,55 +171,52 @@ class _Search:
             )
         return self.recorded[position]
 
-    def _tell(self) -> bool:
-        """Tell one result, if the next in order is known."""
-        if self.told not in self.found:
+    def _take_next(self) -> bool:
+        """Take the next result in the order of asking, if known; tell it with those of its ask."""
+        if self.done not in self.found:
             return False
-        evaluation, arch = self.found.pop(self.told), self.asked[self.told]
+        evaluation, (arch, generation) = self.found.pop(self.done), self.asked[self.done]
         [costs] = self.limits.costs([arch])
-        number = self.generation_of[self.told]
-        candidate = Candidate.of(evaluation, arch=arch, costs=costs, generation=number)
+        candidate = Candidate.of(evaluation, arch=arch, costs=costs, generation=generation)
         self._count(candidate)
-        self._check_hope(candidate)
-        self.open.append(candidate)
-        self.algorithm.tell(candidate)
+        self._check_failures(candidate)
+        self.unrecorded.append(candidate)
+        self.untold.append(candidate)
+        if len(self.untold) == self.open_asks[0]:
+            self.open_asks.popleft()
+            told, self.untold = self.untold, []
+            self.algorithm.tell(told)
+            if self.early_stopping:
+                self.early_stopping.tell(told)
         return True
 
     def _record_complete(self, until: int) -> None:
-        """Put generations below `until` on record if all of them is told, oldest first."""
-        while self.open and (number := self.open[0].generation) < until:
+        """Record the generations below `until` of which all results are known, oldest first."""
+        while self.unrecorded and (number := self.unrecorded[0].generation) < until:
             size = self.sizes[number]
-            born, rest = self.open[:size], self.open[size:]
-            if len(born) < size:
+            generation, rest = self.unrecorded[:size], self.unrecorded[size:]
+            if len(generation) < size:
                 return
             if number >= len(self.history):
-                self.history.append(born, self.limits.space.to_json)
-            self.open = rest
-
-    def _note(self, generation: list[Candidate]) -> None:
-        """Take a recorded generation for asked and told."""
-        for candidate in generation:
-            self.asked.append(candidate.arch)
-            self.generation_of.append(candidate.generation)
-            self.sizes[candidate.generation] += 1
-            self._count(candidate)
+                self.history.append(generation, self.limits.space.to_json)
+            self.unrecorded = rest
 
     def _count(self, candidate: Candidate) -> None:
-        self.failing = [*self.failing, self.told] if candidate.failed else []
+        self.failing = [*self.failing, self.done] if candidate.failed else []
         self.any_succeeded |= not candidate.failed
-        self.told += 1
+        self.done += 1
         self.num_failed += candidate.failed
         self.best = max(self.best, candidate.fitness)
         failed = f", {self.num_failed} failed" if self.num_failed else ""
         number = candidate.generation
         self.show(
-            number + (self.told == len(self.asked)),
-            f"generation {number + 1}, {self.told} evaluated{failed}, best {self.best:.1%}",
+            number + (self.done == len(self.asked)),
+            f"generation {number + 1}, {self.done} evaluated{failed}, best {self.best:.1%}",
         )
 
-    def _check_hope(self, latest: Candidate) -> None:
-        """End a search in which everything fails, before hours are lost; forget the failures."""
-        if len(self.failing) == (HOPELESS if self.any_succeeded else HOPELESS_AT_FIRST):
+    def _check_failures(self, latest: Candidate) -> None:
+        """End a search in which everything fails; forget the failures, so that it can resume."""
+        if len(self.failing) == (MAX_FAILED if self.any_succeeded else MAX_FAILED_AT_FIRST):
             self.history.forget(self.failing)
             which = "latest" if self.any_succeeded else "first"
             raise EvaluationError(

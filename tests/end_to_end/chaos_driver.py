@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from nasray.algorithms import make_algorithm
+from nasray.algorithms import make_algorithm, make_schedule
 from nasray.config import SearchConfig
 from nasray.evaluation.pool import Pool
 from nasray.search.candidate import Evaluation
@@ -43,7 +43,7 @@ def search(folder: str, algorithm: str, pool) -> list:
         lag=8,
     )
     made = make_algorithm(space, config, limits, 0)
-    return run_search(made, limits, pool, History(f"{folder}/history"))
+    return run_search(made, make_schedule(config), limits, pool, History(f"{folder}/history"))
 
 
 def name_of(arch) -> str:
@@ -60,7 +60,7 @@ class Sleeper:
     def ready(self) -> str:
         return ray.get_runtime_context().get_node_id()
 
-    def evaluate(self, attempt: int, arch, rivals) -> Evaluation:
+    def evaluate(self, attempt: int, arch, rule) -> Evaluation:
         (self.folder / f"{name_of(arch)}-{time.time_ns()}-{uuid.uuid4().hex[:6]}").touch()
         time.sleep(0.1)
         return Evaluation(fitness=fitness(arch), attempt=attempt)

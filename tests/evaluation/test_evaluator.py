@@ -18,7 +18,7 @@ from nasray.errors import EvaluationError, UserError
 from nasray.evaluation.evaluate import evaluate
 from nasray.evaluation.evaluator import EvaluationTask, Evaluator, EvaluatorPool, Request
 from nasray.search.candidate import Candidate, Evaluation
-from nasray.search.racing import Rivals, pack, unpack
+from nasray.search.racing import EarlyStopping, pack, unpack
 from nasray.spaces.population import as_architectures, random_population
 from nasray.spaces.space import Architecture
 from nasray.spaces.tiny import Tiny
@@ -193,11 +193,13 @@ def test_a_race_that_is_lost_judges_fewer_images_and_stays_below_the_bar(make_ta
     """Of 80 hold-out images: no untrained subnet comes near those that are always right."""
     right = pack(np.ones(80, dtype=bool))
     best = Candidate(arch=ARCHS[1], fitness=1.0, costs={}, images=80, correct=right)
+    stopping = EarlyStopping(SPACE, num_incumbents=1, refit_after=1, confidence=0.99)
+    stopping.tell([best] * 20)
     found = {}
     for racing in (True, False):
         job = make_job(data={"holdout_per_class": 20}, search={"racing": racing})
         with EvaluatorPool(make_task(job)) as pool:
-            pool.submit(7, ARCHS[0], Rivals(best, (best,) * 8))
+            pool.submit(7, ARCHS[0], stopping.rule(ARCHS[0]) if racing else None)
             key, found[racing] = pool.next()
             assert key == 7
     assert found[False].images == 80 and found[True].images == 40

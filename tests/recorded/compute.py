@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nasray.algorithms import ALGORITHMS, make_algorithm
+from nasray.algorithms import ALGORITHMS, make_algorithm, make_schedule
 from nasray.config import Limit, SearchConfig
 from nasray.costs.latency import LatencyTable, blocks_of
 from nasray.costs.latency_files import block_key, write_lines
@@ -24,9 +24,9 @@ from nasray.search.candidate import FAILED, Evaluation
 from nasray.search.driver import Direct, run_search
 from nasray.search.history import History
 from nasray.search.limits import Limits
-from nasray.search.racing import Form, as_record, pack, slice_ends, slice_top1
+from nasray.search.racing import EarlyStopping, StoppingRule, measured
 from nasray.spaces import SPACES, space_class
-from nasray.spaces.population import as_architectures, as_population, embedded, random_population
+from nasray.spaces.population import as_architectures, random_population
 
 # The middle of the range of MACs that both spaces below leave to a search.
 RUNGS = {"tiny": (0.6e6, 0.9e6, 1.2e6), "shufflenet": (230e6, 270e6, 310e6)}
@@ -60,7 +60,7 @@ def _histories() -> Iterator[tuple[str, str]]:
     space = space_class("shufflenet")()
     for algorithm in RACING:
         for seed in (0, 1):
-            pool = RacingPool(space)
+            pool = RacingPool()
             found = _search(_with(free, []), pool, seed, algorithm=algorithm, racing=True, **LARGE)
             assert any(candidate.judged for candidate in found), "no race dropped a candidate"
             yield f"shufflenet/{algorithm}/racing/{seed}", _hash_history(found)
@@ -75,9 +75,13 @@ def _with(free: Limits, limits: list[Limit]) -> Limits:
 
 
 def _search(limits: Limits, pool: Any, seed: int, **config: Any) -> list:
-    algorithm = make_algorithm(limits.space, SearchConfig(**config), limits, seed)
+    search = SearchConfig(**config)
+    algorithm = make_algorithm(limits.space, search, limits, seed)
+    schedule = make_schedule(search)
+    stopping = EarlyStopping.of(limits.space, search, schedule)
     with tempfile.TemporaryDirectory() as folder:
-        return run_search(algorithm, limits, pool, History(folder))
+        history = History(folder)
+        return run_search(algorithm, schedule, limits, pool, history, early_stopping=stopping)
 
 
 def _evaluate(arch: tuple[int, ...]) -> Evaluation:
@@ -95,43 +99,26 @@ def _hash_history(candidates: list) -> str:
 
 
 class RacingPool:
-    """Judges made-up networks as an evaluator does, with races."""
+    """Evaluates made-up networks as an evaluator does, with races."""
 
-    def __init__(self, space: Any) -> None:
-        self.genes, self.waiting = space.genes, []
+    def __init__(self) -> None:
+        self.waiting: list[tuple[int, tuple[int, ...], StoppingRule | None]] = []
         self.difficulty = np.random.default_rng(5).normal(size=NUM_IMAGES)
 
-    def submit(self, position: int, arch: tuple[int, ...], rivals: Any) -> None:
-        self.waiting.append((position, arch, rivals))
+    def submit(self, position: int, arch: tuple[int, ...], rule: StoppingRule | None) -> None:
+        self.waiting.append((position, arch, rule))
 
     def next(self) -> tuple[int, Evaluation]:
-        position, arch, rivals = self.waiting.pop(0)
-        return position, self._judge(arch, rivals)
-
-    def _judge(self, arch: tuple[int, ...], rivals: Any) -> Evaluation:
+        position, arch, rule = self.waiting.pop(0)
         ability = 4 * _closeness(arch) - 2
         chance = 1 / (1 + np.exp(-4 * (ability - self.difficulty)))
         correct = np.random.default_rng([*arch, 7]).random(NUM_IMAGES) < chance
-        race = None
-        if rivals is not None:
-            records = [as_record(each.correct, each.judged, NUM_IMAGES) for each in rivals.known]
-            vectors = embedded(as_population([each.arch for each in rivals.known]), self.genes)
-            form = Form.of(vectors, np.array(records), len(self.genes))
-            target = round(rivals.bar.fitness * rivals.bar.images)
-            race = form.race(embedded(as_population([arch]), self.genes)[0], target, 0.99)
-            correct = correct[race.order]
-            for end in slice_ends(NUM_IMAGES):
-                if race.is_lost(correct[:end]):
-                    correct = correct[:end]
-                    break
-        fitness = race.fitness(correct) if race else float(correct.mean())
-        number, seen, slices = len(correct), b"", slice_top1(correct, NUM_IMAGES)
-        if race and number < NUM_IMAGES:
-            correct, judged = race.among_all(correct)
-            seen = pack(judged)
-        return Evaluation(
-            fitness=fitness, images=number, slices=slices, correct=pack(correct), judged=seen
-        )
+        if rule is not None:
+            everything = correct
+            correct = rule.apply(lambda rows: everything[rows])
+            if len(correct) == NUM_IMAGES:  # evaluators do not: the recorded pool left it there
+                correct = correct[rule.order]
+        return position, Evaluation(**measured(correct, NUM_IMAGES, rule))
 
 
 def _closeness(arch: tuple[int, ...]) -> float:
