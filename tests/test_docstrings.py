@@ -19,7 +19,6 @@ UNFINISHED = {
     "search",
     "spaces",
     "storage",
-    "training",
 }
 
 
