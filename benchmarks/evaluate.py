@@ -217,7 +217,7 @@ def warm(pool, number, requests):
 
 
 def images_bytes(job):
-    """Bytes of as many images as are calibrated on, or judged on: the same number of each."""
+    """Bytes of as many images as are calibrated on, or evaluated on: the same number of each."""
     return job.search.calibration_images * 3 * job.space.resolution**2
 
 

@@ -71,7 +71,7 @@ class Settings:
         self.side = 64 if quick else 224
         self.training_batches = (4,) if quick else (256, 1024, 512)
         self.evaluation_batches = (8,) if quick else (250, 50, 1000)
-        self.images = 16 if quick else 4000  # of each kind: to recalibrate on, to judge by
+        self.images = 16 if quick else 4000  # of each kind: to recalibrate on, to evaluate on
         self.steps = 2 if quick else 10
         self.jpegs = 40 if quick else 2000
         self.num_evaluators = (1, 2) if quick else (1, 2, 4)
@@ -223,17 +223,21 @@ def _evaluation_of(name: str, batch_size: int, settings: Settings, report: Repor
     subnet = supernet.extract(arch).eval()
     recalibrated = _second(settings, lambda: recalibrate_bn(subnet, there, **options))
     fold_bn(subnet)
-    told = _second(settings, lambda: correct_mask(subnet, there, labels, **options))
+    evaluated = _second(settings, lambda: correct_mask(subnet, there, labels, **options))
     copied = _second(settings, lambda: correct_mask(subnet, pixels.numpy(), labels, **options))
     ready = [normalize(part) for part in there.split(batch_size)]
     bare = _second(settings, lambda: _forward_all(subnet, ready, device))
     what = f"{name}, {settings.side} px, batch {batch_size}"
     report(f"{what}: recalibration", number / recalibrated, "images/s")
-    report(f"{what}: top-1", number / told, "images/s")
+    report(f"{what}: top-1", number / evaluated, "images/s")
     report(f"{what}: top-1, images of the host", number / copied, "images/s")
     report(f"{what}: bare folded passes", number / bare, "images/s")
-    report(f"{what}: top-1 / bare folded passes", told / bare, "ratio")
-    report(f"{what}: recalibration and top-1 / 2 x bare", (recalibrated + told) / 2 / bare, "ratio")
+    report(f"{what}: top-1 / bare folded passes", evaluated / bare, "ratio")
+    report(
+        f"{what}: recalibration and top-1 / 2 x bare",
+        (recalibrated + evaluated) / 2 / bare,
+        "ratio",
+    )
 
 
 def evaluators(settings: Settings, report: Report) -> None:

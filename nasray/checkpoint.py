@@ -1,6 +1,6 @@
-"""What a file of weights holds: the space, the architecture if it is one subnet, the state.
+"""Files of weights: a space, an architecture if it is one subnet, and the state.
 
-Tensors and plain values only, so that torch.load(weights_only=True) reads every one.
+They hold tensors and plain values only, so that torch.load(weights_only=True) reads them.
 """
 
 import hashlib
@@ -20,15 +20,18 @@ from nasray.storage import files as storage
 
 
 def save_supernet(path: str, supernet: Supernet, **extra: Any) -> None:
+    """Write `supernet` to `path`, with `extra` values under their names."""
     _save(path, {"space": describe(supernet.space), "state": supernet.state_dict(), **extra})
 
 
 def load_supernet(
     path: str, space: Space | None = None, device: str = "cpu", *, digest: str = ""
 ) -> Supernet:
-    """Load a supernet in eval mode; refuse one of another space, or another digest, if given.
+    """Load a supernet in eval mode.
 
-    And one with weights that are no numbers: all its subnets would answer alike.
+    Raises:
+        UserError: there is no such file, it is damaged, is of another space than `space` or has
+            another digest than `digest` (if given), or holds weights that are not finite.
     """
     content = load(path, device, digest=digest)
     found = _space_of(content, path)
@@ -50,12 +53,17 @@ def load_supernet(
 def save_subnet(
     path: str, space: Space, arch: Architecture, subnet: nn.Module, **extra: Any
 ) -> None:
+    """Write the stand-alone `subnet` of `arch` to `path`, with `extra` values."""
     state = subnet.state_dict()
     _save(path, {"space": describe(space), "arch": list(arch), "state": state, **extra})
 
 
 def load_subnet(path: str) -> tuple[Space, Architecture, nn.Sequential, dict[str, Any]]:
-    """Load a stand-alone subnet in eval mode: (space, arch, subnet, the file's other values)."""
+    """Load a stand-alone subnet in eval mode: (space, arch, subnet, the extra values).
+
+    Raises:
+        UserError: there is no such file, it is damaged, or it holds a supernet.
+    """
     content = load(path)
     space = _space_of(content, path)
     if "arch" not in content:
@@ -68,12 +76,16 @@ def load_subnet(path: str) -> tuple[Space, Architecture, nn.Sequential, dict[str
 
 
 def digest(path: str) -> str:
-    """A hash of a file, to know it again by."""
+    """The SHA-256 of a file, in hexadecimal."""
     return hashlib.sha256(storage.read(path)).hexdigest()
 
 
 def load(path: str, device: str = "cpu", *, digest: str = "") -> dict[str, Any]:
-    """Read a checkpoint file, of this `digest` if given; nothing in it is ever executed."""
+    """Read a checkpoint file with tensors on `device`; nothing in it is ever executed.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or its digest is not `digest` (if given).
+    """
     if not storage.exists(path):
         raise UserError(f"{path} does not exist; train first, or check the run directory")
     content = storage.read(path)

@@ -1,7 +1,7 @@
 """Write a trained network as one ONNX file, and check that the file computes the same.
 
-The file needs nothing beside it: weights, class names and the normalisation of the input
-are inside. No Ray here; the packages of the [export] extra are imported when needed.
+The file is complete: it holds the weights, the class names and the normalisation of the input.
+Imports no Ray; the packages of the [export] extra are imported when they are needed.
 """
 
 import copy
@@ -23,9 +23,9 @@ from nasray.version import __version__
 logger = logging.getLogger(__name__)
 
 OPSET = 20  # ONNX 1.15; read by onnxruntime 1.17 and later
-# Largest difference of a logit, relative to the largest logit. Float32 keeps 6e-8; summed in
-# another order over some 100 layers that grows to 1e-7..1e-5, while a layer computed otherwise
-# (another epsilon, padding or activation) shows as 1e-3 and more.
+# The largest allowed difference of a logit, relative to the largest logit. float32 rounds at 6e-8;
+# another order of sums over some 100 layers makes that 1e-7 to 1e-5, while a layer that differs
+# (in its epsilon, padding or activation) makes 1e-3 and more.
 TOLERANCE = 1e-4
 CHECK_BATCH_SIZE = 32
 
@@ -35,7 +35,7 @@ class ExportError(RuntimeError):
 
 
 class Normalised(nn.Module):
-    """A network behind its input normalisation: takes RGB images in 0..1."""
+    """A network with its input normalisation: takes RGB images of values in 0..1."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -56,15 +56,19 @@ def export_onnx(
     metadata: dict[str, str],
     check_images: np.ndarray,  # uint8 (N, 3, resolution, resolution), RGB, N >= 2
 ) -> dict[str, Any]:
-    """Write `model` to `path` (a file or a URI) once onnxruntime agrees with it.
+    """Write `model` to `path` (a file or a URI) if onnxruntime computes the same.
 
-    Input "images": float32 (batch, 3, resolution, resolution), RGB in 0..1. Output "logits":
-    (batch, classes). On disagreement raises ExportError and leaves nothing at `path`.
+    The ONNX input "images" is float32 (batch, 3, resolution, resolution), RGB in 0..1; the output
+    "logits" is (batch, classes). Returns what export/<name>.json holds.
+
+    Raises:
+        ExportError: onnxruntime and torch disagree; then no file is at `path`.
+        UserError: a package is missing, or `classes` are not as many as the model has.
     """
     assert check_images.dtype == np.uint8 and check_images.shape[1:] == (3, resolution, resolution)
     assert len(check_images) >= 2, "one image cannot show that batches work"
     require_packages(path)
-    # A copy, so that the caller's model keeps its mode, device and type.
+    # A copy, because the caller's model must keep its mode, device and type.
     network = Normalised(copy.deepcopy(model).float().cpu()).eval()
     expected = _in_batches(_run_torch(network), check_images)
     if expected.shape[1] != len(classes):
@@ -78,7 +82,7 @@ def export_onnx(
     try:
         agreement = check_logits(expected, _run_onnx(content, check_images))
     except ExportError as error:
-        storage.remove(path)  # an older export would pass for this one
+        storage.remove(path)  # lest an older export be taken for this one
         raise ExportError(f"{path}: {error}") from None
     storage.write(path, content)
     logger.info("%s: %.1f MB, %s", path, len(content) / 1e6, agreement)
@@ -92,7 +96,11 @@ def export_onnx(
 
 
 def check_logits(expected: np.ndarray, found: np.ndarray) -> dict[str, float]:
-    """Compare logits (images, classes); raise ExportError unless they are the same."""
+    """Compare logits (images, classes): the largest difference and the share of equal classes.
+
+    Raises:
+        ExportError: logits differ by more than TOLERANCE, or a class that is clear.
+    """
     scale = float(np.abs(expected).max())
     tolerance = TOLERANCE * scale
     difference = float(np.abs(found - expected).max())
@@ -113,14 +121,18 @@ def check_logits(expected: np.ndarray, found: np.ndarray) -> dict[str, float]:
 
 
 def require_packages(what: str) -> None:
-    """Refuse `what` if a package that writing ONNX needs is not installed."""
+    """Check that the packages for writing ONNX are installed, as `what` needs them.
+
+    Raises:
+        UserError: one is missing.
+    """
     for name in ("onnx", "onnxruntime", "onnxscript"):
         if importlib.util.find_spec(name) is None:
             raise UserError(f"{what} needs {name}: pip install '.[export]' in nasray's folder")
 
 
 def _to_onnx(network: nn.Module, resolution: int, metadata: dict[str, str]) -> bytes:
-    # Two images: a traced batch of one would be taken for a constant.
+    # Two images, because torch takes a traced dimension of 1 for a constant.
     example = torch.zeros(2, 3, resolution, resolution)
     program = torch.onnx.export(
         network,
@@ -137,7 +149,7 @@ def _to_onnx(network: nn.Module, resolution: int, metadata: dict[str, str]) -> b
 
 
 def _run_onnx(content: bytes, images: np.ndarray) -> np.ndarray:
-    """Logits by onnxruntime: the first image alone, the others in batches."""
+    """Logits by onnxruntime, of the first image alone and the others in batches."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])

@@ -1,7 +1,7 @@
 """Subnet evaluation on a cluster: the Ray actor around evaluate.py, and a pool of it.
 
-Actors are built from paths and small values, load weights and images themselves, and keep
-nothing between calls, so a lost one is replaced and its candidate evaluated again with the
+Actors are built from paths and small values and load weights and images themselves. No result
+depends on earlier calls, so a lost actor is replaced and its architecture evaluated again with the
 same result.
 """
 
@@ -33,51 +33,50 @@ from nasray.spaces.space import Architecture
 
 logger = logging.getLogger(__name__)
 
-# Memory once got stays with an evaluator. Given back and got again at every layer, its pages
-# are cleared by the kernel again, which slowed two evaluators on one machine by a fifth.
+# Keep freed memory in the process: returning it to the kernel costs page faults (20 %).
 ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # glibc's highest
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 
-# Of an evaluator's share of its GPU's memory: what decoded images may take, so that they are
-# copied there once and not again for every candidate.
+# The share of an evaluator's GPU memory that decoded images may take, so that they are copied to
+# the GPU once instead of for every architecture.
 IMAGES_SHARE = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationTask:
-    """All an evaluator needs to know; small, so that Ray can restart it anywhere."""
+    """What an evaluator is built from; small, so that Ray can start it on any node."""
 
     supernet: str  # path
-    digest: str  # of the supernet's file, which must not change meanwhile
+    digest: str  # of the supernet's file, which must not change during a search
     data_path: str
     job: Job
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One evaluation. `calibration`: None, as the job says; else as in a calibration study."""
+    """One evaluation. `calibration` None: as the job says; else as evaluate() takes it."""
 
     arch: Architecture
     rule: StoppingRule | None = None  # without its model; None: evaluate on all images
     model: ray.ObjectRef | None = None  # of the rule
-    on_validation: bool = False  # images to judge on, instead of those held out
+    on_validation: bool = False  # evaluated on validation images instead of the hold-out
     calibration: int | Literal["inherited", "batch"] | None = None
 
 
 @ray.remote
 class Evaluator:
-    """Evaluates architectures with one supernet's weights on images that its node shares."""
+    """Evaluates architectures with one supernet's weights; its node's evaluators share images."""
 
     def __init__(self, task: EvaluationTask) -> None:
         self.task = task
 
     def ready(self) -> str:
-        """Load weights and images, and return the id of the node.
+        """Load weights and images; return the id of the node.
 
-        Not done in __init__, whose errors Ray turns into text.
+        Not in __init__, whose exceptions Ray turns into text.
         """
         task, job = self.task, self.task.job
         self.device = worker_device(
@@ -87,45 +86,51 @@ class Evaluator:
         space = make_space(job.space, len(self.images.dataset.classes))
         # Of the latest rule, as it was sent and as it was received.
         self.model: tuple[ray.ObjectRef | None, CorrectnessModel | None] = None, None
-        self.on_device: dict[int, torch.Tensor] = {}  # images by the id of their array
+        self.device_images: dict[int, torch.Tensor] = {}  # images by the id of their array
         self.images_bytes = self._bytes_for_images()
         self._calibration(None)
         self.supernet = load_supernet(task.supernet, space, self.device, digest=task.digest)
         context = ray.get_runtime_context()
-        self.whereabouts = {
+        self.origin = {
             "evaluator": (context.get_actor_id() or "no actor")[:12],
             "node": ray.util.get_node_ip_address(),
         }
         return context.get_node_id()
 
     def evaluate(self, attempt: int, request: Request) -> Evaluation:
-        """Recalibrate BN for an architecture and measure its top-1."""
+        """Recalibrate BN for an architecture and measure its top-1.
+
+        Raises:
+            EvaluationError: memory ran out, with the job's batch size and with half of it.
+        """
         images = self.images.validation if request.on_validation else self.images.holdout
-        images = self._placed(images[0]), images[1]
+        images = self._on_device(images[0]), images[1]
         calibration = self._calibration(request.calibration)
         rule = self._rule(request)
         batch_size = self.task.job.search.batch_size
         started = time.monotonic()
         correct = None
         try:
-            correct = self._judge(request.arch, calibration, images, rule, batch_size)
+            correct = self._correct(request.arch, calibration, images, rule, batch_size)
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
-            # As text: a record that is kept would keep the error, and so what was computed.
+            # As text: a log record may be kept, and with it the error and its tensors.
             logger.warning("%s; trying again with batches of half the size", str(error))
-        if correct is None:  # and the error gone, which held what the first try had computed
+        if correct is None:  # here the error is gone, whose traceback held the first tensors
             batch_size = max(2, batch_size // 2)
-            correct = self._judge_in_less(request.arch, calibration, images, rule, batch_size)
+            correct = self._correct_in_half_batches(
+                request.arch, calibration, images, rule, batch_size
+            )
         return Evaluation(
             **measured(correct, len(images[0]), rule),
             seconds=time.monotonic() - started,
             batch_size=batch_size,
             attempt=attempt,
-            **self.whereabouts,
+            **self.origin,
         )
 
-    def _judge(
+    def _correct(
         self,
         arch: Architecture,
         calibration: Any,
@@ -143,14 +148,14 @@ class Evaluator:
             rule=rule,
         )
 
-    def _judge_in_less(self, *arguments: Any) -> np.ndarray:
-        """_judge() after memory ran out once."""
+    def _correct_in_half_batches(self, *arguments: Any) -> np.ndarray:
+        """_correct() after memory ran out once: arguments end with half the batch size."""
         gc.collect()
         if self.device == "cuda":
             torch.cuda.empty_cache()
-            self.images_bytes = 0  # nothing more of them goes there
+            self.images_bytes = 0  # no more images are kept on the GPU
         try:
-            return self._judge(*arguments)
+            return self._correct(*arguments)
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
@@ -170,7 +175,7 @@ class Evaluator:
         if isinstance(wanted, str):
             return wanted
         images = self.images.calibration(wanted or self.task.job.search.calibration_images)
-        return self._placed(images)
+        return self._on_device(images)
 
     def _bytes_for_images(self) -> float:
         """How many bytes of images this evaluator may keep on its GPU."""
@@ -179,20 +184,20 @@ class Evaluator:
         share = min(1.0, self.task.job.compute.gpus_per_evaluator)
         return IMAGES_SHARE * share * torch.cuda.get_device_properties(0).total_memory
 
-    def _placed(self, images: np.ndarray) -> UInt8Images:
-        """`images` on the GPU, if they fit there beside those that are there; else as they are."""
-        if id(images) not in self.on_device and images.nbytes <= self.images_bytes:
+    def _on_device(self, images: np.ndarray) -> UInt8Images:
+        """`images` on the GPU if they fit beside those that are there, else unchanged."""
+        if id(images) not in self.device_images and images.nbytes <= self.images_bytes:
             self.images_bytes -= images.nbytes
-            with warnings.catch_warnings():  # they are a read-only map, of which this is a copy
+            with warnings.catch_warnings():  # of a read-only map: this makes a copy
                 warnings.simplefilter("ignore")
-                self.on_device[id(images)] = torch.from_numpy(images).to(self.device)
-        return self.on_device.get(id(images), images)
+                self.device_images[id(images)] = torch.from_numpy(images).to(self.device)
+        return self.device_images.get(id(images), images)
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether torch or numpy found no memory.
+    """Whether memory ran out, of the host or of the GPU.
 
-    Of CPUs, pinned memory and what cuDNN and cuBLAS need, torch says so only in words.
+    For CPU memory, pinned memory, cuDNN and cuBLAS torch raises a RuntimeError like any other.
     """
     words = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
@@ -201,7 +206,7 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 class EvaluatorPool(Pool):
-    """Evaluates architectures of one supernet on a cluster; a pool for the search loop."""
+    """A pool that evaluates architectures of one supernet, for a search or a list of requests."""
 
     def __init__(self, task: EvaluationTask) -> None:
         compute = task.job.compute
@@ -228,7 +233,7 @@ class EvaluatorPool(Pool):
         requests: Sequence[Request],
         show: Callable[[int, str], None] = lambda done, text: None,
     ) -> list[Evaluation]:
-        """Do all `requests`; their results are in the same order."""
+        """Run all `requests` and return their results in the same order."""
         for key, request in enumerate(requests):
             super().submit(key, request)
         found: dict[int, Evaluation] = {}

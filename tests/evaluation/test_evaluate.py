@@ -168,7 +168,7 @@ def test_statistics_may_be_inherited_or_those_of_each_batch():
 
 
 @pytest.mark.gpu
-def test_a_gpu_judges_as_a_cpu_does():
+def test_a_gpu_finds_what_a_cpu_does():
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     images, labels = pictures(400, side=32), np.arange(400) % 4
@@ -183,6 +183,6 @@ def test_a_gpu_judges_as_a_cpu_does():
         for name in ("running_mean", "running_var"):
             found, expected = getattr(on_gpu[index], name).cpu(), getattr(net[index], name)
             torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
-    judged = correct_mask(on_gpu, images, labels, batch_size=32, device="cuda")
+    found = correct_mask(on_gpu, images, labels, batch_size=32, device="cuda")
     expected = correct_mask(net, images, labels, batch_size=32)
-    assert (judged == expected).mean() > 0.95
+    assert (found == expected).mean() > 0.95
