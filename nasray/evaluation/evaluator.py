@@ -188,7 +188,7 @@ class Evaluator:
         """`images` on the GPU if they fit beside those that are there, else unchanged."""
         if id(images) not in self.device_images and images.nbytes <= self.images_bytes:
             self.images_bytes -= images.nbytes
-            with warnings.catch_warnings():  # of a read-only map: this makes a copy
+            with warnings.catch_warnings():  # that the array is read-only; this copies it
                 warnings.simplefilter("ignore")
                 self.device_images[id(images)] = torch.from_numpy(images).to(self.device)
         return self.device_images.get(id(images), images)
