@@ -18,7 +18,7 @@ setup(
     python_requires=">=3.11",
     classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)],
     packages=find_packages(include=["nasray", "nasray.*"]),
-    package_data={"nasray.report": ["templates/*"]},
+    package_data={"nasray": ["py.typed"], "nasray.report": ["templates/*"]},
     install_requires=[
         # Ray's bound: cluster/ sets internal variables of Ray's (what it listens on, how often
         # training is checked) and quiets loggers under ray._private; the tests of clusters/

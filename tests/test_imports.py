@@ -23,9 +23,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # package itself. Upper lines import lower ones, never the other way round.
 ARROWS = {
     "__main__": "cli",
-    "cli": "pipeline report algorithms export predictors search costs data spaces cluster config "
-    "storage progress errors version",
-    "nasray": "version",
+    "cli": "nasray api pipeline algorithms search costs predictors spaces data cluster "
+    "config storage progress errors version",
+    "nasray": "api version",
+    "api": "pipeline report export checkpoint search costs spaces cluster config storage errors",
     "pipeline": "training evaluation algorithms export checkpoint predictors search costs data "
     "spaces config storage progress errors version",
     "training": "evaluation checkpoint data spaces cluster config storage devices progress errors",

@@ -70,7 +70,7 @@ def front(
         cost = "macs" if latency_table is None else LATENCY
     if cost == LATENCY and latency_table is None:
         raise UserError(f"--cost {LATENCY} needs --latency-table PATH")
-    space = make_space(space_name, **space_settings)
+    space = make_space(space_name, **space_settings).space
     accuracy = AccuracyPredictor.load(predictor, space)
     table = None if latency_table is None else LatencyTable.load(latency_table, space)
     try:

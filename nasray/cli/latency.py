@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from nasray.cli.options import key_value, make_space, ray_cluster, space_argument, space_options
+from nasray.cli.options import is_verbose, key_value, make_space, space_argument, space_options
 from nasray.errors import UserError
 
 NOISY = 0.1  # median scatter of a network's measurements above which other work disturbed them
@@ -53,16 +53,18 @@ def measure_latency(
 
     space = make_space(
         space_name, num_classes=num_classes, resolution=resolution, settings=settings
-    )
+    ).space
     sides = None if resolutions is None else [int(_number(r)) for r in resolutions.split(",")]
     if labels and not address:
         raise UserError(f"--label {labels[0]} chooses a node of a cluster; give --address too")
     if address:
+        from nasray.cluster.connect import ray_cluster
         from nasray.config import ComputeConfig
         from nasray.costs.latency_cluster import measure_on_cluster
 
         chosen = dict(key_value("--label", label) for label in labels)
-        with ray_cluster(address, ComputeConfig(cpus_per_worker=setup["threads"])):
+        compute = ComputeConfig(cpus_per_worker=setup["threads"])
+        with ray_cluster(address, compute, verbose=is_verbose()):
             measure_on_cluster(space, table, setup=setup, resolutions=sides, labels=chosen)
     else:
         with progress("latency", len(wanted_blocks(space, sides))) as show:
@@ -88,7 +90,7 @@ def check(space_name: str, table: str, num_archs: int, seed: int, **space_settin
     from nasray.costs.latency import LatencyTable
     from nasray.costs.latency_measure import check as check_table
 
-    space = make_space(space_name, **space_settings)
+    space = make_space(space_name, **space_settings).space
     loaded = LatencyTable.load(table, space)
     found = check_table(space, loaded, num_archs=num_archs, seed=seed)
     for arch, predicted, measured in found.rows:

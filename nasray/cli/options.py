@@ -1,12 +1,15 @@
 """Options that several verbs share, and what they are turned into."""
 
 import json
-from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+import nasray
 from nasray.errors import UserError
+
+if TYPE_CHECKING:
+    from nasray import DesignSpace
 
 space_argument = click.argument("space_name", metavar="SPACE")
 address_option = click.option(
@@ -16,12 +19,9 @@ address_option = click.option(
 )
 
 
-def ray_cluster(address: str | None, compute: Any) -> AbstractContextManager[None]:
-    """The verb's Ray cluster, as talkative as --verbose says."""
-    from nasray.cluster import connect
-
-    verbose = click.get_current_context().find_root().params["verbose"]
-    return connect.ray_cluster(address, compute, verbose=verbose)
+def is_verbose() -> bool:
+    """Whether the command line says --verbose."""
+    return click.get_current_context().find_root().params["verbose"]
 
 
 def space_options(verb: Any) -> Any:
@@ -45,22 +45,6 @@ def space_options(verb: Any) -> Any:
     return verb
 
 
-def parse_arch(space: Any, text: str) -> tuple[int, ...]:
-    """Read a published name or a JSON object as an architecture of `space`."""
-    named = space.named
-    if text in named:
-        return named[text]
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        values = None
-    if not isinstance(values, dict):
-        raise UserError(
-            f"ARCH {text!r} is neither a published name ({', '.join(named)}) nor a JSON object"
-        )
-    return space.from_json(values)
-
-
 def make_space(
     name: str,
     *,
@@ -68,9 +52,8 @@ def make_space(
     resolution: int | None,
     settings: tuple[str, ...],
     **options: Any,
-) -> Any:
-    from nasray.spaces import space_by_name
-
+) -> "DesignSpace":
+    """The space that SPACE and its options describe; those in `options` yield to --set."""
     for setting in settings:
         key, value = key_value("--set", setting)
         if key == "name":
@@ -82,10 +65,11 @@ def make_space(
     options = {"num_classes": num_classes} | options
     if resolution is not None:
         options = {"resolution": resolution} | options
-    return space_by_name(name, **options)
+    return nasray.space(name, **options)
 
 
 def key_value(option: str, text: str) -> tuple[str, str]:
+    """Split the KEY=VALUE given to `option`."""
     key, sign, value = text.partition("=")
     if not sign:
         raise UserError(f"{option} {text}: must be KEY=VALUE")

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from nasray.cli.options import make_space, parse_arch, space_argument, space_options
+from nasray.cli.options import make_space, space_argument, space_options
 from nasray.errors import UserError
 
 
@@ -51,7 +51,7 @@ def profile(
 
     ARCH is a published name or a JSON object such as {"block": [...], "channel": [...]}.
     """
-    from nasray.costs import profile as cost
+    from nasray.costs.profile import format_table
 
     if (latency_table or predictor) and not as_json:
         raise UserError("--latency-table and --predictor add to the lines of --json; give that too")
@@ -63,15 +63,14 @@ def profile(
         **space_settings,
         **{key: value for key, value in given.items() if value is not None},
     )
-    parsed = [parse_arch(space, text) for text in archs]
+    parsed = [space.architecture(text) for text in archs]
     if not as_json:
         for arch in parsed:
-            click.echo(cost.format_table(cost.profile(space, arch)))
+            click.echo(format_table(space.profile(arch)))
         return
-    added = _looked_up(space, parsed, latency_table, predictor)
+    added = _looked_up(space.space, parsed, latency_table, predictor)
     for arch, more in zip(parsed, added, strict=True):
-        costs = cost.total(cost.profile(space, arch))
-        click.echo(json.dumps({"arch": space.to_json(arch), **costs, **more}))
+        click.echo(json.dumps({"arch": space.describe(arch), **space.costs(arch), **more}))
 
 
 @click.command()
@@ -94,7 +93,8 @@ def show(
     """
     from nasray.spaces import ofa_strings
 
-    space = make_space(space_name, **space_settings)
+    design = make_space(space_name, **space_settings)
+    space = design.space
     if not space.name.startswith("ofa_"):
         raise UserError(f"{space.name} has no module strings; see `nasray profile {space.name}`")
     if not archs and strings is None:
@@ -102,7 +102,7 @@ def show(
     if side is not None and strings is None:
         raise UserError(f"--at {side} goes with --parse; an ARCH has its own resolution")
     for text in archs:
-        click.echo("\n".join(ofa_strings.format(space, parse_arch(space, text))))
+        click.echo("\n".join(ofa_strings.format(space, design.architecture(text))))
     if strings is not None:
         for arch in _parsed(space, strings, side):
             click.echo(json.dumps(space.to_json(arch)))

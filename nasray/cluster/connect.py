@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,9 +42,13 @@ def ray_cluster(address: str | None, compute: Any, *, verbose: bool) -> Iterator
     from nasray.cluster.placement import check_labels
 
     check_labels(compute)
+    if not address and ray.is_initialized():  # by the program that calls this
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
     # The token of a cluster on this machine is Ray's affair from beginning to end.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    options = {
+    options: dict[str, Any] = {
         "log_to_driver": verbose,
         "logging_level": logging.INFO if verbose else logging.WARNING,
     }
@@ -81,12 +86,16 @@ def ray_cluster(address: str | None, compute: Any, *, verbose: bool) -> Iterator
         if compute.device == "gpu" and not ray.cluster_resources().get("GPU"):
             ray.shutdown()
             raise UserError('compute.device = "gpu", but this machine has none; say "auto"')
-    # Ray has its own answer to this signal, twenty lines of addresses.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Ray's own handler of this signal prints twenty lines of addresses.
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
         ray.shutdown()
+        if in_main_thread and callable(handler):
+            signal.signal(signal.SIGTERM, handler)
 
 
 def keep_token_private() -> None:

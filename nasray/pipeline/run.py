@@ -141,17 +141,16 @@ def opened(folder: str, job: Job | None = None, data_path: str | None = None) ->
     if job is None and not storage.exists(recorded_path):
         raise UserError(f"{folder} is not a run directory: it has no job.json")
     with locks.held(folder):
-        recorded = _recorded_job(recorded_path, data_path)
-        job = job or recorded
-        if _begun(folder):
-            if recorded is None:
-                raise UserError(f"{recorded_path} is gone; restore it, or use another folder")
-            _check_same(recorded, job, folder)
-        elif recorded != job:
-            storage.remove(storage.join(folder, layout.FINGERPRINT))
-        if recorded != job:
+        recorded = recorded_job(recorded_path, data_path)
+        if recorded is None and (job is None or _begun(folder)):
+            raise UserError(f"{recorded_path} is gone; restore it, or use another folder")
+        if job is not None and recorded != job:
+            if recorded is not None and _begun(folder):
+                _check_same(recorded, job, folder)
+            else:
+                storage.remove(storage.join(folder, layout.FINGERPRINT))
             _record_job(recorded_path, job)
-        yield Run(folder, job)
+        yield Run(folder, job or recorded)
 
 
 def check_names(job: Job, origin: str) -> None:
@@ -168,7 +167,7 @@ def check_names(job: Job, origin: str) -> None:
         raise UserError(f"{origin}: {error}") from None
 
 
-def _recorded_job(path: str, data_path: str | None) -> Job | None:
+def recorded_job(path: str, data_path: str | None) -> Job | None:
     """The job that RUN/job.json records, or none if there is no such file."""
     if not storage.exists(path):
         return None

@@ -1,0 +1,440 @@
+"""The Python API: run directories, trained networks and design spaces.
+
+`import nasray` offers these names; the command line is a layer over them.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nasray.config import Job, Limit, load_job, parse_job
+from nasray.errors import UserError
+from nasray.storage import files as storage
+from nasray.storage import layout
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from nasray.costs.operations import OpCount
+    from nasray.pipeline.run import Run
+    from nasray.pipeline.status import Stage
+    from nasray.spaces.space import Architecture, Space
+    from nasray.spaces.supernet import Supernet
+
+# A published name, JSON text, an object in the field's keys, or one choice index per gene.
+AnyArchitecture = str | Mapping[str, Any] | Sequence[int]
+AnyJob = str | Mapping[str, Any] | Job  # the path of a TOML file, its content, or a checked job
+
+
+def run(
+    job: AnyJob,
+    run_dir: str,
+    *,
+    data_path: str | None = None,
+    address: str | None = None,
+    verbose: bool = False,
+) -> "RunDirectory":
+    """Do the whole of a job: data, train, search, retrain, export, report.
+
+    What `run_dir` already holds is not done again, so the same call resumes a run that was
+    stopped. The arguments are those of `nasray.open`.
+
+    Raises:
+        UserError: a mistake in the job, the data or the environment; one line with its fix.
+        EvaluationError: no architecture could be evaluated.
+    """
+    from nasray.export import require_packages
+
+    require_packages("the model that a run ends with")
+    handle = open(run_dir, job, data_path=data_path, address=address, verbose=verbose)
+    from nasray.pipeline import search, stages
+    from nasray.report.build import build_report
+
+    with handle._working() as opened:
+        stages.prepare_data(opened)
+        stages.check(opened)
+        with handle._cluster(opened):
+            stages.train(opened)
+            search.search(opened)
+            stages.retrain(opened)
+        stages.export(opened)
+        build_report(opened.folder)
+    return handle
+
+
+def open(
+    run_dir: str,
+    job: AnyJob | None = None,
+    *,
+    data_path: str | None = None,
+    address: str | None = None,
+    verbose: bool = False,
+) -> "RunDirectory":
+    """Return a handle on a run directory; nothing is written yet.
+
+    Args:
+        run_dir: a folder, or a URI such as s3://bucket/run.
+        job: what to begin or to resume; without it, the job that `run_dir` records.
+        data_path: where the data set lies, instead of the job's data.path.
+        address: Ray cluster to use, e.g. "auto". Without it, the one this process is connected
+            to, or else a new one on this machine for the time of each call.
+        verbose: show the output of Ray and of its workers.
+
+    Raises:
+        UserError: the job is invalid, or there is none.
+    """
+    folder = storage.absolute(run_dir)
+    if job is None:
+        if not storage.exists(storage.join(folder, layout.JOB)):
+            raise UserError(f"{folder} is not a run directory: it has no job.json")
+        check_torch()
+        return RunDirectory(folder, None, data_path, address, verbose)
+    check_torch()
+    from nasray.pipeline.run import check_names
+
+    if isinstance(job, Mapping):
+        parsed = parse_job(dict(job), "job")
+    else:
+        parsed = job if isinstance(job, Job) else load_job(job, data_path)
+    if data_path and not isinstance(job, str):
+        path = storage.absolute(data_path)
+        parsed = parsed.model_copy(update={"data": parsed.data.model_copy(update={"path": path})})
+    origin = job if isinstance(job, str) else "job"
+    check_names(parsed, origin)
+    return RunDirectory(folder, parsed, data_path, address, verbose, origin)
+
+
+def load(path: str) -> "nn.Module":
+    """Load a retrained network, RUN_DIR/retrain/<k>/model.pt, in eval mode on the CPU.
+
+    Input: float32 (batch, 3, resolution, resolution), RGB from 0 to 1; normalisation is part of
+    the module. Output: float32 logits (batch, classes). Its attributes `classes` (names, in the
+    order of the logits), `resolution` (pixels) and `arch` (JSON object) describe the network;
+    `network` is the part behind the normalisation.
+
+    Raises:
+        UserError: there is no such file, or it holds no single network.
+    """
+    from nasray import checkpoint
+    from nasray.export import Normalised
+
+    space, arch, subnet, extra = checkpoint.load_subnet(path)
+    model: Any = Normalised(subnet).eval()
+    model.classes = list(extra.get("classes", ()))
+    model.resolution = space.resolution_of(arch)
+    model.arch = space.to_json(arch)
+    return model
+
+
+def space(name: str, **options: Any) -> "DesignSpace":
+    """Return the design space `name`, as `nasray spaces` lists them.
+
+    `options` are those of a job's [space] section and `num_classes`, e.g. resolution=160.
+
+    Raises:
+        UserError: an unknown space or option, or an invalid value.
+    """
+    from nasray.spaces import space_by_name
+
+    return DesignSpace(space_by_name(name, **options))
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """A handle on one run directory, from `nasray.open` or `nasray.run`.
+
+    Methods that compute hold the run's lock during the call and resume what is recorded; the
+    lists and dicts they return are the content of the files that docs/run.md describes.
+    """
+
+    folder: str
+    job: Job | None = None
+    data_path: str | None = None
+    address: str | None = None
+    verbose: bool = False
+    origin: str = "job"  # what an error in the job is said of
+
+    def train(self) -> str:
+        """Train the supernet on the cluster; return the path of its weights.
+
+        Raises:
+            UserError: training failed for a reason the user can mend.
+        """
+        from nasray.pipeline import stages
+
+        with self._working() as opened:
+            stages.prepare_data(opened)
+            stages.check(opened)
+            with self._cluster(opened):
+                stages.train(opened)
+            return opened.supernet_path
+
+    def search(self, *, verify: bool = False) -> list[dict[str, Any]]:
+        """Search the supernet on the cluster; return the answers, the best one first.
+
+        `verify` sets search.verify: a predictor proposes what is evaluated. A search that
+        answers each limit by itself returns one answer per limit, others their top k.
+
+        Raises:
+            UserError: there is no supernet, or the search was begun with another job.
+            EvaluationError: no architecture could be evaluated.
+        """
+        from nasray.pipeline import search, stages
+
+        with self._working(verify=verify) as opened:
+            search.require_supernet(opened)
+            stages.check(opened)
+            with self._cluster(opened):
+                search.search(opened)
+            if opened.job.search.one_by_one:
+                return self.read(layout.SEARCH)["answers"]
+        return self.read(layout.TOP)
+
+    def evaluate(self, archs: Sequence[AnyArchitecture]) -> list[dict[str, Any]]:
+        """Evaluate architectures on the cluster; return top-1 and costs, in their order.
+
+        Top-1 is a fraction of the hold-out images, after BN recalibration; None with an
+        "error" where the evaluation failed.
+
+        Raises:
+            UserError: there is no supernet, or an architecture is not one of the space.
+        """
+        from nasray.pipeline import search
+
+        with self._working() as opened:
+            parsed = [DesignSpace(opened.space).architecture(arch) for arch in archs]
+            search.require_supernet(opened)
+            with self._cluster(opened):
+                return search.evaluate(opened, parsed)
+
+    def calibration_study(self, num_archs: int = 30, seed: int = 0) -> dict[str, Any]:
+        """Compare numbers of BN recalibration images on random subnets, on the cluster."""
+        with self._working() as opened, self._cluster(opened):
+            from nasray.pipeline.calibration_study import calibration_study
+
+            return calibration_study(opened, num_archs, seed)
+
+    def fit_predictor(self, sample: int = 0) -> dict[str, Any]:
+        """Fit an accuracy predictor to the run's evaluations; return its quality.
+
+        `sample` random architectures are evaluated first, on the cluster, in tens.
+
+        Raises:
+            UserError: too few evaluations.
+        """
+        from nasray.pipeline import fit_predictor as fit
+
+        with self._working() as opened:
+            if not fit.is_sampled(opened, sample):
+                with self._cluster(opened):
+                    fit.sample(opened, sample)
+            return fit.fit_predictor(opened)
+
+    def retrain(self) -> list[dict[str, Any]]:
+        """Train the winners of the search from scratch on the cluster; return their results.
+
+        Raises:
+            UserError: the search is not finished, or no recipe trained to the end.
+        """
+        from nasray.pipeline import stages
+
+        with self._working() as opened, self._cluster(opened):
+            return stages.retrain(opened)
+
+    def export(self) -> list[dict[str, Any]]:
+        """Write the retrained networks as ONNX; return the check of each against torch.
+
+        Raises:
+            UserError: nothing is retrained, or the [export] extra is not installed.
+        """
+        from nasray.pipeline import stages
+
+        with self._working() as opened:
+            return stages.export(opened)
+
+    def report(self) -> str:
+        """Write report.html from what the run holds so far; return its path.
+
+        Raises:
+            UserError: the run holds nothing to report.
+        """
+        from nasray.report.build import build_report
+
+        return build_report(self.folder)
+
+    def status(self) -> "list[Stage]":
+        """Return the stages of the run in order: name, state ("done", "begun", "to do"), text."""
+        from nasray.pipeline.status import stages
+
+        return stages(self.folder)
+
+    def front(self) -> list[dict[str, Any]]:
+        """Return the Pareto front of the finished search, from the cheapest to the best.
+
+        Raises:
+            UserError: the search is not finished.
+        """
+        return self.read(layout.FRONT)
+
+    def results(self) -> list[dict[str, Any]]:
+        """Return the results of the networks whose retraining has ended, in their order."""
+        return self._read_each(layout.RETRAIN, "{}/" + layout.RESULT)
+
+    def exports(self) -> list[dict[str, Any]]:
+        """Return the checks of the exported networks, in their order."""
+        return self._read_each(layout.EXPORT, "{}")
+
+    def _read_each(self, folder: str, pattern: str) -> list[dict[str, Any]]:
+        """The JSON files that `pattern` makes of the names in `folder`, where there are any."""
+        place = storage.join(self.folder, folder)
+        names = sorted(storage.list_names(place), key=lambda name: (len(name), name))
+        paths = [storage.join(place, pattern.format(name)) for name in names]
+        found = [path for path in paths if path.endswith(".json") and storage.exists(path)]
+        return [storage.read_json(path) for path in found]
+
+    def read(self, name: str) -> Any:
+        """Return the content of one of the run's JSON files, e.g. "retrain/0/result.json".
+
+        Raises:
+            UserError: there is no such file, or it is not readable.
+        """
+        path = storage.join(self.folder, name)
+        if not storage.exists(path):
+            raise UserError(f"{path} is not there yet; see `nasray status {self.folder}`")
+        return storage.read_json(path)
+
+    @contextmanager
+    def _working(self, *, verify: bool = False) -> "Iterator[Run]":
+        """Hold the run's lock, with its job checked against the recorded one."""
+        from nasray.pipeline.run import opened, recorded_job
+
+        job = self.job
+        if verify:
+            job = job or recorded_job(storage.join(self.folder, layout.JOB), self.data_path)
+        if verify and job:
+            values = job.model_dump()
+            values |= {"search": values["search"] | {"verify": True}}
+            job = parse_job(values, self.origin)
+        with opened(self.folder, job, None if job else self.data_path) as found:
+            yield found
+
+    def _cluster(self, opened: "Run") -> AbstractContextManager[None]:
+        from nasray.cluster.connect import ray_cluster
+
+        return ray_cluster(self.address, opened.job.compute, verbose=self.verbose)
+
+
+@dataclass(frozen=True)
+class DesignSpace:
+    """A design space with its costs, from `nasray.space`. `space` is the Space itself.
+
+    An architecture is given as a published name, JSON text, an object in the field's keys, or
+    one choice index per gene.
+    """
+
+    space: "Space"
+
+    def architecture(self, arch: AnyArchitecture) -> "Architecture":
+        """Return `arch` as one choice index per gene.
+
+        Raises:
+            UserError: it is no architecture of this space.
+        """
+        from nasray.spaces.space import check_architecture
+
+        if isinstance(arch, Mapping):
+            return self.space.from_json(arch)
+        if not isinstance(arch, str):
+            return check_architecture(arch, self.space)
+        named = self.space.named
+        if arch in named:
+            return named[arch]
+        try:
+            values = json.loads(arch)
+        except (ValueError, RecursionError):
+            values = None
+        if not isinstance(values, dict):
+            raise UserError(
+                f"ARCH {arch!r} is neither a published name ({', '.join(named)}) nor a JSON object"
+            )
+        return self.space.from_json(values)
+
+    def describe(self, arch: AnyArchitecture) -> dict[str, Any]:
+        """Return `arch` as a JSON object in the field's keys."""
+        return self.space.to_json(self.architecture(arch))
+
+    def profile(self, arch: AnyArchitecture) -> "list[OpCount]":
+        """Return parameters and operations of `arch`, operation by operation."""
+        from nasray.costs.profile import profile
+
+        return profile(self.space, self.architecture(arch))
+
+    def costs(self, arch: AnyArchitecture) -> dict[str, float]:
+        """Return all costs of `arch` for one image: params, macs, MicroNet scores and others."""
+        from nasray.costs.profile import total
+
+        return total(self.profile(arch))
+
+    def sample(
+        self,
+        number: int,
+        *,
+        limits: Sequence[Mapping[str, Any] | Limit] = (),
+        latency_table: str = "",
+        seed: int = 0,
+    ) -> "list[Architecture]":
+        """Draw different random architectures; fewer if no more are within the limits.
+
+        Args:
+            number: how many.
+            limits: as search.limits in a job, e.g. [{"cost": "macs", "max": 330e6}].
+            latency_table: path of a table that makes latency_ms (milliseconds) a cost.
+            seed: the same seed draws the same architectures.
+
+        Raises:
+            InfeasibleError: no architecture is within the limits.
+            UserError: an invalid limit.
+        """
+        import numpy as np
+
+        from nasray.costs.latency import LatencyTable
+        from nasray.search.limits import Limits
+
+        given = [limit.model_dump() if isinstance(limit, Limit) else limit for limit in limits]
+        job = parse_job({"data": {"source": "synthetic"}, "search": {"limits": given}}, "limits")
+        table = LatencyTable.load(latency_table, self.space) if latency_table else None
+        drawn = Limits(self.space, job.search.limits, table)
+        return drawn.draw(number, np.random.default_rng(seed), set())
+
+    def supernet(self, *, seed: int = 0) -> "Supernet":
+        """Build a supernet with initial weights drawn from `seed`.
+
+        supernet(images, arch) maps float32 (batch, 3, resolution, resolution), normalised, to
+        logits (batch, classes).
+        """
+        import torch
+
+        supernet = self.space.supernet()
+        self.space.initialize(supernet, torch.Generator().manual_seed(seed))
+        return supernet
+
+    def extract(self, supernet: "Supernet", arch: AnyArchitecture) -> "nn.Sequential":
+        """Return `arch` as a network of its own, with a copy of its weights in `supernet`."""
+        return supernet.extract(self.architecture(arch))
+
+
+def check_torch() -> None:
+    """Say in one line that torch and torchvision are no pair, before a deep import does.
+
+    Raises:
+        UserError: they do not match.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            f"torch and torchvision do not match ({str(error).splitlines()[0]}); install both "
+            "from the same index: pip install 'torch>=2.14' 'torchvision>=0.29'"
+        ) from None

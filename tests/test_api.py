@@ -1,0 +1,181 @@
+"""The Python API: what each name does, and that docs/api.md tells it.
+
+    python -m tests.test_api > docs/api.md
+
+writes the page again from the docstrings.
+"""
+
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import nasray
+from nasray import checkpoint
+from nasray.config import Job
+from nasray.data.transforms import MEAN, STD
+from nasray.errors import InfeasibleError, UserError
+from nasray.spaces.tiny import Tiny
+from nasray.storage import files as storage
+
+DOCS = Path(__file__).parents[1] / "docs"
+INTRODUCTION = """# The Python API
+
+Written by `python -m tests.test_api > docs/api.md` from the docstrings.
+[quickstart.ipynb](quickstart.ipynb) uses most of it. `import nasray` loads each name when it is
+first used. Mistakes of the caller are `nasray.errors.UserError`, a `ValueError`.
+"""
+MODULES = r"collections\.abc\.|typing\.|nasray\.config\.|['\"]"  # left out of signatures
+
+
+def page() -> str:
+    """The text of docs/api.md."""
+    parts = [INTRODUCTION]
+    for name in ("run", "open", "load", "space", "RunDirectory", "DesignSpace"):
+        found = getattr(nasray, name)
+        parts.append(_described(f"## nasray.{name}", found))
+        if inspect.isclass(found):
+            methods = [each for each in vars(found).items() if _is_public_method(*each)]
+            parts += [_described(f"### {name}.{method}", value) for method, value in methods]
+    return "\n".join(parts)
+
+
+def _is_public_method(name: str, value: Any) -> bool:
+    return inspect.isfunction(value) and not name.startswith("_")
+
+
+def _described(title: str, found: Any) -> str:
+    signature = re.sub(MODULES, "", str(inspect.signature(found)))
+    return f"{title}\n\n```text\n{title.split()[1]}{signature}\n\n{inspect.getdoc(found)}\n```\n"
+
+
+def test_docs_tell_every_name_with_its_signature():
+    assert (DOCS / "api.md").read_text() == page()
+    for name in nasray.__all__:
+        assert f"## nasray.{name}\n" in page()
+
+
+def test_names_are_found_when_they_are_asked_for():
+    assert set(nasray.__all__) <= set(dir(nasray))
+    with pytest.raises(AttributeError, match="module 'nasray' has no attribute 'serach'"):
+        nasray.serach  # noqa: B018
+
+
+def test_a_space_counts_costs_as_the_command_line_does():
+    space = nasray.space("shufflenet")
+    assert space.costs("oneshot-s+")["macs"] == 291475944
+    smallest = {"block": [0] * 20, "channel": [2] * 20}
+    arch = space.architecture(smallest)
+    assert space.describe(arch) == space.describe(json.dumps(smallest)) == smallest
+    assert space.costs(arch)["macs"] == 168064936
+    with pytest.raises(UserError, match="is unknown"):
+        nasray.space("shufflnet")
+    with pytest.raises(UserError, match="40 genes, got 1"):
+        space.costs([0])
+
+
+def test_samples_are_within_limits_and_follow_the_seed():
+    space = nasray.space("tiny", resolution=32)
+    limits = [{"cost": "macs", "max": 1.2e6}]
+    drawn = space.sample(5, limits=limits)
+    assert len(set(drawn)) == 5 and drawn == space.sample(5, limits=limits)
+    assert drawn != space.sample(5, limits=limits, seed=1)
+    assert all(space.costs(arch)["macs"] <= 1.2e6 for arch in drawn)
+    with pytest.raises(InfeasibleError):
+        space.sample(1, limits=[{"cost": "macs", "max": 1}])
+    with pytest.raises(UserError, match="limits: unknown key 'search.limits.0.most'"):
+        space.sample(1, limits=[{"cost": "macs", "most": 1}])
+
+
+def test_an_extracted_network_computes_what_the_supernet_does():
+    space = nasray.space("tiny", num_classes=5, resolution=32)
+    supernet, arch = space.supernet(seed=3).eval(), space.sample(1)[0]
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        found = space.extract(supernet, arch).eval()(images)
+        assert found.shape == (2, 5)
+        torch.testing.assert_close(found, supernet(images, arch))
+        again = space.supernet(seed=3).eval()(images, arch)
+    torch.testing.assert_close(found, again)
+
+
+def test_a_retrained_network_is_loaded_with_its_normalisation(tmp_path: Path):
+    tiny = Tiny(num_classes=4, resolution=32)
+    space = nasray.DesignSpace(tiny)
+    subnet = space.extract(space.supernet(), "largest").eval()
+    path = f"{tmp_path}/model.pt"
+    arch = space.architecture("largest")
+    checkpoint.save_subnet(path, tiny, arch, subnet, classes=["a", "b", "c", "d"])
+    model = nasray.load(path)
+    assert not model.training
+    assert (model.classes, model.resolution) == (["a", "b", "c", "d"], 32)
+    assert model.arch == tiny.to_json(arch)
+    images = torch.rand(2, 3, 32, 32)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), subnet((255 * images - mean) / std))
+
+
+def test_what_is_no_network_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="does not exist"):
+        nasray.load(f"{tmp_path}/model.pt")
+    checkpoint.save_supernet(f"{tmp_path}/supernet.pt", nasray.space("tiny").supernet())
+    with pytest.raises(UserError, match="holds a supernet, not one subnet"):
+        nasray.load(f"{tmp_path}/supernet.pt")
+
+
+def test_a_folder_without_a_job_is_no_run(tmp_path: Path):
+    with pytest.raises(UserError, match="is not a run directory: it has no job.json"):
+        nasray.open(str(tmp_path))
+
+
+def test_a_job_may_be_a_file_its_content_or_checked(tmp_path: Path):
+    content = {"data": {"source": "tar", "path": "/pictures.tar"}, "space": {"name": "tiny"}}
+    text = '[data]\nsource = "tar"\npath = "/pictures.tar"\n[space]\nname = "tiny"\n'
+    (tmp_path / "job.toml").write_text(text)
+    job = Job.model_validate(content)
+    for given in (f"{tmp_path}/job.toml", content, job):
+        assert nasray.open(f"{tmp_path}/run", given).job == job
+        moved = nasray.open(f"{tmp_path}/run", given, data_path="/other.tar").job
+        assert moved is not None and moved.data.path == "/other.tar"
+    with pytest.raises(UserError, match="^job: unknown key 'serach'"):
+        nasray.open(f"{tmp_path}/run", content | {"serach": {}})
+    with pytest.raises(UserError, match="^job: space.name = 'tinny' is unknown"):
+        nasray.open(f"{tmp_path}/run", content | {"space": {"name": "tinny"}})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_handle_reads_what_is_there(tmp_path: Path):
+    run = nasray.RunDirectory(str(tmp_path))
+    with pytest.raises(UserError, match="front.json is not there yet"):
+        run.front()
+    storage.write_json(f"{tmp_path}/front.json", [{"macs": 1.0}])
+    for name in ("10", "9"):
+        storage.write_json(f"{tmp_path}/retrain/{name}/result.json", {"name": name})
+        storage.write_json(f"{tmp_path}/export/{name}.json", {"file": name})
+    storage.write(f"{tmp_path}/export/9.onnx", b"")
+    storage.make_folder(f"{tmp_path}/retrain/11")
+    assert run.front() == [{"macs": 1.0}]
+    assert [result["name"] for result in run.results()] == ["9", "10"]
+    assert [check["file"] for check in run.exports()] == ["9", "10"]
+
+
+@pytest.mark.ray
+def test_the_notebook_runs(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its cells run in order, as Jupyter would run them, and every stage of a run is done."""
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((DOCS / "quickstart.ipynb").read_text())["cells"]
+    names: dict[str, Any] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    assert {stage.state for stage in names["run"].status()} == {"done"}
+    assert names["logits"].shape == (1, 10)
+
+
+if __name__ == "__main__":
+    print(page(), end="")
