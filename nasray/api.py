@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from nasray.costs.operations import OpCount
+    from nasray.data.shards import DatasetInfo
     from nasray.pipeline.run import Run
     from nasray.pipeline.status import Stage
     from nasray.spaces.space import Architecture, Space
@@ -126,6 +127,27 @@ def load(path: str) -> "nn.Module":
     model.resolution = space.resolution_of(arch)
     model.arch = space.to_json(arch)
     return model
+
+
+def import_data(source: str, destination: str, *, path: str = "", seed: int = 0) -> "DatasetInfo":
+    """Turn a data set into Parquet shards of encoded images; return its sizes and classes.
+
+    Args:
+        source: a kind of data set, as data.source in a job.
+        destination: a folder or a URI; a job then names it with source = "parquet".
+        path: folder or file of the source.
+        seed: decides the order of the records.
+
+    Raises:
+        UserError: `destination` holds a data set, or the source is not readable.
+    """
+    from nasray.pipeline.stages import import_shown
+
+    check_torch()
+    job = parse_job({"data": {"source": source, "path": path}}, "nasray data import")
+    if storage.exists(storage.join(destination, layout.DATASET)):
+        raise UserError(f"{destination} holds a data set already; remove it or name another folder")
+    return import_shown(job.data, storage.absolute(destination), seed=seed)
 
 
 def space(name: str, **options: Any) -> "DesignSpace":

@@ -40,7 +40,11 @@ def progress(label: str, total: int, done: int = 0) -> Iterator[Show]:
         )
         with Bar(*columns, console=console) as bar:
             task = bar.add_task(label, total=total, completed=done, text="")
-            yield lambda done, text="": bar.update(task, completed=done, text=text)
+
+            def show(done: int, text: str = "") -> None:
+                bar.update(task, completed=done, text=text)
+
+            yield show
     else:
         yield _plain(label, total, done)
 

@@ -35,7 +35,7 @@ MODULES = r"collections\.abc\.|typing\.|nasray\.config\.|['\"]"  # left out of s
 def page() -> str:
     """The text of docs/api.md."""
     parts = [INTRODUCTION]
-    for name in ("run", "open", "load", "space", "RunDirectory", "DesignSpace"):
+    for name in ("run", "open", "load", "space", "import_data", "RunDirectory", "DesignSpace"):
         found = getattr(nasray, name)
         parts.append(_described(f"## nasray.{name}", found))
         if inspect.isclass(found):

@@ -23,10 +23,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # package itself. Upper lines import lower ones, never the other way round.
 ARROWS = {
     "__main__": "cli",
-    "cli": "nasray api pipeline algorithms search costs predictors spaces data cluster "
-    "config storage progress errors version",
+    "cli": "nasray pipeline algorithms search costs predictors spaces data cluster "
+    "config storage progress errors",
     "nasray": "api version",
-    "api": "pipeline report export checkpoint search costs spaces cluster config storage errors",
+    "api": "pipeline report export checkpoint search costs data spaces cluster config storage "
+    "errors",
     "pipeline": "training evaluation algorithms export checkpoint predictors search costs data "
     "spaces config storage progress errors version",
     "training": "evaluation checkpoint data spaces cluster config storage devices progress errors",
@@ -50,7 +51,7 @@ ARROWS = {
 }
 # Arrows between modules that break a rule below until what they are for has been redesigned.
 TOLERATED: set[tuple[str, str]] = set()
-MOST_ARROWS = 100  # between packages
+MOST_ARROWS = 103  # between packages
 
 RAY = {
     "cluster.connect",

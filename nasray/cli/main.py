@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 
+import nasray
 from nasray.cli import runs
 from nasray.cli.cluster import status, stop, submit
 from nasray.cli.front import front
 from nasray.cli.latency import latency, measure_latency
 from nasray.cli.spaces import profile, show, spaces
 from nasray.errors import EvaluationError, UserError
-from nasray.version import __version__
 
 
 class Stopped(click.ClickException):
@@ -45,7 +45,7 @@ class Verbs(click.Group):
 
 
 @click.group(cls=Verbs)
-@click.version_option(__version__)
+@click.version_option(nasray.__version__)
 @click.option("--verbose", is_flag=True, help="Show what Ray and the workers say, too.")
 def main(verbose: bool) -> None:
     """Find image classifiers that fit your budget, on a laptop or a Ray cluster."""

@@ -12,7 +12,6 @@ import click
 import nasray
 from nasray.cli.options import address_option, is_verbose
 from nasray.data import SOURCES
-from nasray.errors import UserError
 
 if TYPE_CHECKING:
     from nasray import RunDirectory
@@ -56,17 +55,7 @@ def data_import(source: str, destination: str, path: str, seed: int) -> None:
 
     DESTINATION is a folder or a URI. A job then names it: source = "parquet".
     """
-    from nasray.api import check_torch
-    from nasray.config import parse_job
-    from nasray.pipeline import stages
-    from nasray.storage import files as storage
-    from nasray.storage import layout
-
-    check_torch()
-    job = parse_job({"data": {"source": source, "path": path}}, "nasray data import")
-    if storage.exists(storage.join(destination, layout.DATASET)):
-        raise UserError(f"{destination} holds a data set already; remove it or name another folder")
-    info = stages.import_shown(job.data, storage.absolute(destination), seed=seed)
+    info = nasray.import_data(source, destination, path=path, seed=seed)
     click.echo(
         f"{destination}: {info.num_train} training and {info.num_val} validation images, "
         f"{len(info.classes)} classes, {info.num_skipped} skipped"

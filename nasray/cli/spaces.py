@@ -94,7 +94,7 @@ def show(
     from nasray.spaces import ofa_strings
 
     design = make_space(space_name, **space_settings)
-    space = design.space
+    space: Any = design.space
     if not space.name.startswith("ofa_"):
         raise UserError(f"{space.name} has no module strings; see `nasray profile {space.name}`")
     if not archs and strings is None:

@@ -15,14 +15,11 @@ def raise_user_error(error: BaseException | None) -> None:
     """Raise the root of a failure in a worker in one line, if the user or a storage is to blame."""
     causes = [error] if error else []
     for found in causes:  # which grows as causes of causes are found
-        inner = (
-            getattr(found, "cause", None),
-            getattr(found, "controller_failure", None),
-            found.__cause__,
-        )
-        inner += tuple(getattr(found, "worker_failures", {}).values())
-        inner = (each for each in inner if isinstance(each, BaseException))
-        causes += [each for each in inner if all(each is not known for known in causes)]
+        inner = [getattr(found, name, None) for name in ("cause", "controller_failure")]
+        inner += [found.__cause__, *getattr(found, "worker_failures", {}).values()]
+        for each in inner:
+            if isinstance(each, BaseException) and all(each is not known for known in causes):
+                causes.append(each)
         # Ray wraps an error in one that is of the same class, but says much more.
         if isinstance(found, UserError) and not isinstance(found, RayTaskError):
             raise found from None

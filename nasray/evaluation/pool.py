@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, Self
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
@@ -100,7 +100,7 @@ class Pool:
         self.check_at = 0.0
         self.warn_at: float | None = None
 
-    def __enter__(self) -> "Pool":
+    def __enter__(self) -> Self:
         self.warn_at = time.monotonic() + WARN_AFTER_S
         return self
 

@@ -5,7 +5,7 @@ batch, and recalibrated on ever more images. A search needs the right order of s
 each way is compared with the largest number of images by Kendall's tau.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,7 +25,7 @@ def calibration_study(run: Run, num_archs: int, seed: int = 0) -> dict[str, Any]
     """Evaluate `num_archs` random feasible subnets each way; return and write what is found."""
     require_supernet(run)
     archs = run.limits.draw(num_archs, np.random.default_rng(seed), set())
-    ways = ["inherited", "batch", *_sizes(run)]
+    ways: list[Literal["inherited", "batch"] | int] = ["inherited", "batch", *_sizes(run)]
     requests = [Request(arch=arch, calibration=way) for way in ways for arch in archs]
     with evaluators(run) as pool, progress("study", len(requests)) as show:
         found = pool.evaluate(requests, show)

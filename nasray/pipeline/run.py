@@ -142,15 +142,16 @@ def opened(folder: str, job: Job | None = None, data_path: str | None = None) ->
         raise UserError(f"{folder} is not a run directory: it has no job.json")
     with locks.held(folder):
         recorded = recorded_job(recorded_path, data_path)
-        if recorded is None and (job is None or _begun(folder)):
+        job = job or recorded
+        if job is None or (recorded is None and _begun(folder)):
             raise UserError(f"{recorded_path} is gone; restore it, or use another folder")
-        if job is not None and recorded != job:
+        if recorded != job:
             if recorded is not None and _begun(folder):
                 _check_same(recorded, job, folder)
             else:
                 storage.remove(storage.join(folder, layout.FINGERPRINT))
             _record_job(recorded_path, job)
-        yield Run(folder, job or recorded)
+        yield Run(folder, job)
 
 
 def check_names(job: Job, origin: str) -> None:
