@@ -1,4 +1,4 @@
-"""The verbs that work on a cluster from elsewhere: submit, status, stop."""
+"""The verbs that work on a remote cluster: submit, status, stop."""
 
 import json
 import logging
@@ -19,9 +19,11 @@ run_argument = click.argument("run_dir", metavar="URI")
 
 
 def cluster_options(verb: Callable) -> Callable:
-    """--cluster FILE, or --address URL of its dashboard."""
+    """Add the options that choose a cluster: --cluster FILE, or --address URL of its dashboard."""
     verb = click.option(
-        "--cluster", metavar="FILE", help="Cluster launched by `ray up FILE`; by a tunnel."
+        "--cluster",
+        metavar="FILE",
+        help="Cluster launched by `ray up FILE`, reached through a tunnel.",
     )(verb)
     return click.option(
         "--address",
@@ -34,8 +36,8 @@ def cluster_options(verb: Callable) -> Callable:
 @click.argument("job")
 @run_argument
 @cluster_options
-@click.option("--data", "data_path", help="Where the data set lies, as the cluster sees it.")
-@click.option("--follow/--no-follow", default=True, help="Show what it prints, until it ends.")
+@click.option("--data", "data_path", help="Path of the data set, as the cluster sees it.")
+@click.option("--follow/--no-follow", default=True, help="Show its output until it ends.")
 def submit(
     job: str,
     run_dir: str,
@@ -46,33 +48,35 @@ def submit(
 ) -> None:
     """Run the whole of JOB on a cluster, with its results at URI.
 
-    Sends the working directory but for run directories, data sets and what git ignores. URI is
-    s3://bucket/run, gs://, az://, or an absolute path that all nodes share. Ctrl-C only stops
-    looking: the job goes on.
+    Uploads the working directory without run directories, data sets and what git ignores. URI is
+    s3://bucket/run, gs://, az://, or an absolute path that all nodes share. Ctrl-C ends only the
+    display: the job keeps running.
     """
     from nasray.cluster.tunnel import is_on_this_machine
-    from nasray.cluster.upload import sent_path
+    from nasray.cluster.upload import uploaded_path
     from nasray.config import load_job
     from nasray.pipeline import run
     from nasray.storage import files as storage
 
     in_place = cluster is not None and is_on_this_machine(cluster)
-    job_file = job if in_place else sent_path(job)
+    job_file = job if in_place else uploaded_path(job)
     loaded = load_job(job, data_path)
     run.check_names(loaded, job)
     _check_seen_by_cluster(job, data_path)
     run_dir, data_path = _shared(run_dir), data_path and storage.absolute(data_path)
     with _jobs(cluster, address) as jobs:
         if alive := jobs.alive(run_dir):
-            raise UserError(f"{run_dir}: job {alive[0]} works on it; `nasray stop` ends that")
+            raise UserError(
+                f"{run_dir}: job {alive[0]} is running on it; `nasray stop` ends that job"
+            )
         job_id = jobs.submit(job_file, run_dir, data_path, in_place=in_place)
-        options = _same(cluster, address)
+        options = _as_text(cluster, address)
         click.echo(f"Submitted as {job_id}.", err=True)
         shown = shlex.quote(run_dir)
-        click.echo(f"  how far:    nasray status {shown}{options}", err=True)
-        click.echo(f"  to follow:  nasray status {shown}{options} --follow", err=True)
-        click.echo(f"  to stop:    nasray stop {shown}{options}", err=True)
-        click.echo("  to go on after a stop or a loss: the same submit again", err=True)
+        click.echo(f"  progress:   nasray status {shown}{options}", err=True)
+        click.echo(f"  follow:     nasray status {shown}{options} --follow", err=True)
+        click.echo(f"  stop:       nasray stop {shown}{options}", err=True)
+        click.echo("  resume:     the same submit again", err=True)
         if follow:
             _follow(jobs, job_id)
 
@@ -81,11 +85,11 @@ def submit(
 @run_argument
 @cluster_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
-@click.option("--follow", is_flag=True, help="Show what its job prints, until that ends.")
+@click.option("--follow", is_flag=True, help="Show the output of its job until that ends.")
 def status(
     run_dir: str, cluster: str | None, address: str | None, as_json: bool, follow: bool
 ) -> None:
-    """Say how far the run at URI is and, of a cluster, which jobs work on it."""
+    """Print the progress of the run at URI and, with a cluster, the jobs that work on it."""
     from nasray.pipeline.status import stages
     from nasray.storage import files as storage
     from nasray.storage import locks
@@ -96,14 +100,14 @@ def status(
     try:
         found["stages"] = [vars(stage) for stage in stages(folder)]
         found["holder"] = locks.holder(folder)
-    except (UserError, OSError):  # a path or a bucket of the cluster's own
+    except (UserError, OSError):  # only the cluster can see this path or bucket
         if not on_cluster:
             raise
     if not as_json:
         for stage in found["stages"]:
             click.echo(f"{stage['name']:<12}{stage['state']:<8}{stage['text']}")
         if not found["stages"]:
-            click.echo(f"{folder} cannot be seen from here, or nothing is there yet")
+            click.echo(f"{folder} is not visible from this machine, or is still empty")
         elif found["holder"]:
             click.echo(f"in use by {found['holder']}")
     if not on_cluster and (as_json or not follow):
@@ -122,7 +126,7 @@ def status(
             said = f" ({_last_line(job['message'])})" if job["status"] == "FAILED" else ""
             click.echo(f"job {job['id']}: {job['status'].lower()}{said}")
         if not found["jobs"]:
-            click.echo("no job of this cluster has worked on it")
+            click.echo("this cluster has had no job for it")
         if follow:
             for job_id in jobs.alive(folder):
                 _follow(jobs, job_id)
@@ -132,7 +136,7 @@ def status(
 @run_argument
 @cluster_options
 def stop(run_dir: str, cluster: str | None, address: str | None) -> None:
-    """Stop the cluster's jobs that work on the run at URI; the same submit goes on with it."""
+    """Stop the cluster's jobs that work on the run at URI; the same submit resumes it."""
     from nasray.storage import files as storage
 
     folder = storage.absolute(run_dir)
@@ -140,27 +144,33 @@ def stop(run_dir: str, cluster: str | None, address: str | None) -> None:
         alive = jobs.alive(folder)
         for job_id in alive:
             jobs.stop(job_id)
-            click.echo(f"job {job_id} has ended; the same submit goes on with {folder}")
+            click.echo(f"job {job_id} has ended; the same submit resumes {folder}")
     if not alive:
-        raise UserError(f"no job works on {folder}; where `nasray run` was typed, Ctrl-C stops it")
+        raise UserError(
+            f"no job is running on {folder}; a `nasray run` is stopped by Ctrl-C where it runs"
+        )
 
 
 def _follow(jobs: Any, job_id: str) -> None:
-    """Show what a job prints until it ends; anything but success is an error."""
+    """Show a job's output until it ends.
+
+    Raises:
+        UserError: it did not succeed.
+    """
     try:
         ended = jobs.follow(job_id, lambda text: click.echo(text, nl=False))
     except KeyboardInterrupt:
-        click.echo(f"\njob {job_id} goes on; only looking stopped", err=True)
+        click.echo(f"\njob {job_id} keeps running", err=True)
         return
     if ended.status != "SUCCEEDED":
         raise UserError(
-            f"job {job_id} has {ended.status.lower()} ({_last_line(ended.message)}); what it had "
-            "done is kept, and the same submit goes on from there"
+            f"job {job_id} has {ended.status.lower()} ({_last_line(ended.message)}); its results "
+            "so far are kept; the same submit resumes it"
         )
 
 
 def _check_seen_by_cluster(job: str, data_path: str | None) -> None:
-    """Refuse paths that mean nothing on another machine."""
+    """Refuse relative paths, which mean nothing on another machine."""
     from nasray.config import PATHS
     from nasray.storage import files as storage
 
@@ -191,7 +201,7 @@ def _shared(run_dir: str) -> str:
 
 @contextmanager
 def _jobs(cluster: str | None, address: str | None) -> Iterator[Any]:
-    """The cluster's jobs. The token is used if there is one and RAY_AUTH_MODE says nothing."""
+    """Connect to the cluster's jobs, by token if there is one and RAY_AUTH_MODE is not set."""
     address = _address(address, cluster)
     if not cluster and not address:
         raise UserError("which cluster? --cluster FILE, or --address http://127.0.0.1:8265")
@@ -206,13 +216,13 @@ def _jobs(cluster: str | None, address: str | None) -> Iterator[Any]:
             logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
         logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
     with reached(address, cluster) as url:
-        for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # Ray would prefer them to `url`
+        for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # Ray prefers them to `url`
             os.environ.pop(name, None)
         yield Jobs(url)
 
 
 def _address(address: str | None, cluster: str | None) -> str | None:
-    """The one given, or that of the environment, unless a cluster file is given instead."""
+    """The --address, or without --cluster RAY_API_SERVER_ADDRESS, as a URL."""
     address = address or (None if cluster else os.environ.get("RAY_API_SERVER_ADDRESS"))
     return f"http://{address}" if address and "://" not in address else address
 
@@ -226,7 +236,7 @@ def _has_token() -> bool:
     return bool(named) or Path("~/.ray/auth_token").expanduser().exists()
 
 
-def _same(cluster: str | None, address: str | None) -> str:
-    """The same options again, for another verb."""
+def _as_text(cluster: str | None, address: str | None) -> str:
+    """The cluster options as text, for the commands that are suggested."""
     named = (("address", address), ("cluster", cluster))
     return "".join(f" --{key} {shlex.quote(value)}" for key, value in named if value)

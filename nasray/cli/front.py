@@ -1,4 +1,4 @@
-"""The verb `front`: the best architectures of a space for many limits, by a predictor alone."""
+"""The verb `front`: the best architectures for many limits, found by a predictor alone."""
 
 import json
 import math
@@ -52,7 +52,7 @@ def front(
     Accuracies are the predictor's; `nasray search --verify` has a supernet check them.
     Ctrl-C ends the search early and prints what is found by then.
     """
-    # Whatever ends the search early, what is found by then is printed.
+    # SIGTERM, too, ends the search early and prints what is found.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for limit in limits:
         if not math.isfinite(limit):

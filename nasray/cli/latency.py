@@ -46,7 +46,7 @@ def measure_latency(
 
     Long; what is measured is kept, and the same command again measures what is missing.
     """
-    # Whatever ends it, what was measured by then is kept.
+    # SIGTERM, too, keeps what is measured.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     from nasray.costs.latency_measure import Setup, doubt, measure, wanted_blocks
     from nasray.progress import progress

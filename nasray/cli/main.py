@@ -1,4 +1,4 @@
-"""The command line: its verbs, and how it tells what went wrong.
+"""The command line: its verbs, and how errors are reported.
 
 Nothing heavy is imported before a verb needs it: `nasray --help` must answer at once.
 """
@@ -18,25 +18,23 @@ from nasray.cli.spaces import profile, show, spaces
 from nasray.errors import EvaluationError, UserError
 
 
-class Stopped(click.ClickException):
-    """The user stopped it."""
+class Interrupted(click.ClickException):
+    """Ctrl-C or SIGTERM ended the command."""
 
-    exit_code = 130  # as a shell has it for Ctrl-C
+    exit_code = 130  # 128 + SIGINT, as in a shell
 
 
 class Verbs(click.Group):
-    """Prints a user's mistake as one line; every other failure keeps its traceback."""
+    """The verbs. A user's mistake is printed as one line, other errors with their traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise Stopped(
-                "stopped; the same command goes on from what it has recorded, if anything"
-            ) from None
+            raise Interrupted("Interrupted. Run the same command again to resume.") from None
         except (UserError, EvaluationError) as error:
             raise click.ClickException(" ".join(str(error).split())) from None
-        except OSError as error:  # pyarrow's name the file in their text
+        except OSError as error:  # errors of pyarrow name the file in their text
             named = error.errno is not None and error.filename is not None
             text = f"{error.filename}: {error.strerror}" if named else str(error)
             if not named and error.errno is None and type(error) is not OSError:
@@ -46,7 +44,7 @@ class Verbs(click.Group):
 
 @click.group(cls=Verbs)
 @click.version_option(nasray.__version__)
-@click.option("--verbose", is_flag=True, help="Show what Ray and the workers say, too.")
+@click.option("--verbose", is_flag=True, help="Show the output of Ray and its workers, too.")
 def main(verbose: bool) -> None:
     """Find image classifiers that fit your budget, on a laptop or a Ray cluster."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)

@@ -1,4 +1,4 @@
-"""Options that several verbs share, and what they are turned into."""
+"""Options that several verbs share, and how they are parsed."""
 
 import json
 from typing import TYPE_CHECKING, Any

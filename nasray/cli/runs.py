@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 job_argument = click.argument("job")
 run_argument = click.argument("run_dir")
 data_option = click.option(
-    "--data", "data_path", help="Where the data set lies, instead of the job's data.path."
+    "--data", "data_path", help="Path of the data set, instead of the job's data.path."
 )
 
 
@@ -31,8 +31,8 @@ data_option = click.option(
 def run(job: str, run_dir: str, data_path: str | None, address: str | None) -> None:
     """Do the whole of JOB in RUN_DIR: data, train, search, retrain, export, report.
 
-    RUN_DIR is a folder or a URI such as s3://bucket/run. If it was stopped, by whatever,
-    the same command goes on where it stopped.
+    RUN_DIR is a folder or a URI such as s3://bucket/run. The same command resumes a run that
+    was stopped.
     """
     _warn_of_lost_results(run_dir)
     _summarise(nasray.run(job, run_dir, data_path=data_path, address=address, verbose=is_verbose()))
@@ -68,7 +68,7 @@ def data_import(source: str, destination: str, path: str, seed: int) -> None:
 @data_option
 @address_option
 def train(job: str, run_dir: str, data_path: str | None, address: str | None) -> None:
-    """Train the supernet of JOB into RUN_DIR/supernet.pt, or go on with it."""
+    """Train the supernet of JOB into RUN_DIR/supernet.pt, or resume that."""
     click.echo(_open(run_dir, job, data_path, address).train())
 
 
@@ -78,14 +78,14 @@ def train(job: str, run_dir: str, data_path: str | None, address: str | None) ->
 @click.option(
     "--verify",
     is_flag=True,
-    help="Let a predictor propose what is evaluated, and refit it: search.verify = true.",
+    help="A predictor proposes architectures and is refitted: search.verify = true.",
 )
 @data_option
 @address_option
 def search(
     job: str, run_dir: str, verify: bool, data_path: str | None, address: str | None
 ) -> None:
-    """Search the supernet in RUN_DIR, or go on with the search recorded there.
+    """Search the supernet in RUN_DIR, or resume the search recorded there.
 
     Prints the answers: with several limits on one cost, the best for each of them.
     """
@@ -135,22 +135,22 @@ def calibration_study(
     "--sample",
     type=click.IntRange(0),
     default=0,
-    help="Evaluate so many random ones first, in tens.",
+    help="Evaluate this many random architectures first, in tens.",
 )
 @data_option
 @address_option
 def fit_predictor(run_dir: str, sample: int, data_path: str | None, address: str | None) -> None:
-    """Fit an accuracy predictor to what RUN_DIR has evaluated: RUN_DIR/predictor/.
+    """Fit an accuracy predictor to the evaluations of RUN_DIR: RUN_DIR/predictor/.
 
-    Prints how well it predicts evaluations that it was not fitted to.
+    Prints its error on evaluations that it was not fitted to.
     """
     found = _open(run_dir, None, data_path, address).fit_predictor(sample)
     shown = ("predictor", "num_evaluations", "num_held_out", "rmse", "kendall_tau")
     click.echo(json.dumps({key: found[key] for key in shown}))
     if found["kendall_tau"] <= 0:
         click.echo(
-            "it orders architectures that it was not fitted to no better than chance: sample "
-            "more, or train the supernet for longer",
+            "on evaluations it was not fitted to, it ranks architectures no better than chance: "
+            "sample more, or train the supernet for longer",
             err=True,
         )
 
@@ -178,10 +178,10 @@ def export(run_dir: str, data_path: str | None) -> None:
 @click.command()
 @run_argument
 def report(run_dir: str) -> None:
-    """Write RUN_DIR/report.html from whatever the run has found so far."""
+    """Write RUN_DIR/report.html from what the run holds so far."""
     from nasray.storage import files as storage
 
-    # Also of a folder without a job: whatever is there is shown.
+    # A folder without a job has a report, too.
     click.echo(nasray.RunDirectory(storage.absolute(run_dir)).report())
 
 

@@ -1,1 +1,1 @@
-"""How nasray reaches a Ray cluster, and where in it each role runs."""
+"""Connecting to a Ray cluster, and placing each role on its nodes."""

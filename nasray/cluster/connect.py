@@ -1,4 +1,4 @@
-"""How a verb gets its Ray cluster: one that runs somewhere, or one for itself on this machine."""
+"""Connects to a running Ray cluster, or starts one on this machine."""
 
 import logging
 import os
@@ -18,24 +18,29 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def ray_cluster(address: str | None, compute: Any, *, verbose: bool) -> Iterator[None]:
-    """Connect to the cluster at `address`, or start one on this machine that ends with us.
+    """Connect to the cluster at `address`, or start one on this machine, until the block ends.
 
-    Ray's own words are left out unless `verbose`: its bars and tables say what
-    ours do. Its errors stay.
+    Without `address`, a process that has called ray.init keeps its connection. `compute` is a
+    job's ComputeConfig. Ray's progress output is off unless `verbose`; its errors are shown.
+
+    Raises:
+        UserError: no cluster answers at `address`, or it lacks what `compute` insists on.
     """
-    # Threads that wait must sleep: on a machine that does other things too, spinning ones
-    # make two threads slower than one, up to twentyfold.
+    # Let waiting OpenMP threads sleep: on a shared machine, spinning threads make two threads
+    # up to 20 times slower than one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Training waits at the end of an epoch for the next of these checks.
+    # At the end of an epoch, training waits for the next of these checks.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    # Tune would take Ctrl-C for the end of its trials, and half-trained ones for results.
+    # On Ctrl-C, Tune would end its trials and report half-trained networks as results.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     if not address or address == "local":
-        # Then Ray takes 127.0.0.1 for this machine, and listens there only: nobody from
-        # outside can reach what it starts. On macOS and Windows that is Ray's own default.
+        # With "0", Ray listens on 127.0.0.1 only, so that other machines cannot reach it. On macOS
+        # and Windows that is Ray's default.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     if not verbose:
-        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's tables, whatever its `verbose`
+        os.environ.setdefault(
+            "RAY_AIR_NEW_OUTPUT", "0"
+        )  # turns off Tune's tables, which its `verbose` does not
 
     import ray
 
@@ -46,7 +51,7 @@ def ray_cluster(address: str | None, compute: Any, *, verbose: bool) -> Iterator
         yield
         return
     handler = signal.getsignal(signal.SIGTERM)
-    # The token of a cluster on this machine is Ray's affair from beginning to end.
+    # Ray makes and uses the token of a local cluster itself; its messages on it are not needed.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     options: dict[str, Any] = {
         "log_to_driver": verbose,
@@ -58,7 +63,7 @@ def ray_cluster(address: str | None, compute: Any, *, verbose: bool) -> Iterator
             ray.init(address=address, **options)
         except (
             ConnectionError,
-            RuntimeError,  # of a cluster of another Ray or Python
+            RuntimeError,  # the cluster runs another version of Ray or Python
             ValueError,
             ray.exceptions.AuthenticationError,
         ) as error:
@@ -68,14 +73,14 @@ def ray_cluster(address: str | None, compute: Any, *, verbose: bool) -> Iterator
             ) from None
         if compute.device == "auto" and not ray.cluster_resources().get("GPU"):
             logger.warning(
-                "the cluster has no GPU now, so CPUs are used; with nodes that come when they are "
-                'needed, say device = "gpu"'
+                "the cluster has no GPU now, so CPUs are used; if GPU nodes are started on demand, "
+                'set device = "gpu"'
             )
         has, needs = ray.cluster_resources().get("CPU", 0), _needed_cpus(compute)
         if has < needs:
             logger.warning(
-                "the cluster has %g CPUs and [compute] asks for %d: what finds no place waits "
-                "until nodes join; lower num_workers or num_evaluators if none will",
+                "the cluster has %g CPUs and [compute] asks for %d: work that does not fit waits "
+                "for more nodes; lower num_workers or num_evaluators if none will join",
                 has,
                 needs,
             )
@@ -85,7 +90,7 @@ def ray_cluster(address: str | None, compute: Any, *, verbose: bool) -> Iterator
         keep_token_private()
         if compute.device == "gpu" and not ray.cluster_resources().get("GPU"):
             ray.shutdown()
-            raise UserError('compute.device = "gpu", but this machine has none; say "auto"')
+            raise UserError('compute.device = "gpu", but this machine has none; set "auto"')
     # Ray's own handler of this signal prints twenty lines of addresses.
     in_main_thread = threading.current_thread() is threading.main_thread()
     if in_main_thread:
@@ -99,9 +104,9 @@ def ray_cluster(address: str | None, compute: Any, *, verbose: bool) -> Iterator
 
 
 def keep_token_private() -> None:
-    """Take the token that Ray makes for this account from everybody else: Ray's umask does not."""
+    """Make the token file that Ray created readable for its owner only."""
     token = Path("~/.ray/auth_token").expanduser()
-    with suppress(OSError):  # there is none, or it is not ours to change
+    with suppress(OSError):  # there is none, or another user owns it
         if token.stat().st_mode & 0o077:
             token.chmod(0o600)
 

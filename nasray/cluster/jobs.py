@@ -1,6 +1,6 @@
 """Ray jobs that work on run directories: submit, find, follow and stop them.
 
-A job belongs to a run if the run's path stands in its command, whoever submitted it and how.
+A job belongs to a run if its command contains the run's path, however it was submitted.
 """
 
 import asyncio
@@ -19,9 +19,8 @@ from nasray.cluster.upload import excludes
 from nasray.errors import UserError
 from nasray.storage import files as storage
 
-# A job that is stopped gets so long to give back what it holds, then SIGKILL.
-GRACE_S = 30
-NAME = 40  # letters of a run's name in its jobs' ids
+GRACE_S = 30  # between SIGTERM and SIGKILL when a job is stopped
+NAME = 40  # at most so many characters of a run's name in its jobs' ids
 
 
 class Jobs:
@@ -35,9 +34,9 @@ class Jobs:
     def submit(
         self, job_file: str, run_dir: str, data_path: str | None, *, in_place: bool = False
     ) -> str:
-        """Send the working directory, start `nasray run` on the head, and return the job's id.
+        """Upload the working directory, start `nasray run` on the head, and return the job's id.
 
-        `in_place`: the cluster is this machine, and works in the working directory itself.
+        `in_place`: the cluster is this machine and uses the working directory itself.
         """
         environment: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_S)}}
         if in_place:
@@ -59,14 +58,14 @@ class Jobs:
             )
 
     def of_run(self, run_dir: str) -> list[JobDetails]:
-        """The jobs that work or worked on a run, the oldest first."""
+        """All jobs of a run, running or ended, the oldest first."""
         with _one_line(self.address):
             found = self.client.list_jobs()
         jobs = [job for job in found if job.submission_id and run_dir in _paths(job.entrypoint)]
         return sorted(jobs, key=lambda job: job.start_time or 0)
 
     def alive(self, run_dir: str) -> list[str]:
-        """Ids of the jobs that work on a run, or are about to."""
+        """Ids of the jobs of a run that are running or waiting to start."""
         return [
             str(job.submission_id)
             for job in self.of_run(run_dir)
@@ -74,7 +73,7 @@ class Jobs:
         ]
 
     def follow(self, job_id: str, show: Callable[[str], None]) -> JobDetails:
-        """Pass on what a job prints until it ends; return how it ended."""
+        """Pass a job's output to `show` until it ends; return its final details."""
         asyncio.run(self._follow(job_id, show))
         with _one_line(self.address):
             while not (job := self.client.get_job_info(job_id)).status.is_terminal():
@@ -90,10 +89,10 @@ class Jobs:
             OSError,
             aiohttp.ClientError,
         ) as error:
-            # The connection; the job itself may be well.
+            # Only the connection is lost; the job may be running.
             raise UserError(
-                f"{self.address}: lost sight of job {job_id} ({error}); see `nasray status`; "
-                "if its cluster is lost, too, the same submit to another one goes on with the run"
+                f"{self.address}: lost the connection to job {job_id} ({error}); see `nasray "
+                "status`; if the cluster is lost, the same submit to another one resumes the run"
             ) from None
 
     def stop(self, job_id: str) -> None:
@@ -108,17 +107,17 @@ class Jobs:
 
 
 def _paths(command: str | None) -> list[str]:
-    """Words of a job's command that may be paths, as storage has them."""
+    """Words of a job's command that may be paths, as absolute paths or URIs."""
     try:
         words = shlex.split(command or "")
         return [storage.absolute(word) for word in words if "/" in word]
-    except ValueError:  # an open quotation mark in somebody else's job
+    except ValueError:  # another program's job with an unclosed quotation mark
         return []
 
 
 @contextmanager
 def _one_line(address: str) -> Iterator[None]:
-    """Turn what goes wrong between here and a cluster into a UserError."""
+    """Turn errors of the connection to a cluster into a UserError."""
     try:
         yield
     except UserError:
@@ -132,7 +131,7 @@ def _one_line(address: str) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError) as error:
         if "status code 413" in str(error):
             raise UserError(
-                f"{address}: the working directory is too large to send; name in .gitignore what "
+                f"{address}: the working directory is too large to upload; add to .gitignore what "
                 "the job does not need"
             ) from None
         raise UserError(f"{address}: {error}") from None

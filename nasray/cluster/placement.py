@@ -1,8 +1,8 @@
-"""Where in a cluster each role runs, and what it may ask for.
+"""The resources and node labels that each role requests.
 
-Training loses an epoch with its node, an evaluation only itself. So training and retraining
-stay off spot nodes, and evaluators prefer them. Nodes say what they are by the label
-ray.io/market-type; those of a laptop have none, and everything runs on them.
+A lost node costs training an epoch, but only one evaluation. So training and retraining avoid
+spot nodes, and evaluators prefer them. The node label ray.io/market-type tells them apart; nodes
+without it, such as a laptop, take every role.
 """
 
 import logging
@@ -21,14 +21,14 @@ Labels = dict[str, str]
 
 
 def on_gpu(compute: ComputeConfig, num_gpus: float) -> bool:
-    """Whether work that needs `num_gpus` runs on GPUs: as the job says, or if there are enough."""
+    """Whether a role of `num_gpus` GPUs runs on GPUs: by compute.device, or if there are enough."""
     if compute.device != "auto":
         return compute.device == "gpu"
     found = ray.cluster_resources().get("GPU", 0)
     if 0 < found < num_gpus:
         logger.warning(
-            "%g GPUs are not enough for the %g asked for, so CPUs are used; lower [compute] "
-            'num_workers or gpus_per_evaluator, or say device = "gpu" to wait for more',
+            "%g GPUs are fewer than the %g requested, so CPUs are used; lower [compute] "
+            'num_workers or gpus_per_evaluator, or set device = "gpu" to wait for more',
             found,
             num_gpus,
         )
@@ -36,12 +36,12 @@ def on_gpu(compute: ComputeConfig, num_gpus: float) -> bool:
 
 
 def worker_labels(compute: ComputeConfig, *, gpu: bool) -> Labels:
-    """Labels of the nodes for training workers and trials, as Ray's label selectors."""
+    """The label selector of training workers and trials."""
     return {MARKET: "!spot"} | _accelerator(compute, gpu) | compute.worker_labels
 
 
 def evaluator_options(compute: ComputeConfig) -> dict[str, Any]:
-    """What each evaluator asks for, as options of its actor."""
+    """The resources and labels of an evaluator, as options of its Ray actor."""
     gpus = compute.gpus_per_evaluator
     gpu = on_gpu(compute, gpus * compute.num_evaluators)
     anywhere = _accelerator(compute, gpu) | compute.evaluator_labels
@@ -56,7 +56,11 @@ def evaluator_options(compute: ComputeConfig) -> dict[str, Any]:
 
 
 def check_labels(compute: ComputeConfig) -> None:
-    """Refuse labels that Ray would refuse once the first worker is to be placed."""
+    """Check the labels in [compute], which Ray would only do when it places the first worker.
+
+    Raises:
+        UserError: Ray does not accept a label.
+    """
     gpu = {ACCELERATOR: compute.accelerator_type} if compute.accelerator_type else {}
     for key, labels in (
         ("accelerator_type", gpu),
@@ -64,7 +68,7 @@ def check_labels(compute: ComputeConfig) -> None:
         ("evaluator_labels", compute.evaluator_labels),
     ):
         try:
-            ray.remote(check_labels).options(label_selector=labels)  # which checks them
+            ray.remote(check_labels).options(label_selector=labels)  # this call checks them
         except ValueError as error:
             raise UserError(f"compute.{key} = {getattr(compute, key)!r}: {error}") from None
     if gpu and compute.device == "cpu":

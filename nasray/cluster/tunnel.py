@@ -1,6 +1,6 @@
-"""From a cluster file to the URL of its dashboard, which listens on the head's loopback only.
+"""Reaches a cluster's dashboard, which listens on the head's loopback only, from its file.
 
-Imports no Ray: that must not happen before the environment says how to show the token.
+Does not import Ray, which reads RAY_AUTH_MODE when it is imported.
 """
 
 import os
@@ -23,8 +23,10 @@ TUNNEL_S = 60.0
 
 @contextmanager
 def reached(address: str | None, cluster: str | None) -> Iterator[str]:
-    """The URL of a cluster's dashboard: as given, else that of a cluster file's head, through
-    a tunnel if that is another machine.
+    """Yield the URL of a cluster's dashboard: `address`, or a tunnel to the head of `cluster`.
+
+    Raises:
+        UserError: the head cannot be reached.
     """
     if address or cluster is None or is_on_this_machine(cluster):
         yield address or HERE
@@ -34,9 +36,9 @@ def reached(address: str | None, cluster: str | None) -> Iterator[str]:
 
 
 def is_on_this_machine(cluster: str) -> bool:
-    """Whether the nodes of a cluster file are processes of this machine.
+    """Whether the nodes of a cluster file are processes on this machine.
 
-    They share one copy of what a job sends, and each that joins replaces it.
+    Such nodes share one copy of the uploaded files, and each node that joins replaces it.
     """
     try:
         provider = yaml.safe_load(Path(cluster).read_text())["provider"]
@@ -51,7 +53,7 @@ def is_on_this_machine(cluster: str) -> bool:
 
 @contextmanager
 def _tunnel(cluster: str) -> Iterator[int]:
-    """Forward a port of this machine to the dashboard of a launched cluster, by Ray's own verb."""
+    """Forward a local port to the dashboard of a launched cluster, by `ray dashboard`."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     ray = os.path.join(os.path.dirname(sys.executable), "ray")
@@ -61,7 +63,7 @@ def _tunnel(cluster: str) -> Iterator[int]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,  # so that ssh ends with it, and not by our Ctrl-C
+        start_new_session=True,  # ssh ends with it, not on Ctrl-C
     )
     try:
         end = time.monotonic() + TUNNEL_S
@@ -70,7 +72,7 @@ def _tunnel(cluster: str) -> Iterator[int]:
                 said = process.stdout.read().strip() if process.stdout else ""
                 shown = " | ".join(said.splitlines()[-3:])
                 raise UserError(
-                    f"--cluster {cluster}: no way to its head ({shown}); has `ray up {cluster}` "
+                    f"--cluster {cluster}: cannot reach its head ({shown}); has `ray up {cluster}` "
                     "been run?"
                 )
             if time.monotonic() > end:

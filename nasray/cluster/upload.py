@@ -1,6 +1,6 @@
-"""What of the working directory a cluster gets: all but run directories, data sets and the like.
+"""Which files are uploaded to the cluster: the working directory without runs and data sets.
 
-Imports no Ray: that must not happen before the environment says how to show the token.
+Does not import Ray, which reads RAY_AUTH_MODE when it is imported.
 """
 
 import os
@@ -12,23 +12,28 @@ from pathlib import Path
 from nasray.errors import UserError
 from nasray.storage import layout
 
-# What a working tree holds beside the program: git ignores most of it, if there is git at all.
-# Leading slashes: of the tree's own folder, not of any below.
+# Never uploaded, even where git does not ignore it. A leading slash: only in the top folder.
 EXCLUDED = ("/.git", "/.venv", "/runs", "*.parquet", "__pycache__", "*.egg-info")
-MADE_BY_NASRAY = (layout.JOB, layout.DATASET)  # of run directories, and of imported data sets
-DEEPEST = 3  # folders deep, for those
+MADE_BY_NASRAY = (layout.JOB, layout.DATASET)  # they mark run directories and imported data sets
+DEEPEST = 3  # levels of folders that are searched for those
 
 
-def sent_path(job: str) -> str:
-    """The path of the job file in the working directory, which is what is sent."""
+def uploaded_path(job: str) -> str:
+    """Return the path of the job file relative to the working directory, which is uploaded.
+
+    Raises:
+        UserError: the file is not uploaded.
+    """
     path = Path(job).resolve()
     if not path.is_relative_to(Path.cwd()):
-        raise UserError(f"job {job}: not in the working directory, which is what the cluster gets")
+        raise UserError(
+            f"job {job}: not in the working directory, which is uploaded to the cluster"
+        )
     inside = path.relative_to(Path.cwd())
     folders = [Path.cwd() / folder for folder in list(inside.parents)[:-1]]
     of_a_run = any((folder / name).exists() for folder in folders for name in MADE_BY_NASRAY)
     if of_a_run or f"/{inside.parts[0]}" in EXCLUDED or _git_ignores(path):
-        raise UserError(f"job {job}: not among what is sent to a cluster; copy it to jobs/")
+        raise UserError(f"job {job}: not among the files uploaded to a cluster; copy it to jobs/")
     return str(inside)
 
 
@@ -40,7 +45,7 @@ def _git_ignores(path: Path) -> bool:
 
 
 def excludes(folder: str) -> list[str]:
-    """Patterns, as git has them, for what is not sent to a cluster: run directories and data."""
+    """Patterns in .gitignore syntax of what is not uploaded: run directories, data sets, pipes."""
     found = list(EXCLUDED)
     for place, below, names in os.walk(folder):
         path = os.path.relpath(place, folder)
@@ -56,10 +61,10 @@ def excludes(folder: str) -> list[str]:
 
 
 def _pattern(path: str) -> str:
-    """git's pattern for exactly this path."""
+    """The .gitignore pattern of exactly this path."""
     return "/" + re.sub(r"([\\\\*?\[\]!#])", r"\\\1", path)
 
 
 def _blocks(path: str) -> bool:
-    """Whether whoever opens `path` might wait forever: a pipe, a socket, a device."""
+    """Whether opening `path` may block forever: a pipe, a socket, a device."""
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)

@@ -1,6 +1,6 @@
-"""What workers of every kind share: their threads and device, and how their failures are told.
+"""Threads and device of Ray workers of every kind, and how worker errors are reported.
 
-Imports little: an evaluator does not wait for Ray Train to be loaded.
+Does not import Ray Train, which would delay the start of evaluators.
 """
 
 import ray
@@ -12,27 +12,32 @@ from nasray.errors import UserError
 
 
 def raise_user_error(error: BaseException | None) -> None:
-    """Raise the root of a failure in a worker in one line, if the user or a storage is to blame."""
+    """Raise a UserError for a worker error that a user or a storage caused; else return.
+
+    Raises:
+        UserError: the first UserError among the causes of `error`, or its OSError in one line.
+    """
     causes = [error] if error else []
-    for found in causes:  # which grows as causes of causes are found
+    for found in causes:  # grows as causes of causes are found
         inner = [getattr(found, name, None) for name in ("cause", "controller_failure")]
         inner += [found.__cause__, *getattr(found, "worker_failures", {}).values()]
         for each in inner:
             if isinstance(each, BaseException) and all(each is not known for known in causes):
                 causes.append(each)
-        # Ray wraps an error in one that is of the same class, but says much more.
+        # Ray wraps an error in one of the same class whose text has the traceback.
         if isinstance(found, UserError) and not isinstance(found, RayTaskError):
             raise found from None
         if isinstance(found, OSError) and not isinstance(found, RayError):
             raise UserError(
-                f"{found}; what is done is kept, and the same command goes on"
+                f"{found}; finished work is kept: run the same command again to resume"
             ) from None
 
 
 def worker_device(cpus: int, *, deterministic: bool) -> str:
-    """Settle this worker's threads, which decide the order of float sums, and its device.
+    """Set the number of this worker's threads, which decides the order of float sums.
 
-    If `deterministic`, the same run again gives the same weights: no choice of kernels by timing.
+    Returns "cpu" or "cuda". If `deterministic`, cuDNN does not choose kernels by timing, so that
+    the same run again gives the same weights.
     """
     torch.set_num_threads(cpus)
     if not ray.get_gpu_ids():

@@ -1,7 +1,6 @@
-"""A run directory: the database of everything found for one job, and who may work on it.
+"""A run directory opened for work: its job, data set, space, limits and evaluations.
 
-RUN/job.json, fingerprint.json, data/, supernet.pt, curves/, history/, front.json,
-top.json, search.json, retrain/, export/, report.html. The stages (stages.py) fill it.
+storage/layout.py names its files; the stages (stages.py) write them.
 """
 
 import platform
@@ -28,49 +27,54 @@ from nasray.storage import files as storage
 from nasray.storage import layout, locks
 from nasray.version import __version__
 
-# What may differ when a run is continued: where the data lies, and how much of the cluster
-# is used for work whose results do not depend on it.
+# Keys that may change when a run is resumed: the place of the data, and the part of the cluster
+# that is used, on which results do not depend.
 FREE_KEYS = {
     ("data", "path"),
     ("data", "loader_workers"),
     ("compute", "num_evaluators"),
     ("compute", "gpus_per_evaluator"),
     ("compute", "max_failures"),
-    # These may make other GPUs of it, and differences in the last digits.
+    # These may choose other GPUs, whose results differ in the last digits.
     ("compute", "accelerator_type"),
     ("compute", "worker_labels"),
     ("compute", "evaluator_labels"),
 }
 
 
-# All of [search] may change until something is evaluated, and all but these until the search
-# begins: a sample for a predictor was evaluated with them.
+# All keys of [search] may change until something is evaluated, and all but these until the search
+# begins: the samples for a predictor depend on these.
 EVALUATION_KEYS = {"calibration_images", "batch_size", "latency_table"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory and the job it is for."""
+    """A run directory and its job, held by this process. What is read is kept."""
 
     folder: str
     job: Job
 
     @property
     def data_path(self) -> str:
+        """The folder of the imported data set."""
         if self.job.data.source == "parquet":
             return storage.absolute(self.job.data.path)
         return self.path(layout.DATA)
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The run's data set; refused if it is not the one that the run began with."""
+        """The run's data set.
+
+        Raises:
+            UserError: it is not the one that the run was started with.
+        """
         dataset = open_dataset(self.data_path)
         recorded = self.path(layout.FINGERPRINT)
         if not storage.exists(recorded):
             storage.write_json(recorded, dataset.fingerprint)
         elif storage.read_json(recorded) != dataset.fingerprint:
             raise UserError(
-                f"{self.folder} was begun with another data set than {self.data_path}; "
+                f"{self.folder} was started with another data set than {self.data_path}; "
                 "give that one (data.path, --data), or use another run directory"
             )
         return dataset
@@ -94,7 +98,11 @@ class Run:
 
     @cached_property
     def supernet_digest(self) -> str:
-        """The hash of the run's supernet; refused if evaluations are on record of another one."""
+        """The hash of the run's supernet.
+
+        Raises:
+            UserError: the recorded evaluations are of another supernet.
+        """
         recorded = self.path(layout.SUPERNET_DIGEST)
         digest = checkpoint.digest(self.supernet_path)
         if not storage.exists(recorded):
@@ -127,14 +135,18 @@ class Run:
         return History(self.path(layout.HISTORY), "sample")
 
     def path(self, *names: str) -> str:
+        """The path of a file of layout.py in this run directory."""
         return storage.join(self.folder, *names)
 
 
 @contextmanager
 def opened(folder: str, job: Job | None = None, data_path: str | None = None) -> Iterator[Run]:
-    """Open a run directory for work on it, alone; with a `job`, begin one or continue it.
+    """Hold a run directory during the block; with a `job`, start a run or resume it.
 
-    Without a job, `data_path` says where the data set lies now, if it has moved.
+    Without a job, `data_path` is the new place of a data set that was moved.
+
+    Raises:
+        UserError: another process holds it, it has no job, or it was recorded with another one.
     """
     folder = storage.absolute(folder)
     recorded_path = storage.join(folder, layout.JOB)
@@ -169,7 +181,7 @@ def check_names(job: Job, origin: str) -> None:
 
 
 def recorded_job(path: str, data_path: str | None) -> Job | None:
-    """The job that RUN/job.json records, or none if there is no such file."""
+    """Return the job in the job.json at `path`; None if there is no such file."""
     if not storage.exists(path):
         return None
     content = storage.read_json(path)
@@ -183,13 +195,13 @@ def recorded_job(path: str, data_path: str | None) -> Job | None:
 
 
 def _begun(folder: str) -> bool:
-    """Whether anything has been computed that another job would contradict."""
+    """Whether there are results that depend on the job."""
     made = (layout.SUPERNET, layout.TRAIN, layout.HISTORY, layout.RETRAIN)
     return any(storage.exists(storage.join(folder, name)) for name in made)
 
 
 def _free_keys(folder: str) -> set[tuple[str, str]]:
-    """What of the job of a run that was begun may still be another."""
+    """The keys of the job that may still change, by what has been evaluated."""
     files, _ = storage.list_below(storage.join(folder, layout.HISTORY))
     if any(file.startswith((f"{SOURCE}-", f"{SINGLE}/{SOURCE}/")) for file in files):
         return FREE_KEYS
@@ -201,7 +213,11 @@ def _free_keys(folder: str) -> set[tuple[str, str]]:
 
 
 def _check_same(recorded: Job, job: Job, folder: str) -> None:
-    """Refuse to continue a run with another job; name the first difference."""
+    """Refuse to resume a run with another job.
+
+    Raises:
+        UserError: names the first difference.
+    """
     free = _free_keys(folder)
     old, new = recorded.model_dump(), job.model_dump()
     for section, value in new.items():

@@ -1,1 +1,1 @@
-"""Files on a local disk or in a bucket, and who works in a folder."""
+"""Files on a local disk or in an object store, and locks of run directories."""

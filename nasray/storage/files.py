@@ -19,23 +19,27 @@ from nasray.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-OBJECT_STORES = ("s3", "gcs", "abfs")  # which have no folders
-SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "file", "hdfs", "viewfs")  # of Arrow's, and az
-# Arrow would try for a quarter of an hour to find out who asks.
-GOOGLE_PATIENCE = "?retry_limit_seconds=60"
+OBJECT_STORES = ("s3", "gcs", "abfs")  # Arrow's type names; these have no folders
+SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "file", "hdfs", "viewfs")  # Arrow's; az:// besides
+# Without credentials, Arrow would retry for a quarter of an hour.
+GOOGLE_RETRIES = "?retry_limit_seconds=60"
 RETRY_S = 300.0  # for how long a failing write to an object store is repeated
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a write to a full disk raises
 
 
 def is_uri(path: str) -> bool:
+    """Whether `path` is a URI, not a local path."""
     return "://" in path
 
 
 def absolute(path: str) -> str:
-    """`path` as workers with another working directory will find it.
+    """Return `path` as an absolute path or a URI, for workers with another working directory.
 
-    az://container/run is what most programs call Arrow's abfs://account@container/run, with
-    the account from AZURE_STORAGE_ACCOUNT.
+    az://container/run becomes Arrow's abfs://account@container/run, with the account from
+    AZURE_STORAGE_ACCOUNT.
+
+    Raises:
+        UserError: a URI that cannot be a folder.
     """
     if path.startswith("az://"):
         account = os.environ.get("AZURE_STORAGE_ACCOUNT")
@@ -48,7 +52,7 @@ def absolute(path: str) -> str:
 
 
 def _checked(uri: str) -> str:
-    """Refuse a URI to which names of files cannot be appended, or that names no folder."""
+    """Refuse a URI that is not a folder to which file names can be appended."""
     scheme, _, place = uri.partition("://")
     if scheme not in SCHEMES:
         raise UserError(f"{uri}: {scheme}:// is no storage; give a folder, or s3://, gs://, az://")
@@ -66,13 +70,18 @@ def _checked(uri: str) -> str:
 
 
 def join(folder: str, *names: str) -> str:
+    """Append names to a path or URI."""
     return "/".join((folder.rstrip("/"), *names))
 
 
 def resolve(path: str) -> tuple[fs.FileSystem, str]:
-    """Split `path` into the filesystem that holds it and its path there."""
+    """Return the filesystem that holds `path`, and the path there.
+
+    Raises:
+        UserError: no filesystem is known for this URI.
+    """
     found = absolute(path)
-    options = GOOGLE_PATIENCE if found.startswith(("gs://", "gcs://")) else ""
+    options = GOOGLE_RETRIES if found.startswith(("gs://", "gcs://")) else ""
     try:
         return fs.FileSystem.from_uri(found + options)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
@@ -80,6 +89,7 @@ def resolve(path: str) -> tuple[fs.FileSystem, str]:
 
 
 def exists(path: str) -> bool:
+    """Whether there is a file or folder at `path`."""
     filesystem, place = resolve(path)
     return filesystem.get_file_info(place).type != fs.FileType.NotFound
 
@@ -107,7 +117,7 @@ def list_below(folder: str) -> tuple[list[str], list[str]]:
 
 
 def _walk(folder: str) -> tuple[list[str], list[str]]:
-    """list_below() of a local folder: links are followed, but never into what they lie in."""
+    """list_below() of a local folder; links to a folder that contains them are not followed."""
     files: list[str] = []
     folders: list[str] = []
     for place, below, names in os.walk(folder, followlinks=True):
@@ -125,11 +135,17 @@ def _walk(folder: str) -> tuple[list[str], list[str]]:
 
 
 def make_folder(folder: str) -> None:
+    """Create a folder and those above it, where they are absent."""
     filesystem, place = resolve(folder)
     filesystem.create_dir(place, recursive=True)
 
 
 def read(path: str) -> bytes:
+    """Read a whole file.
+
+    Raises:
+        OSError: it is absent, or the storage fails.
+    """
     filesystem, place = resolve(path)
     with filesystem.open_input_file(place) as file:
         return bytes(file.read())
@@ -141,7 +157,8 @@ def write(path: str, content: bytes, *, retry_s: float | None = None) -> None:
     A write that fails is repeated, with pauses that grow to 30 s, until `retry_s` seconds have
     passed. Without `retry_s`, that is RETRY_S on an object store; on a disk, it is not repeated.
 
-    Raises: OSError of the last attempt, with `path` as its filename where it has an errno.
+    Raises:
+        OSError: the last attempt failed; its filename is `path` where it has an errno.
     """
     filesystem, place = resolve(path)
     if retry_s is None:
@@ -183,6 +200,12 @@ def _write_once(filesystem: fs.FileSystem, place: str, path: str, content: bytes
 
 
 def read_json(path: str) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: it is not JSON.
+        OSError: it is absent, or the storage fails.
+    """
     try:
         return json.loads(read(path))
     except ValueError as error:
@@ -190,6 +213,7 @@ def read_json(path: str) -> Any:
 
 
 def write_json(path: str, value: Any, *, retry_s: float | None = None) -> None:
+    """Write `value` as a JSON file; `retry_s` and errors as of write()."""
     write(path, (json.dumps(value, indent=1) + "\n").encode(), retry_s=retry_s)
 
 

@@ -1,8 +1,8 @@
-"""Who works in a folder: a lock of the file system, or leases where there are none.
+"""One process per folder: flock on a local disk, leases on an object store.
 
-An object store has no locks. There a process writes a file of its own and renews it every few
-seconds. Another one that finds it waits to see whether it is renewed: then someone works there;
-else its owner is dead. No clocks are compared.
+flock ends with its process, however that ends, and a shared flock tells whether a folder is held.
+A lease is a file that its owner rewrites every few seconds. A process that finds the lease of
+another one waits to see whether it changes; if not, its owner is dead. No clocks are compared.
 """
 
 import _thread
@@ -30,16 +30,20 @@ DEAD_AFTER = 4  # renewals missed
 
 @contextmanager
 def leased(folder: str) -> Iterator[None]:
-    """Hold `folder` alone, or raise UserError; a dead holder is noticed in some seconds."""
+    """Hold the lease of `folder`; that of a dead process is removed after some seconds.
+
+    Raises:
+        UserError: another process holds it.
+    """
     names = storage.join(folder, layout.LEASES)
     own = storage.join(names, f"{uuid.uuid4().hex}.json")
     _renew(own, 0)
-    # Renewed from the beginning: of two that start together, each sees that the other lives.
+    # Renewed from the start: of two processes that start together, each sees the other one alive.
     ended = threading.Event()
-    renewer = threading.Thread(target=_keep, args=(folder, own, ended), daemon=True)
+    renewer = threading.Thread(target=_keep_renewing, args=(folder, own, ended), daemon=True)
     renewer.start()
     try:
-        _wait_for_the_dead(folder, names, os.path.basename(own))
+        _remove_dead_leases(folder, names, os.path.basename(own))
         yield
     finally:
         ended.set()
@@ -49,7 +53,7 @@ def leased(folder: str) -> Iterator[None]:
 
 
 def holders(folder: str) -> list[str]:
-    """Who holds `folder`, or held it and died without a word."""
+    """Describe the owners of the leases of `folder`, some of which may be dead."""
     names = storage.join(folder, layout.LEASES)
     leases = [_content(storage.join(names, name)) for name in storage.list_names(names)]
     return [f"{_owner(lease)}, or left by it" for lease in leases if lease]
@@ -63,11 +67,11 @@ def _owner(lease: bytes) -> str:
         return "a nasray process"
 
 
-def _wait_for_the_dead(folder: str, names: str, own: str) -> None:
+def _remove_dead_leases(folder: str, names: str, own: str) -> None:
     others = [name for name in storage.list_names(names) if name != own]
     if not others:
         return
-    logger.info("%s was left in use; waiting to see whether anyone still works there", folder)
+    logger.info("%s has the lease of another process; waiting to see if it is renewed", folder)
     before = {name: _content(storage.join(names, name)) for name in others}
     for _ in range(DEAD_AFTER):
         time.sleep(RENEW_EVERY_S)
@@ -81,16 +85,16 @@ def _wait_for_the_dead(folder: str, names: str, own: str) -> None:
         storage.remove(storage.join(names, name))
 
 
-def _keep(folder: str, own: str, ended: threading.Event) -> None:
-    """Renew until `ended`; if another process took this one for dead, end it."""
+def _keep_renewing(folder: str, own: str, ended: threading.Event) -> None:
+    """Renew the lease until `ended`; interrupt this process if another one has taken over."""
     number, renewed = 0, time.monotonic()
     while not ended.wait(RENEW_EVERY_S):
-        with suppress(OSError):  # the storage is away; the next renewal may succeed
+        with suppress(OSError):  # the storage fails; the next renewal may succeed
             is_there = storage.exists(own)
             if is_there:
                 number += 1
                 _renew(own, number)
-            # After a long pause, in the midst of a renewal, too, another may work here.
+            # After a long pause, even within a renewal, another process may have taken over.
             late = time.monotonic() - renewed > DEAD_AFTER * RENEW_EVERY_S
             if not is_there or (late and len(storage.list_names(os.path.dirname(own))) > 1):
                 logger.error("%s was taken over by another nasray process", folder)
@@ -112,7 +116,7 @@ def _content(path: str) -> bytes | None:
 
 
 def holder(folder: str) -> str:
-    """Who holds a folder, as far as can be seen; empty if nobody does."""
+    """Describe who holds a folder; empty if nobody does, or a file system has no locks."""
     filesystem, place = storage.resolve(folder)
     if not isinstance(filesystem, fs.LocalFileSystem):
         return " and ".join(holders(folder))
@@ -128,7 +132,11 @@ def holder(folder: str) -> str:
 
 @contextmanager
 def held(folder: str) -> Iterator[None]:
-    """Hold a folder alone, making it; a local lock goes with the process, however it ends."""
+    """Create a folder if need be, and hold its lock during the block.
+
+    Raises:
+        UserError: another process holds it, or the file system has no locks.
+    """
     filesystem, place = storage.resolve(folder)
     if not isinstance(filesystem, fs.LocalFileSystem):
         with leased(folder):
@@ -140,7 +148,7 @@ def held(folder: str) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                time.sleep(0.1)  # it may have been somebody who only looks, as holder() does
+                time.sleep(0.1)  # holder() of another process takes a shared lock for a moment
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{folder} is in use by another nasray process") from None

@@ -152,11 +152,11 @@ def test_a_run_submitted_stopped_and_killed_ends_as_one_on_a_laptop_does(
     code, output = nasray("submit", "job.toml", uri, "--no-follow")
     assert code == 0 and f"nasray stop {uri} --address {head.url}" in output, output
     code, output = nasray("submit", "job.toml", uri)
-    assert code != 0 and "works on it" in output, output
+    assert code != 0 and "is running on it" in output, output
     code, output = nasray("stop", uri)
     assert code == 0 and "has ended" in output, output
     code, output = nasray("stop", uri)
-    assert code != 0 and f"no job works on {uri}" in output
+    assert code != 0 and f"no job is running on {uri}" in output
 
     code, output = nasray("submit", "job.toml", uri, "--no-follow")
     assert code == 0, output
@@ -201,10 +201,10 @@ def is_driver(process: psutil.Process, uri: str) -> bool:
     [
         ("job.toml", "runs/x", [], "runs/x: a cluster needs a URI such as s3://bucket/run, or an"),
         ("job.toml", "/runs/x", ["--data", "here"], "--data 'here' is relative; a cluster"),
-        ("../job.toml", "/runs/x", [], "not in the working directory, which is what the cluster"),
+        ("../job.toml", "/runs/x", [], "not in the working directory, which is uploaded"),
         ("relative.toml", "/runs/x", [], "relative.toml: data.path = 'images' is relative"),
-        ("runs/job.toml", "/runs/x", [], "job runs/job.toml: not among what is sent to a cluster"),
-        ("done/job.toml", "/runs/x", [], "job done/job.toml: not among what is sent to a cluster"),
+        ("runs/job.toml", "/runs/x", [], "job runs/job.toml: not among the files uploaded"),
+        ("done/job.toml", "/runs/x", [], "job done/job.toml: not among the files uploaded"),
         ("job.toml", "s3://", [], "s3:// names no folder; give one such as s3://bucket/run"),
         ("job.toml", "s3://runs/a b", [], "s3://runs/a b: ' ' in a URI; give one without"),
         ("job.toml", "bogus://runs/x", [], "bogus:// is no storage; give a folder, or s3://"),
@@ -293,7 +293,7 @@ def test_a_tunnel_that_cannot_be_is_told_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     stand_in(tmp_path, "echo Permission denied\necho Command failed >&2\nexit 1", monkeypatch)
-    with pytest.raises(UserError, match="no way to its head .Permission denied . Command failed"):
+    with pytest.raises(UserError, match="cannot reach its head .Permission denied . Command"):
         with reached(None, str(tmp_path / "cloud.yaml")):
             raise AssertionError
 

@@ -123,9 +123,7 @@ def test_a_run_killed_at_every_stage_ends_as_if_nothing_had_happened(
         _, stderr = process.communicate(timeout=60)
         if stage == "search":
             assert process.returncode == 130
-            assert stderr.endswith(
-                "Error: stopped; the same command goes on from what it has recorded, if anything\n"
-            )
+            assert stderr.endswith("Error: Interrupted. Run the same command again to resume.\n")
         assert not psutil.wait_procs(working, timeout=15)[1], f"alive after a kill in {stage}"
         left_over.append(agents)
     assert not storage.exists(f"{run_dir}/retrain/0/result.json")

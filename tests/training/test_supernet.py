@@ -152,7 +152,7 @@ def weights_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def test_a_storage_that_is_away_ends_training_in_one_line():
     error = ray.train.ControllerError(OSError("When uploading part for key 'x': no connection"))
-    with pytest.raises(UserError, match=r"part for key 'x': no connection; what is done is kept"):
+    with pytest.raises(UserError, match=r"part for key 'x': no connection; finished work is kept"):
         raise_user_error(error)
     # These keep their tracebacks.
     raise_user_error(ray.train.ControllerError(ZeroDivisionError("ours")))
