@@ -27,7 +27,42 @@ COLORSCALE = [
     *([0.25, BLUE], [0.75, BLUE]),
     *([0.75, "rgba(0,0,0,0)"], [1, "rgba(0,0,0,0)"]),
 ]
-TRACES_PER_COST = 3  # candidates, front, winners; only those of the chosen cost are visible
+# The points of a front and of winners lie on candidates, which have the text to hover.
+FRONT = {
+    "name": "Pareto front so far",
+    "mode": "lines+markers",
+    "line": {"color": ORANGE, "width": 2, "shape": "hv"},
+    "marker": {"size": 5},
+    "hoverinfo": "skip",
+}
+WINNER = {
+    "name": "winner",
+    "mode": "markers",
+    "marker": {"color": RED, "size": 14, "symbol": "star"},
+    "hoverinfo": "skip",
+}
+LIMIT_LINE = {
+    "type": "line",
+    "yref": "paper",
+    "y0": 0,
+    "y1": 1,
+    "line": {"color": GREY, "dash": "dot", "width": 1.5},
+    "label": {"text": "limit", "textposition": "end", "textangle": 0}
+    | {"xanchor": "right", "yanchor": "top"},
+}
+BUTTONS = {
+    "type": "buttons",
+    "direction": "right",
+    "y": 1.12,
+    "yanchor": "bottom",
+    "pad": {"t": 0, "b": 0, "l": 0, "r": 0},
+    "bgcolor": GREY,
+    "bordercolor": GREY,
+}
+NOW = {"mode": "immediate", "frame": {"duration": 0}, "transition": {"duration": 0}}
+# Of traces: two for the legend, then for each cost its candidates, its front and its winners, of
+# which only those of the chosen cost are visible.
+LEGEND, PER_COST = 2, 3
 
 
 def search_figure(
@@ -49,201 +84,115 @@ def search_figure(
     """
     import plotly.graph_objects as go
 
-    fronts = {cost: _fronts(generations, cost) for cost in costs}
-    last = len(generations) - 1
-    figure = go.Figure(_legend())
-    for cost in costs:
-        figure.add_traces(_traces(generations, cost, fronts[cost][last], paired, winners))
-    for index, trace in enumerate(figure.data):
-        trace.visible = index < 2 + TRACES_PER_COST
-    figure.frames = [_frame(figure, generations, step, fronts) for step in range(len(generations))]
-    top1 = [100 * c.fitness for generation in generations for c in generation]
-    figure.update_yaxes(
-        title_text="top-1 on the hold-out images, %", range=_padded(top1, 0.06), autorange=False
-    )
-    axes = [_axis(generations, cost, limits) for cost in costs]
-    figure.update_layout(axes[0], sliders=[_slider(generations)], updatemenus=[_player()])
-    if len(costs) > 1:
-        figure.update_layout(updatemenus=[_player(), _cost_buttons(costs, axes)])
-    return finish(figure, height=520).update_layout(
-        margin_t=84, legend={"itemclick": False, "itemdoubleclick": False}
-    )
-
-
-def _legend() -> list[Any]:
-    """What stands in the legend for the two colours of the candidates."""
-    import plotly.graph_objects as go
-
-    def dot(name: str, color: str) -> Any:
-        return go.Scatter(x=[None], y=[None], name=name, mode="markers", marker_color=color)
-
-    return [dot("earlier generations", EARLIER), dot("this generation", BLUE)]
-
-
-def _traces(
-    generations: Generations,
-    cost: str,
-    front: list[Candidate],
-    paired: bool,
-    winners: Sequence[Sequence[int]],
-) -> list[Any]:
-    import plotly.graph_objects as go
-
-    label, number_format = _label(cost), _format(cost)
     shown = [c for generation in generations for c in generation]
+    fronts = {cost: _fronts(generations, cost) for cost in costs}
     by_arch = {c.arch: c for c in reversed(shown)}
     marked = [by_arch[tuple(arch)] for arch in winners if tuple(arch) in by_arch]
-    scatter = go.Scattergl if len(shown) > MAX_SVG_POINTS else go.Scatter
-    return [
-        scatter(
-            **_points(shown, cost),
-            mode="markers",
-            marker={
-                "size": 7,
-                "color": [step for step, each in enumerate(generations) for _ in each],
-                "colorscale": COLORSCALE,
-                **_colour_range(len(generations) - 1),
-            },
-            customdata=[
-                [arch_text(c.arch, paired=paired, separator="<br>"), c.generation] for c in shown
-            ],
-            hovertemplate=f"%{{customdata[0]}}<br>top-1 %{{y:.2f}} %, {label} "
-            f"%{{x:{number_format}}}<extra>generation %{{customdata[1]}}</extra>",
-            showlegend=False,
-        ),
-        # The points of these two lie on candidates, which have the text to hover.
-        go.Scatter(
-            **_points(front, cost),
-            name="Pareto front so far",
-            mode="lines+markers",
-            line={"color": ORANGE, "width": 2, "shape": "hv"},
-            marker={"size": 5},
-            hoverinfo="skip",
-        ),
-        go.Scatter(
-            **_points(marked, cost),
-            name="winner",
-            mode="markers",
-            marker={"color": RED, "size": 14, "symbol": "star"},
-            hoverinfo="skip",
-        ),
+    texts = [arch_text(c.arch, paired=paired, separator="<br>") for c in shown]
+    candidates: dict[str, Any] = {
+        "type": "scattergl" if len(shown) > MAX_SVG_POINTS else "scatter",
+        "mode": "markers",
+        "marker": {
+            "size": 7,
+            "color": [step for step, each in enumerate(generations) for _ in each],
+            "colorscale": COLORSCALE,
+            **_colour_range(len(generations) - 1),
+        },
+        "customdata": [[text, c.generation] for text, c in zip(texts, shown, strict=True)],
+        "showlegend": False,
+    }
+    traces = _legend()
+    for cost in costs:
+        hover = {"hovertemplate": _hover_text(cost)}
+        traces.append(candidates | hover | _points(shown, cost))
+        traces.append(FRONT | _points(fronts[cost][-1], cost))
+        traces.append(WINNER | _points(marked, cost))
+    for index, trace in enumerate(traces):
+        trace["visible"] = index < LEGEND + PER_COST
+    frames = [
+        _frame(_number(generation), step, fronts, candidates["type"])
+        for step, generation in enumerate(generations)
     ]
+    figure = finish(go.Figure(traces, frames=frames), height=520)
+    figure.update_yaxes(
+        title_text="top-1 on the hold-out images, %",
+        range=_padded([100 * c.fitness for c in shown], 0.06),
+        autorange=False,
+    )
+    axes = [_axis(shown, cost, limits) for cost in costs]
+    menus = [_player(), _cost_buttons(costs, axes)] if len(costs) > 1 else [_player()]
+    return figure.update_layout(
+        axes[0],
+        sliders=[_slider([_number(generation) for generation in generations])],
+        updatemenus=menus,
+        margin_t=84,
+        legend={"itemclick": False, "itemdoubleclick": False},
+    )
+
+
+def _legend() -> list[dict[str, Any]]:
+    """Traces without points: the two colours of the candidates, for the legend."""
+    colours = {"earlier generations": EARLIER, "this generation": BLUE}
+    dot = {"x": [None], "y": [None], "mode": "markers"}
+    return [{**dot, "name": name, "marker": {"color": color}} for name, color in colours.items()]
 
 
 def _frame(
-    figure: "Figure", generations: Generations, step: int, fronts: dict[str, list[list[Candidate]]]
-) -> Any:
+    name: str, step: int, fronts: dict[str, list[list[Candidate]]], kind: str
+) -> dict[str, Any]:
     """What changes in the traces of every cost when the slider comes to `step`."""
-    import plotly.graph_objects as go
-
-    changes, traces = [], []
-    for index, (cost, of_steps) in enumerate(fronts.items()):
-        first = 2 + TRACES_PER_COST * index
-        traces += [first, first + 1]
-        changes += [
-            type(figure.data[first])(marker=_colour_range(step)),
-            go.Scatter(**_points(of_steps[step], cost)),
-        ]
-    return go.Frame(name=_number(generations[step]), data=changes, traces=traces)
+    changes: list[dict[str, Any]] = []
+    for cost, of_steps in fronts.items():
+        changes.append({"type": kind, "marker": _colour_range(step)})
+        changes.append({"type": "scatter", **_points(of_steps[step], cost)})
+    firsts = range(LEGEND, LEGEND + PER_COST * len(fronts), PER_COST)
+    return {"name": name, "data": changes, "traces": [i for f in firsts for i in (f, f + 1)]}
 
 
-def _slider(generations: Generations) -> dict[str, Any]:
-    now = {"mode": "immediate", "frame": {"duration": 0}, "transition": {"duration": 0}}
+def _slider(names: Sequence[str]) -> dict[str, Any]:
+    """A slider whose steps are the frames of these names; at the last one."""
     return {
-        "active": len(generations) - 1,
+        "active": len(names) - 1,
         "currentvalue": {"prefix": "generation ", "xanchor": "right"},
         "pad": {"t": 36},
-        "bgcolor": GREY,
-        "bordercolor": GREY,
-        "tickcolor": GREY,
-        "steps": [
-            {
-                "label": _number(generation),
-                "method": "animate",
-                "args": [[_number(generation)], now],
-            }
-            for generation in generations
-        ],
+        "steps": [{"label": name, "method": "animate", "args": [[name], NOW]} for name in names],
+        **dict.fromkeys(("bgcolor", "bordercolor", "tickcolor"), GREY),
     }
 
 
 def _player() -> dict[str, Any]:
     """The buttons that play the generations one after the other, and stop that."""
-    play = {
-        "frame": {"duration": FRAME_MS},
-        "transition": {"duration": 0},
-        "fromcurrent": True,
-        "mode": "immediate",
-    }
-    stop = play | {"frame": {"duration": 0}}
-    return _buttons(
-        [
-            {"label": "Play", "method": "animate", "args": [None, play]},
-            {"label": "Pause", "method": "animate", "args": [[None], stop]},
-        ],
-        x=0.94,  # left of the mode bar
-        xanchor="right",
-        showactive=False,
-    )
+    play = NOW | {"frame": {"duration": FRAME_MS}, "fromcurrent": True}
+    buttons = [
+        {"label": "Play", "method": "animate", "args": [None, play]},
+        {"label": "Pause", "method": "animate", "args": [[None], NOW]},
+    ]
+    # Left of the mode bar.
+    return BUTTONS | {"buttons": buttons, "x": 0.94, "xanchor": "right", "showactive": False}
 
 
 def _cost_buttons(costs: Sequence[str], axes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The buttons that choose the cost of the x axis."""
-
-    def visible(chosen: int) -> list[bool]:
-        return [True, True] + [
-            index == chosen for index in range(len(costs)) for _ in range(TRACES_PER_COST)
-        ]
-
-    return _buttons(
-        [
-            {"label": _label(cost), "method": "update", "args": [{"visible": visible(index)}, axis]}
-            for index, (cost, axis) in enumerate(zip(costs, axes, strict=True))
-        ],
-        x=0.0,
-        xanchor="left",
-    )
+    buttons = []
+    for index, (cost, axis) in enumerate(zip(costs, axes, strict=True)):
+        chosen = [each == index for each in range(len(costs)) for _ in range(PER_COST)]
+        data = {"visible": [True] * LEGEND + chosen}
+        buttons.append({"label": _label(cost), "method": "update", "args": [data, axis]})
+    return BUTTONS | {"buttons": buttons, "x": 0.0, "xanchor": "left"}
 
 
-def _buttons(buttons: list[dict[str, Any]], **place: Any) -> dict[str, Any]:
-    return {
-        "type": "buttons",
-        "direction": "right",
-        "buttons": buttons,
-        "y": 1.12,
-        "yanchor": "bottom",
-        "pad": {"t": 0, "b": 0, "l": 0, "r": 0},
-        "bgcolor": GREY,
-        "bordercolor": GREY,
-        **place,
-    }
-
-
-def _axis(generations: Generations, cost: str, limits: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _axis(
+    shown: Sequence[Candidate], cost: str, limits: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     """The layout of the x axis for `cost`, with the limits within its range."""
-    low, high = _padded([c.costs[cost] for each in generations for c in each], 0.04)
+    low, high = _padded([c.costs[cost] for c in shown], 0.04)
     bounds = [limit.get(end) for limit in limits for end in ("min", "max") if limit["cost"] == cost]
     return {
         "xaxis.title.text": _label(cost),
         "xaxis.tickformat": _format(cost),
         "xaxis.range": [low, high],
         "shapes": [
-            {
-                "type": "line",
-                "x0": bound,
-                "x1": bound,
-                "yref": "paper",
-                "y0": 0,
-                "y1": 1,
-                "line": {"color": GREY, "dash": "dot", "width": 1.5},
-                "label": {
-                    "text": "limit",
-                    "textposition": "end",
-                    "textangle": 0,
-                    "xanchor": "right",
-                    "yanchor": "top",
-                },
-            }
+            LIMIT_LINE | {"x0": bound, "x1": bound}
             for bound in bounds
             if bound is not None and low <= bound <= high
         ],
@@ -276,6 +225,13 @@ def _number(generation: Sequence[Candidate]) -> str:
 
 def _label(cost: str) -> str:
     return escape(COSTS.get(cost, (cost,))[0])  # plotly reads it as HTML
+
+
+def _hover_text(cost: str) -> str:
+    x = f"{_label(cost)} %{{x:{_format(cost)}}}"
+    return (
+        f"%{{customdata[0]}}<br>top-1 %{{y:.2f}} %, {x}<extra>generation %{{customdata[1]}}</extra>"
+    )
 
 
 def _format(cost: str) -> str:
