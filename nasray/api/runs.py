@@ -1,31 +1,21 @@
-"""The Python API: run directories, trained networks and design spaces.
+"""Runs: `nasray.run`, `nasray.open` and the handle that they return; importing data."""
 
-`import nasray` offers these names; the command line is a layer over them.
-"""
-
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nasray.config import Job, Limit, load_job, parse_job
+from nasray.api.spaces import AnyArchitecture, DesignSpace
+from nasray.config import Job, load_job, parse_job
 from nasray.errors import UserError
 from nasray.storage import files as storage
 from nasray.storage import layout
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from nasray.costs.operations import OpCount
     from nasray.data.shards import DatasetInfo
     from nasray.pipeline.run import Run
     from nasray.pipeline.status import Stage
-    from nasray.spaces.space import Architecture, Space
-    from nasray.spaces.supernet import Supernet
 
-# A published name, JSON text, an object in the field's keys, or one choice index per gene.
-AnyArchitecture = str | Mapping[str, Any] | Sequence[int]
 AnyJob = str | Mapping[str, Any] | Job  # the path of a TOML file, its content, or a checked job
 
 
@@ -107,28 +97,6 @@ def open(
     return RunDirectory(folder, parsed, data_path, address, verbose, origin)
 
 
-def load(path: str) -> "nn.Module":
-    """Load a retrained network, RUN_DIR/retrain/<k>/model.pt, in eval mode on the CPU.
-
-    Input: float32 (batch, 3, resolution, resolution), RGB from 0 to 1; normalisation is part of
-    the module. Output: float32 logits (batch, classes). Its attributes `classes` (names, in the
-    order of the logits), `resolution` (pixels) and `arch` (JSON object) describe the network;
-    `network` is the part behind the normalisation.
-
-    Raises:
-        UserError: there is no such file, or it holds no single network.
-    """
-    from nasray import checkpoint
-    from nasray.export import Normalised
-
-    space, arch, subnet, extra = checkpoint.load_subnet(path)
-    model: Any = Normalised(subnet).eval()
-    model.classes = list(extra.get("classes", ()))
-    model.resolution = space.resolution_of(arch)
-    model.arch = space.to_json(arch)
-    return model
-
-
 def import_data(source: str, destination: str, *, path: str = "", seed: int = 0) -> "DatasetInfo":
     """Turn a data set into Parquet shards of encoded images; return its sizes and classes.
 
@@ -148,19 +116,6 @@ def import_data(source: str, destination: str, *, path: str = "", seed: int = 0)
     if storage.exists(storage.join(destination, layout.DATASET)):
         raise UserError(f"{destination} holds a data set already; remove it or name another folder")
     return import_shown(job.data, storage.absolute(destination), seed=seed)
-
-
-def space(name: str, **options: Any) -> "DesignSpace":
-    """Return the design space `name`, as `nasray spaces` lists them.
-
-    `options` are those of a job's [space] section and `num_classes`, e.g. resolution=160.
-
-    Raises:
-        UserError: an unknown space or option, or an invalid value.
-    """
-    from nasray.spaces import space_by_name
-
-    return DesignSpace(space_by_name(name, **options))
 
 
 @dataclass(frozen=True)
@@ -346,105 +301,6 @@ class RunDirectory:
         from nasray.cluster.connect import ray_cluster
 
         return ray_cluster(self.address, opened.job.compute, verbose=self.verbose)
-
-
-@dataclass(frozen=True)
-class DesignSpace:
-    """A design space with its costs, from `nasray.space`. `space` is the Space itself.
-
-    An architecture is given as a published name, JSON text, an object in the field's keys, or
-    one choice index per gene.
-    """
-
-    space: "Space"
-
-    def architecture(self, arch: AnyArchitecture) -> "Architecture":
-        """Return `arch` as one choice index per gene.
-
-        Raises:
-            UserError: it is no architecture of this space.
-        """
-        from nasray.spaces.space import check_architecture
-
-        if isinstance(arch, Mapping):
-            return self.space.from_json(arch)
-        if not isinstance(arch, str):
-            return check_architecture(arch, self.space)
-        named = self.space.named
-        if arch in named:
-            return named[arch]
-        try:
-            values = json.loads(arch)
-        except (ValueError, RecursionError):
-            values = None
-        if not isinstance(values, dict):
-            raise UserError(
-                f"ARCH {arch!r} is neither a published name ({', '.join(named)}) nor a JSON object"
-            )
-        return self.space.from_json(values)
-
-    def describe(self, arch: AnyArchitecture) -> dict[str, Any]:
-        """Return `arch` as a JSON object in the field's keys."""
-        return self.space.to_json(self.architecture(arch))
-
-    def profile(self, arch: AnyArchitecture) -> "list[OpCount]":
-        """Return parameters and operations of `arch`, operation by operation."""
-        from nasray.costs.profile import profile
-
-        return profile(self.space, self.architecture(arch))
-
-    def costs(self, arch: AnyArchitecture) -> dict[str, float]:
-        """Return all costs of `arch` for one image: params, macs, MicroNet scores and others."""
-        from nasray.costs.profile import total
-
-        return total(self.profile(arch))
-
-    def sample(
-        self,
-        number: int,
-        *,
-        limits: Sequence[Mapping[str, Any] | Limit] = (),
-        latency_table: str = "",
-        seed: int = 0,
-    ) -> "list[Architecture]":
-        """Draw different random architectures; fewer if no more are within the limits.
-
-        Args:
-            number: how many.
-            limits: as search.limits in a job, e.g. [{"cost": "macs", "max": 330e6}].
-            latency_table: path of a table that makes latency_ms (milliseconds) a cost.
-            seed: the same seed draws the same architectures.
-
-        Raises:
-            InfeasibleError: no architecture is within the limits.
-            UserError: an invalid limit.
-        """
-        import numpy as np
-
-        from nasray.costs.latency import LatencyTable
-        from nasray.search.limits import Limits
-
-        given = [limit.model_dump() if isinstance(limit, Limit) else limit for limit in limits]
-        job = parse_job({"data": {"source": "synthetic"}, "search": {"limits": given}}, "limits")
-        table = LatencyTable.load(latency_table, self.space) if latency_table else None
-        drawn = Limits(self.space, job.search.limits, table)
-        return drawn.draw(number, np.random.default_rng(seed), set())
-
-    def supernet(self, *, seed: int = 0) -> "Supernet":
-        """Build a supernet with initial weights drawn from `seed`.
-
-        supernet(images, arch) maps float32 (batch, 3, resolution, resolution), normalised, to
-        logits (batch, classes).
-        """
-        import torch
-
-        supernet = self.space.supernet()
-        self.space.initialize(supernet, torch.Generator().manual_seed(seed))
-        return supernet
-
-    def extract(self, supernet: "Supernet", arch: AnyArchitecture) -> "nn.Sequential":
-        """Return `arch` as a network of its own, with a copy of its weights in `supernet`."""
-        return supernet.extract(self.architecture(arch))
 
 
 def check_torch() -> None:

@@ -1,0 +1,37 @@
+"""A run directory opened for work: what is recorded of its job, and what is read how often."""
+
+import shutil
+from pathlib import Path
+
+from nasray.config import Job
+from nasray.pipeline.run import opened
+from nasray.search.candidate import Candidate
+from nasray.storage import files as storage
+from nasray.storage import layout
+
+
+def job(**data: object) -> Job:
+    return Job.model_validate({"data": {"source": "synthetic", **data}})
+
+
+def test_resuming_keeps_the_time_of_the_first_start(tmp_path: Path):
+    path = str(tmp_path / layout.JOB)
+    with opened(str(tmp_path), job()):
+        first = storage.read_json(path)
+    storage.write_json(path, first | {"started": "2001-02-03T04:05:06+00:00"})
+    with opened(str(tmp_path), job(loader_workers=3)):
+        again = storage.read_json(path)
+    assert again["started"] == "2001-02-03T04:05:06+00:00"
+    assert again["job"]["data"]["loader_workers"] == 3
+
+
+def test_evaluations_are_read_once(tmp_path: Path):
+    candidate = Candidate(arch=(0, 1), fitness=0.5, costs={"macs": 1.0}, generation=0)
+    with opened(str(tmp_path), job()) as run:
+        for history in (run.history, run.sample):
+            history.append([candidate])
+    with opened(str(tmp_path), job()) as run:
+        assert len(run.candidates) == len(run.sample.candidates) == 1
+        shutil.rmtree(tmp_path / layout.HISTORY)
+        assert [found.arch for found in run.candidates] == [(0, 1)]
+        assert [found.arch for found in run.sample.candidates] == [(0, 1)]
