@@ -21,7 +21,7 @@ from dataclasses import replace
 import numpy as np
 
 from nasray.search.evaluated import Evaluated
-from nasray.search.limits import Answer, Price, Within
+from nasray.search.limits import Answer, CostOf, FeasibleSampler
 from nasray.spaces.active import Activity
 from nasray.spaces.space import Population, Space
 
@@ -52,7 +52,7 @@ class Annealing:
     def __init__(
         self,
         space: Space,
-        price: Price,
+        price: CostOf,
         limits: Sequence[float],
         seed: int,
         *,
@@ -60,7 +60,7 @@ class Annealing:
         size: int | None = None,
     ) -> None:
         self.space, self.price, self.given = space, price, tuple(map(float, limits))
-        self.within = Within(space, price)
+        self.within = FeasibleSampler(space, price)
         self.within.check(limits)
         if size is None:
             size = min(max(SIZES[0], budget // GENERATIONS), SIZES[1])

@@ -41,7 +41,7 @@ class SplitLimits:
 
     def price(self, population: Population) -> np.ndarray:
         """The cost that is answered one by one, of each row: float64 (n,)."""
-        return self.bounds.price_one(self.cost, population)
+        return self.bounds.cost_of(self.cost, population)
 
 
 class ManyLimitsSearch:

@@ -10,7 +10,7 @@ starts without what an earlier one found, except for its answer.
 import numpy as np
 
 from nasray.search.evaluated import Evaluated
-from nasray.search.limits import Answer, Price, Within
+from nasray.search.limits import Answer, CostOf, FeasibleSampler
 from nasray.spaces.population import crossover, random_population
 from nasray.spaces.space import Architecture, Gene, Population, Space
 
@@ -34,7 +34,7 @@ class Staged:
     def __init__(
         self,
         space: Space,
-        price: Price,
+        price: CostOf,
         limits: list[float],
         *,
         strategy: str,
@@ -45,7 +45,7 @@ class Staged:
     ) -> None:
         assert strategy in STRATEGIES, strategy
         self.space, self.price, self.given = space, price, tuple(limits)
-        self.within = Within(space, price)
+        self.within = FeasibleSampler(space, price)
         self.within.check(limits)
         self.strategy, self.size, self.mutation_prob = strategy, size, mutation_prob
         self.rng = np.random.default_rng(seed)
@@ -147,7 +147,7 @@ class Staged:
 
 
 def prune(
-    arch: Architecture, limit: float, space: Space, price: Price, rng: np.random.Generator
+    arch: Architecture, limit: float, space: Space, price: CostOf, rng: np.random.Generator
 ) -> Architecture:
     """Lower gene after gene of `arch` until it is within `limit` or at the smallest choices.
 

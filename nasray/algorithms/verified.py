@@ -14,7 +14,7 @@ import numpy as np
 from nasray.algorithms.many_limits import SplitLimits
 from nasray.config import SearchConfig
 from nasray.search.candidate import Candidate
-from nasray.search.limits import Answer, Limits, Price
+from nasray.search.limits import Answer, CostOf, Limits
 from nasray.search.predicted import PopulationSearch, search_predicted
 from nasray.spaces.population import as_architectures, as_population
 from nasray.spaces.space import Architecture, Population, Space
@@ -49,7 +49,7 @@ class InnerSearch(PopulationSearch, Protocol):
 
 class MakeInnerSearch(Protocol):
     def __call__(
-        self, space: Space, price: Price, limits: Sequence[float], seed: int, *, budget: int
+        self, space: Space, price: CostOf, limits: Sequence[float], seed: int, *, budget: int
     ) -> InnerSearch: ...
 
 

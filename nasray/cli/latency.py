@@ -48,7 +48,8 @@ def measure_latency(
     """
     # SIGTERM, too, keeps what is measured.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from nasray.costs.latency_measure import Setup, doubt, measure, wanted_blocks
+    from nasray.costs.latency_measure import doubt, measure, wanted_blocks
+    from nasray.costs.latency_timing import Setup
     from nasray.progress import progress
 
     space = make_space(
@@ -88,7 +89,7 @@ def latency() -> None:
 def check(space_name: str, table: str, num_archs: int, seed: int, **space_settings: Any) -> None:
     """Compare TABLE with whole networks of random architectures, measured here."""
     from nasray.costs.latency import LatencyTable
-    from nasray.costs.latency_measure import check as check_table
+    from nasray.costs.latency_check import check as check_table
 
     space = make_space(space_name, **space_settings).space
     loaded = LatencyTable.load(table, space)

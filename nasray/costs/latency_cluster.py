@@ -11,7 +11,8 @@ import ray
 
 from nasray.cluster.worker import raise_user_error
 from nasray.costs.latency_files import read_lines
-from nasray.costs.latency_measure import Setup, measure, wanted_blocks
+from nasray.costs.latency_measure import measure, wanted_blocks
+from nasray.costs.latency_timing import Setup
 from nasray.progress import following
 from nasray.spaces.space import Space
 from nasray.storage import files as storage
@@ -31,6 +32,9 @@ def measure_on_cluster(
 
     `setup` holds the fields of a Setup, which only the node can check. `table` must be a
     path or URI that the node sees.
+
+    Raises:
+        UserError: what measure() or Setup refuses on the node.
     """
     on_gpu = setup["device"] == "cuda"
     task = _measure.options(
@@ -57,5 +61,5 @@ def measure_on_cluster(
 def _measure(
     space: Space, path: str, setup: dict[str, Any], resolutions: Sequence[int] | None
 ) -> None:
-    """What is in the table already is not measured again, also after a lost node."""
+    """Measure what the table lacks. After a lost node Ray runs this again elsewhere."""
     measure(space, path, setup=Setup(**setup), resolutions=resolutions)

@@ -1,7 +1,7 @@
 """Files of latency tables: nasray's own, and those that Once-for-All published.
 
 nasray's own are .parquet or .csv, written by latency_measure.py; Once-for-All's are folders of
-NNN_lookup_table.yaml (spec 4.1). PyYAML comes with Ray.
+NNN_lookup_table.yaml (docs/spec.md, OFA 4.1). PyYAML comes with Ray.
 """
 
 import csv
@@ -28,7 +28,8 @@ OFA_SPACE = "ofa_mobilenetv3"  # the only one with published tables
 LINE_COLUMNS = ("block", "ms", "spread_ms", "samples_ms", "measured_at")
 NEEDED_COLUMNS = ("space", "device", "block", "ms")
 Line = dict[str, str]
-Price = Callable[[Any, int], float | None]  # (block, side of the network's input) -> ms
+# (block, resolution of the network's input, pixels) -> its latency, ms, if the table has it.
+LatencyOf = Callable[[Any, int], float | None]
 
 
 def block_key(block: Any) -> str:
@@ -44,7 +45,11 @@ def block_key(block: Any) -> str:
 
 
 def read_lines(path: str) -> list[Line]:
-    """Read the lines of nasray's own table at `path`, all values as text."""
+    """Read the lines of nasray's own table at `path`, all values as text.
+
+    Raises:
+        UserError: the file is damaged, or a line lacks a value or names a block again.
+    """
     content = storage.read(path)
     try:
         if path.endswith(".csv"):
@@ -93,7 +98,11 @@ def write_lines(path: str, lines: Sequence[Line]) -> None:
 
 
 def provenance_of(lines: Sequence[Line], path: str) -> dict[str, str]:
-    """What all `lines` share: space, device, runtime... UserError if they do not share it."""
+    """What all `lines` share: space, device, runtime...
+
+    Raises:
+        UserError: they differ in it.
+    """
     found: dict[str, str] = {}
     for line in lines:
         for column, value in line.items():
@@ -105,6 +114,7 @@ def provenance_of(lines: Sequence[Line], path: str) -> dict[str, str]:
 
 
 def _milliseconds(value: Any, where: str) -> float:
+    """Check a latency that a file holds."""
     try:
         ms = float(value)
     except (TypeError, ValueError):
@@ -114,7 +124,12 @@ def _milliseconds(value: Any, where: str) -> float:
     return ms
 
 
-def own_prices(path: str, space: Space) -> tuple[Price, dict[str, str]]:
+def read_own_file(path: str, space: Space) -> tuple[LatencyOf, dict[str, str]]:
+    """Read nasray's own table at `path`: the latency of a block, and the provenance.
+
+    Raises:
+        UserError: the file is absent, damaged, or of another space.
+    """
     if not storage.exists(path):
         raise UserError(f"{path} does not exist; measure it first")
     lines = read_lines(path)
@@ -123,12 +138,18 @@ def own_prices(path: str, space: Space) -> tuple[Price, dict[str, str]]:
     provenance = provenance_of(lines, path)
     if provenance["space"] != space.name:
         raise UserError(f"{path} is a table of the space {provenance['space']}, not {space.name}")
-    prices = {line["block"]: float(line["ms"]) for line in lines}
-    return lambda block, side: prices.get(block_key(block)), provenance
+    latencies = {line["block"]: float(line["ms"]) for line in lines}
+    return lambda block, resolution: latencies.get(block_key(block)), provenance
 
 
-def ofa_prices(folder: str, space: Space) -> tuple[Price, dict[str, str]]:
-    """Read those of a folder's tables that `space` needs: one per resolution."""
+def read_ofa_folder(folder: str, space: Space) -> tuple[LatencyOf, dict[str, str]]:
+    """Read those of a folder's tables that `space` needs, one per resolution.
+
+    Returns the latency of a block, and the provenance.
+
+    Raises:
+        UserError: a file is absent or damaged, or the tables are not of `space`.
+    """
     try:
         names = storage.list_names(folder)
     except NotADirectoryError:
@@ -142,24 +163,26 @@ def ofa_prices(folder: str, space: Space) -> tuple[Price, dict[str, str]]:
         )
     if space.name != OFA_SPACE:
         raise UserError(f"{folder} holds tables of the space {OFA_SPACE}, not {space.name}")
-    sides = next(gene.choices for gene in space.genes if gene.kind == "resolution")
-    if absent := [side for side in sides if side not in files]:
+    resolutions = next(gene.choices for gene in space.genes if gene.kind == "resolution")
+    if absent := [resolution for resolution in resolutions if resolution not in files]:
         raise UserError(
             f"{folder} has no table for the resolutions {absent}; set space.resolutions to some "
             f"of {sorted(files)}"
         )
-    tables = {side: _read_ofa(storage.join(folder, files[side])) for side in sides}
+    tables = {
+        resolution: _read_ofa(storage.join(folder, files[resolution])) for resolution in resolutions
+    }
 
-    def price(block: Any, side: int) -> float | None:
-        prices = [tables[side].get(key) for key in _ofa_keys(block)]
-        return None if None in prices else sum(prices)  # type: ignore[arg-type]
+    def latency_of(block: Any, resolution: int) -> float | None:
+        operations = [tables[resolution].get(key) for key in _ofa_keys(block)]
+        return None if None in operations else sum(operations)  # type: ignore[arg-type]
 
     device = folder.rstrip("/").rsplit("/", 1)[-1]
-    return price, {"space": OFA_SPACE, "device": device, "runtime": "as published by OFA"}
+    return latency_of, {"space": OFA_SPACE, "device": device, "runtime": "as published by OFA"}
 
 
 def _read_ofa(path: str) -> dict[str, float]:
-    """One file of Once-for-All's: {key: mean, ms}."""
+    """Read one file of Once-for-All's: {key of an operation: its mean latency, ms}."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first is 10 times as fast
     try:
         entries = yaml.load(storage.read(path), Loader=loader)
@@ -176,7 +199,7 @@ def _read_ofa(path: str) -> dict[str, float]:
 
 
 def _ofa_keys(block: Any) -> list[str]:
-    """The keys of Once-for-All's tables that make up `block` (spec 4.1)."""
+    """The keys of Once-for-All's tables that make up `block` (docs/spec.md, OFA 4.1)."""
     side, square = block.resolution, f"{block.resolution}x{block.resolution}"
     if block.name == "stem":
         out = out_resolution(side, 2)

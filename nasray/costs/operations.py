@@ -1,6 +1,6 @@
 """Count the operations of a network by one walk over it, leaf module by leaf module.
 
-The rules are those of the published profile (spec 4.1 A and B). Knows no space.
+The rules are those of the published profile (docs/spec.md, OneShot 4.1). Knows no space.
 """
 
 from collections.abc import Callable
@@ -121,7 +121,8 @@ def _count_linear(name: str, linear: nn.Linear, inputs: Tensor, output: Tensor) 
 
 def _count_bn(name: str, norm: nn.BatchNorm2d, inputs: Tensor, output: Tensor) -> list[OpCount]:
     # Folded into the convolution before it. The published table forgets the biases that
-    # folding leaves behind; so does this, to reproduce it (spec 4.4 has the stricter count).
+    # folding leaves behind; so does this, to reproduce it (docs/spec.md, OneShot 4.4,
+    # has the stricter count).
     channels = inputs.shape[1]
     return [
         OpCount(

@@ -39,7 +39,7 @@ class MicroNetRow:
 
 
 def micronet_rows(ops: Sequence[OpCount]) -> list[MicroNetRow]:
-    """The MicroNet counts at fp32, fp16 and int8 by the organisers' rules (spec 4.4).
+    """The MicroNet counts at fp32, fp16 and int8, by the rules of docs/spec.md, OneShot 4.4.
 
     A b-bit parameter or multiplication counts b/32. fp16 is the rules' free storage and
     multiplication width for a network that quantises nothing: additions stay 32-bit. int8
@@ -59,7 +59,7 @@ def micronet_rows(ops: Sequence[OpCount]) -> list[MicroNetRow]:
 
 
 def format_table(ops: Sequence[OpCount]) -> str:
-    """The published profile table (spec 4.1 B): parameters and operations in millions."""
+    """Format the published profile table (docs/spec.md, OneShot 4.1), counts in millions."""
     lines = [
         f"{'op_name':<38}{'inp_size':>9}{'kernel_size':>12}{'Cin':>6}{'Cout':>6}"
         f"{'params(M)':>11}{'mults(M)':>10}{'adds(M)':>10}{'MFLOPS':>10}"

@@ -1,4 +1,4 @@
-"""The accuracy predictors that Once-for-All published, in the order of our genes (spec 3).
+"""Read the accuracy predictors that Once-for-All published (docs/spec.md, OFA 3).
 
 Their layers take one-hot inputs in an order of their own and leave out genes that only
 switch others off; here each input column moves to its gene, and those genes get zeros.
@@ -23,11 +23,11 @@ RESNET_KEYS = {"base_acc", "layers.3.weight"} | {
 class Layout:
     """A published input: the first column of each kind of genes, or of one gene by its name.
 
-    Genes of one kind follow on each other. `sides`: the input sides that it knows.
+    Genes of one kind follow each other.
     """
 
     starts: dict[str, int]
-    sides: tuple[int, ...]
+    resolutions: tuple[int, ...]  # that it has a column for, pixels
 
 
 # The tutorial's for MobileNetV3, and the library's for ResNet50D.
@@ -39,7 +39,14 @@ RESNET50D = Layout(
 
 
 def published_layers(content: Any, space: Space, path: str) -> list[tuple[Tensor, Tensor]]:
-    """Turn a published file's state into layers over the one-hot genes of `space`."""
+    """Turn a published file's state into layers over the one-hot genes of `space`.
+
+    Returns weight (out, in) and bias (out,) of each layer; the first has an input column per
+    choice of each gene.
+
+    Raises:
+        UserError: `content` is no such state, damaged, or of another space.
+    """
     keys = set(content) if isinstance(content, dict) else set()
     if {f"{index}.{kind}" for index in (0, 2, 4, 6) for kind in ("weight", "bias")} == keys:
         _check(space, "ofa_mobilenetv3", 1.2, path)
@@ -69,13 +76,15 @@ def published_layers(content: Any, space: Space, path: str) -> list[tuple[Tensor
 
 
 def _columns(space: Space, layout: Layout, path: str) -> list[int | None]:
-    """Where each choice of each gene is in a published input; None: nowhere."""
+    """The column of each choice of each gene in a published input; None where it has none."""
     nexts = dict(layout.starts)
     columns: list[int | None] = []
     for gene in space.genes:
         key = gene.name if gene.name in nexts else gene.kind
         if key == "resolution":
-            columns += [nexts[key] + place for place in _places(gene.choices, layout.sides, path)]
+            columns += [
+                nexts[key] + place for place in _places(gene.choices, layout.resolutions, path)
+            ]
         elif key in nexts:
             columns += range(nexts[key], nexts[key] + len(gene.choices))
             nexts[key] += len(gene.choices)
@@ -84,16 +93,17 @@ def _columns(space: Space, layout: Layout, path: str) -> list[int | None]:
     return columns
 
 
-def _places(sides: Sequence[int], known: tuple[int, ...], path: str) -> list[int]:
-    unknown = sorted(set(sides) - set(known))
+def _places(resolutions: Sequence[int], known: tuple[int, ...], path: str) -> list[int]:
+    unknown = sorted(set(resolutions) - set(known))
     if unknown:
         raise UserError(
             f"{path} knows no resolutions {unknown}; set space.resolutions to some of {known}"
         )
-    return [known.index(side) for side in sides]
+    return [known.index(resolution) for resolution in resolutions]
 
 
 def _check(space: Space, name: str, width: float, path: str) -> None:
+    """Check that `space` is the one that the predictor at `path` was fitted to."""
     if space.name != name or getattr(space, "width", None) != width:
         raise UserError(
             f"{path} is a predictor of the space {name} of width {width}, not of {space.name} of "

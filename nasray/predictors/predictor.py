@@ -1,15 +1,19 @@
 """Accuracy predictor: one-hot genes -> three hidden layers -> top-1, a fraction.
 
 Fitted to evaluations of one space, or read from the files that Once-for-All published
-(spec 3.1, 3.2). Called with a population it returns top-1 as float32, a few microseconds
-of one core each: the first layer is a sum of rows of a table, since its input is one-hot.
+(docs/spec.md, OFA 3.1, 3.2). Called with a population it returns top-1 as float32, a few
+microseconds of one core each: the first layer is a sum of rows of a table, since its input is
+one-hot.
 """
 
+import functools
 import io
+import threading
 import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pickle import UnpicklingError
 from struct import error as StructError
@@ -23,7 +27,6 @@ from torch.nn import functional as F
 from nasray.devices import computing_with
 from nasray.errors import UserError
 from nasray.predictors.ofa_files import published_layers
-from nasray.predictors.shared_work import SharedWork
 from nasray.progress import Show
 from nasray.spaces import describe
 from nasray.spaces.active import Activity
@@ -65,13 +68,12 @@ class Group:
 class AccuracyPredictor:
     """Predicts the top-1 of populations of one space: `predictor(population)`.
 
-    `layers`: weight (out, in) and bias of each layer, ReLU between. The input has one
+    `layers`: weight (out, in) and bias (out,) of each layer, ReLU between. The input has one
     column per choice of each gene, in their order; those of genes without effect are 0.
     """
 
     def __init__(self, space: Space, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
         self.space, self.activity = space, Activity(space)
-        self.work = SharedWork()
         self.layers = [(weight.float(), bias.float()) for weight, bias in layers]
         sizes = [len(gene.choices) for gene in space.genes]
         self.starts = np.cumsum([0, *sizes])  # first input column of each gene
@@ -82,18 +84,19 @@ class AccuracyPredictor:
         return self.begin(population)()
 
     def begin(self, population: Population) -> Callable[[], np.ndarray]:
-        """Have other threads begin to predict; what is returned helps, and returns the top-1."""
-        # Whatever the number of threads, for the last bits may depend on a chunk's size.
+        """Start to predict in other threads; the returned function waits for the top-1 (n,)."""
+        # Of the same size for any number of threads: the last bits may depend on it.
         chunks = [population[start : start + CHUNK] for start in range(0, len(population), CHUNK)]
-        begun = [self.work.submit(self._predict, chunk) for chunk in chunks]
+        started = [single_threads().submit(self._predict, chunk) for chunk in chunks]
 
         def top1() -> np.ndarray:
-            return np.concatenate([np.empty(0, dtype=np.float32), *self.work.finish(begun)])
+            found = [future.result() for future in started]
+            return np.concatenate([np.empty(0, dtype=np.float32), *found])
 
         return top1
 
     def exact(self, population: Population) -> np.ndarray:
-        """Predict in double precision, rounded to float32: the published programs' digits."""
+        """Predict (n,) in double precision, rounded to float32: the published programs' digits."""
         hidden = self.features(population).astype(np.float64)
         for index, (weight, bias) in enumerate(self.layers):
             hidden = hidden @ weight.double().numpy().T + bias.double().numpy()
@@ -119,7 +122,10 @@ class AccuracyPredictor:
         steps: int = STEPS,
         show: Show = lambda done, text: None,
     ) -> "AccuracyPredictor":
-        """Fit to evaluations; `show` hears how many steps are done."""
+        """Fit to the `top1` (n,) of `population` (n, genes), a fraction each.
+
+        `show` is called with the number of steps done.
+        """
         targets = np.asarray(top1, dtype=np.float32)
         untrained = cls(space, _fresh_layers(space, float(targets.mean()), seed))
         inputs = torch.from_numpy(untrained.features(population))
@@ -128,6 +134,7 @@ class AccuracyPredictor:
         return cls(space, layers)
 
     def save(self, path: str) -> None:
+        """Write the layers and what describes the space to `path`, which load() reads."""
         buffer = io.BytesIO()
         layers = [[weight, bias] for weight, bias in self.layers]
         torch.save({"format": FORMAT, "space": describe(self.space), "layers": layers}, buffer)
@@ -135,8 +142,13 @@ class AccuracyPredictor:
 
     @classmethod
     def load(cls, path: str, space: Space) -> "AccuracyPredictor":
-        """Read what save() wrote, or a predictor that Once-for-All published, for `space`."""
+        """Read what save() wrote, or a predictor that Once-for-All published, for `space`.
+
+        Raises:
+            UserError: the file is absent, damaged, or of another space.
+        """
         content = _read(path)
+        layers: Any
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             layers = published_layers(content, space, path)
         else:
@@ -160,7 +172,8 @@ class AccuracyPredictor:
         """Sum the first layer's weights over groups of genes, whose choices index the sums."""
         groups = _group(sizes, self.activity)
         strides = np.zeros((len(sizes), len(groups)), dtype=np.float32)
-        tables, offsets = [], []
+        tables: list[Tensor] = []
+        offsets: list[int] = []
         for index, group in enumerate(groups):
             shape = [sizes[column] for column in group.columns]
             offsets.append(sum(len(table) for table in tables))
@@ -183,8 +196,31 @@ class AccuracyPredictor:
         return (torch.from_numpy(features).double() @ self.layers[0][0].double().T).float()
 
 
+@functools.cache
+def single_threads() -> ThreadPoolExecutor:
+    """As many threads as torch computes with at the first call; each of them computes alone.
+
+    They compute chunks side by side: one product that is split among the cores waits for the
+    slowest of them.
+    """
+    number = torch.get_num_threads()
+    all_started = threading.Barrier(number)
+
+    def compute_alone() -> None:
+        torch.get_num_threads()  # a thread's first call takes over the number that was set last
+        torch.set_num_threads(1)
+
+    threads = ThreadPoolExecutor(number, "predict", initializer=compute_alone)
+    list(threads.map(lambda _: all_started.wait(), range(number)))
+    torch.set_num_threads(number)  # what threads that start from now on take over
+    return threads
+
+
 def _group(sizes: list[int], activity: Activity) -> list[Group]:
-    """Put each gene, with the genes that switch it, where it shares most of them and has room."""
+    """Group genes with those that switch them on: at most MAX_ROWS joint choices per group.
+
+    Each gene joins the group that shares most of its genes and has room, or starts one.
+    """
     scopes: list[set[int]] = []
     members: list[list[int]] = []
     for gene in range(len(sizes)):
@@ -228,7 +264,7 @@ def _train(
     steps: int,
     show: Show,
 ) -> list[tuple[Tensor, Tensor]]:
-    """Minimise the squared error by Adam, its rate falling to 0 along a cosine."""
+    """Minimise the squared error by Adam with a cosine schedule that ends at 0."""
     network = nn.Sequential()
     for weight, bias in layers:
         linear = nn.Linear(weight.shape[1], weight.shape[0])
@@ -253,6 +289,7 @@ def _train(
 
 
 def _read(path: str) -> Any:
+    """Load what torch.save wrote to `path`, after a look at the checksums."""
     if not storage.exists(path):
         raise UserError(f"{path} does not exist; fit a predictor first, or correct the path")
     content = io.BytesIO(storage.read(path))

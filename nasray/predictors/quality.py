@@ -10,7 +10,7 @@ from nasray.predictors.predictor import STEPS, AccuracyPredictor
 from nasray.progress import Show
 from nasray.spaces.space import Population, Space
 
-HELD_OUT = 0.2  # of the evaluations, to judge the fit by
+HELD_OUT = 0.2  # share of the evaluations that the fit is evaluated on
 
 
 def quality_of_fit(
@@ -22,11 +22,18 @@ def quality_of_fit(
     steps: int = STEPS,
     show: Show = lambda done, text: None,
 ) -> dict[str, Any]:
-    """How well a predictor that is fitted to four fifths of the evaluations predicts the rest."""
+    """Fit a predictor to four fifths of the evaluations and compare it with the rest.
+
+    `population` (n, genes) and its `top1` (n,), a fraction each. Returns num_fitted,
+    num_held_out, rmse (a fraction), kendall_tau, and the lists measured and predicted.
+
+    Raises:
+        UserError: there are fewer than 5 evaluations, or not one top-1 each.
+    """
     targets = np.asarray(top1, dtype=np.float32)
     if len(targets) != len(population) or len(targets) < 5:
         raise UserError(
-            f"a predictor is judged by 5 architectures or more with one top-1 each, got "
+            f"evaluating a predictor takes 5 architectures or more with one top-1 each, got "
             f"{len(population)} and {len(targets)}"
         )
     order = np.random.default_rng(seed).permutation(len(targets))
@@ -46,7 +53,7 @@ def quality_of_fit(
 
 
 def kendall_tau(first: np.ndarray, second: np.ndarray) -> float:
-    """Kendall's rank correlation (tau-b: ties are counted out); 0 where it is undefined."""
+    """Kendall's tau-b between two arrays (n,); 0 where it is undefined, as all values tie."""
     above_first = np.sign(first[:, None] - first).astype(np.int8)
     above_second = np.sign(second[:, None] - second).astype(np.int8)
     agreement = float((above_first * above_second).sum(dtype=np.int64))

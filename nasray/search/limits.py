@@ -1,10 +1,12 @@
-"""Which architectures a search may consider: limits on costs, and how to find some within.
+"""Limits on the costs of architectures, and random architectures within them.
 
 Knows no network.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 
 import numpy as np
 
@@ -16,22 +18,28 @@ from nasray.spaces.population import as_architectures, crossover, mutate, random
 from nasray.spaces.space import Architecture, Population, Space
 
 LATENCY = "latency_ms"  # the cost that a latency table adds
-BATCH = 4096  # architectures drawn and priced at once
-MAX_BATCHES = 25  # then random draws give up
-MAX_DESCENT = 200  # rounds of the descent towards the limits
-ROUNDING = 1e-12  # of sums of the same numbers in another order, relatively
+ROUNDING = 1e-12  # relative difference of sums of the same numbers in another order
 
-# Of Within, which draws under limits on one cost.
-Price = Callable[[Population], np.ndarray]  # population (n, genes) -> costs float64 (n,)
-MAX_SWEEPS = 50  # over all genes, in the descent to the smallest cost
-NUM_STARTS = 16  # of that descent
-MAX_DRAWS = 20  # of an architecture that exceeds its limit, each nearer to the smallest
+# Of FeasibleSampler.draw_unseen().
+BATCH = 4096  # architectures drawn at once
+MAX_BATCHES = 25  # uniform draws before the evolution towards the limit starts
+MAX_GENERATIONS = 200  # of that evolution
+# Of FeasibleSampler.draw() and .smallest.
+MAX_DRAWS = 20  # of an architecture that exceeds its limit, each closer to the smallest one
+NUM_STARTS = 16  # of the coordinate descent to the smallest cost
+MAX_SWEEPS = 50  # of that descent over all genes
+
+CostOf = Callable[[Population], np.ndarray]  # population int8 (n, genes) -> float64 (n,)
 
 
 class Limits:
-    """The limits of a search over one space, priced by its cost table.
+    """The limits of a search over one space, on the costs of its cost table.
 
     With the `latency` table of a device, "latency_ms" is a cost like any other.
+
+    Raises:
+        InfeasibleError: a limit lies outside what the space offers.
+        UserError: a limit is on an unknown cost.
     """
 
     def __init__(
@@ -42,37 +50,41 @@ class Limits:
         for limit in self.limits:
             self._check_reachable(limit)
 
-    def price(self, population: Population) -> dict[str, np.ndarray]:
+    def costs_of(self, population: Population) -> dict[str, np.ndarray]:
         """All costs of `population` (n, genes): {cost: float64 (n,)}."""
         costs = self.table(population)
         return costs if self.latency is None else costs | {LATENCY: self.latency(population)}
 
-    def price_one(self, cost: str, population: Population) -> np.ndarray:
+    def cost_of(self, cost: str, population: Population) -> np.ndarray:
         """One cost of `population` (n, genes): float64 (n,)."""
         if cost == LATENCY and self.latency is not None:
             return self.latency(population)
         return self.table.one(cost, population)
 
     def bounds(self, cost: str) -> tuple[float, float]:
-        """The smallest and largest value of `cost` in the space."""
+        """The smallest and largest value of `cost` in the space.
+
+        Raises:
+            UserError: `cost` is unknown.
+        """
         if cost == LATENCY and self.latency is not None:
             return self.latency.bounds()
         return self.table.bounds(check_cost(cost))
 
     def costs(self, archs: Sequence[Architecture]) -> list[dict[str, float]]:
-        """All costs of each architecture."""
+        """All costs of each architecture: one {cost: value} per architecture."""
         if not archs:
             return []
-        columns = self.price(np.array(archs, dtype=np.int8))
+        columns = self.costs_of(np.array(archs, dtype=np.int8))
         return [
             {cost: float(values[index]) for cost, values in columns.items()}
             for index in range(len(archs))
         ]
 
     def violation(self, population: Population) -> np.ndarray:
-        """By how much each row exceeds its limits, relatively and in sum; 0 is feasible."""
+        """The sum of the relative excesses over all limits: float64 (n,); 0 is feasible."""
         costs = {
-            cost: self.price_one(cost, population)
+            cost: self.cost_of(cost, population)
             for cost in dict.fromkeys(limit.cost for limit in self.limits)
         }
         excess = np.zeros(len(population))
@@ -93,52 +105,20 @@ class Limits:
     ) -> list[Architecture]:
         """Draw `number` random feasible architectures that are not in `seen`, and add them.
 
-        Fewer if the space has no more to give. Uniform while random draws hit the limits;
-        where they are too tight for that, by descent towards them.
+        Returns fewer if the space has no more to give; FeasibleSampler.draw_unseen says how
+        they are distributed.
+
+        Raises:
+            InfeasibleError: none was found, and none had been seen before.
         """
-        found: list[Architecture] = []
-        for _ in range(MAX_BATCHES):
-            self._take(random_population(self.space.genes, BATCH, rng), number, found, seen)
-            if len(found) >= number:
-                return found
-        for population in self._descent(rng):
-            self._take(population, number, found, seen)
-            if len(found) >= number:
-                return found
-        if not found and not seen:
+        sampler = FeasibleSampler(self.space, self.violation)
+        found = sampler.draw_unseen(number, 0.0, rng, seen)
+        if number and not found and not seen:
             raise InfeasibleError(
                 f"{BATCH * MAX_BATCHES} draws from {self.space.name} and a descent towards the "
                 f"limits found no architecture within search.limits = {self._shown()}; loosen one"
             )
         return found
-
-    def _take(
-        self,
-        population: Population,
-        number: int,
-        found: list[Architecture],
-        seen: set[Architecture],
-    ) -> None:
-        """Move unseen feasible rows of `population` to `found`, up to `number` in all."""
-        for arch in as_architectures(self.feasible(self.space.canonical(population))):
-            if len(found) >= number:
-                return
-            if arch not in seen:
-                seen.add(arch)
-                found.append(arch)
-
-    def _descent(self, rng: np.random.Generator) -> Iterator[Population]:
-        """Breed random populations towards the limits, and on along them once there."""
-        genes = self.space.genes
-        population = random_population(genes, BATCH // 4, rng)
-        for _ in range(MAX_DESCENT):
-            order = np.argsort(self.violation(population), kind="stable")
-            parents = population[order[: len(population) // 4]]
-            pairs = rng.integers(len(parents), size=(2, len(population) // 2))
-            children = np.concatenate(crossover(parents[pairs[0]], parents[pairs[1]], rng))
-            mutants = mutate(children, genes, 1 / len(genes), rng)
-            population = np.concatenate((parents, mutants))[: len(population)]
-            yield population
 
     def _check_reachable(self, limit: Limit) -> None:
         low, high = self.bounds(limit.cost)
@@ -155,18 +135,12 @@ class Limits:
             )
 
     def _shown(self) -> str:
-        return ", ".join(
-            " ".join(
-                part
-                for part in (
-                    f"{limit.min:.10g} <=" if limit.min is not None else "",
-                    limit.cost,
-                    f"<= {limit.max:.10g}" if limit.max is not None else "",
-                )
-                if part
-            )
-            for limit in self.limits
-        )
+        shown = []
+        for limit in self.limits:
+            low = f"{limit.min:.10g} <= " if limit.min is not None else ""
+            high = f" <= {limit.max:.10g}" if limit.max is not None else ""
+            shown.append(f"{low}{limit.cost}{high}")
+        return ", ".join(shown)
 
 
 def _rounded(value: float, *, up: bool) -> str:
@@ -178,7 +152,7 @@ def _rounded(value: float, *, up: bool) -> str:
 
 @dataclass(frozen=True)
 class Answer:
-    """The best architecture found for one limit, with its own numbers."""
+    """The best architecture found for one limit, with its own cost and fitness."""
 
     limit: float
     arch: Architecture
@@ -186,65 +160,118 @@ class Answer:
     fitness: float
 
 
-class Within:
-    """Draws architectures of one space under limits on one cost."""
+class FeasibleSampler:
+    """Draws random architectures of one space whose cost is at most a limit.
 
-    def __init__(self, space: Space, price: Price) -> None:
-        self.space, self.price = space, price
-        self.smallest, self.smallest_cost = _descend(space, price)
+    The cost is any function of a population: one cost of a search, a latency table, or
+    Limits.violation, which is at most 0 where all limits of a search hold.
+    """
 
-    def check(self, limits: Sequence[float]) -> None:
-        """Refuse limits that no architecture is within; say what the smallest one costs."""
-        if not len(limits):
-            raise InfeasibleError("a search needs one limit or more, got none")
-        tightest = min(limits)
-        if not tightest >= self.smallest_cost:  # so that NaN is refused, too
-            raise InfeasibleError(
-                f"a limit of {tightest:.10g} is below the smallest subnet of {self.space.name}, "
-                f"{float(self.smallest_cost)!r}; raise it to at least that"
-            )
+    def __init__(self, space: Space, cost_of: CostOf) -> None:
+        self.space, self.cost_of = space, cost_of
 
-    def draw(self, ceilings: np.ndarray, rng: np.random.Generator) -> Population:
-        """Draw one architecture under each of `ceilings`, in canonical form.
+    def draw_unseen(
+        self, number: int, limit: float, rng: np.random.Generator, seen: set[Architecture]
+    ) -> list[Architecture]:
+        """Draw `number` different architectures within `limit`, not in `seen`, and add them.
 
-        Random ones of all sizes: each takes its own share of its genes from a random
-        architecture and the rest from the smallest one, until it is under its ceiling.
+        They are uniform over the space while uniform draws meet the limit. Where that is too
+        rare, they come from an evolution towards the limit. Returns fewer if both are
+        exhausted. All are in canonical form.
         """
-        found = np.tile(np.array(self.smallest, dtype=np.int8), (len(ceilings), 1))
-        missing = np.arange(len(ceilings))
+        found: list[Architecture] = []
+        genes = self.space.genes
+        uniform = (random_population(genes, BATCH, rng) for _ in range(MAX_BATCHES))
+        for population in chain(uniform, self._evolve(rng)):
+            population = self.space.canonical(population)
+            for arch in as_architectures(population[self.cost_of(population) <= limit]):
+                if len(found) < number and arch not in seen:
+                    seen.add(arch)
+                    found.append(arch)
+            if len(found) >= number:
+                break
+        return found
+
+    def draw(self, limits: np.ndarray, rng: np.random.Generator) -> Population:
+        """Draw one architecture within each of `limits` (n,), in canonical form: int8 (n, genes).
+
+        Their costs differ widely below the limits: each takes a random share of its genes from
+        a random architecture and the others from the smallest one. The share shrinks until
+        the limit holds; what never meets it is the smallest architecture.
+        """
+        found = np.tile(np.array(self.smallest, dtype=np.int8), (len(limits), 1))
+        missing = np.arange(len(limits))
         share = 1.0
         for _ in range(MAX_DRAWS):
             fresh = random_population(self.space.genes, len(missing), rng)
             rate = share * rng.random((len(missing), 1))
             fresh = np.where(rng.random(fresh.shape) < rate, fresh, found[missing])
             fresh = self.space.canonical(fresh)
-            fits = self.price(fresh) <= ceilings[missing]
+            fits = self.cost_of(fresh) <= limits[missing]
             found[missing[fits]] = fresh[fits]
             missing = missing[~fits]
             if not len(missing):
                 break
             share *= 0.8
-        return found  # where nothing random fitted: the smallest
+        return found
 
+    def check(self, limits: Sequence[float]) -> None:
+        """Check that an architecture is within each limit.
 
-def _descend(space: Space, price: Price) -> tuple[Architecture, float]:
-    """The cheapest architecture that lowering one gene after another leads to."""
-    genes = space.genes
-    first = np.array([[gene.first for gene in genes]], dtype=np.int8)
-    random = random_population(genes, NUM_STARTS - 1, np.random.default_rng(0))
-    population = np.concatenate((first, random))
-    costs = price(population)
-    for _ in range(MAX_SWEEPS):
-        before = costs
-        for column, gene in enumerate(genes):
-            for choice in range(gene.first, len(gene.choices)):
-                trial = population.copy()
-                trial[:, column] = choice
-                trial_costs = price(trial)
-                better = trial_costs < costs
-                population = np.where(better[:, None], trial, population)
-                costs = np.where(better, trial_costs, costs)
-        if (costs == before).all():
-            break
-    cheapest = space.canonical(population[costs.argmin()][None])
-    return tuple(cheapest[0].tolist()), float(price(cheapest)[0])
+        Raises:
+            InfeasibleError: there is no limit, or one is below the smallest cost.
+        """
+        if not len(limits):
+            raise InfeasibleError("a search needs one limit or more, got none")
+        tightest = min(limits)
+        if not tightest >= self.smallest_cost:  # so that NaN is refused, too
+            raise InfeasibleError(
+                f"a limit of {tightest:.10g} is below the smallest subnet of {self.space.name}, "
+                f"{self.smallest_cost!r}; raise it to at least that"
+            )
+
+    @property
+    def smallest(self) -> Architecture:
+        """The architecture of the smallest cost that a coordinate descent finds, canonical."""
+        return self._smallest[0]
+
+    @property
+    def smallest_cost(self) -> float:
+        """The cost of `smallest`."""
+        return self._smallest[1]
+
+    @cached_property
+    def _smallest(self) -> tuple[Architecture, float]:
+        """Change one gene after another to its cheapest choice, from several starts at once."""
+        genes = self.space.genes
+        first = np.array([[gene.first for gene in genes]], dtype=np.int8)
+        starts = random_population(genes, NUM_STARTS - 1, np.random.default_rng(0))
+        population = np.concatenate((first, starts))
+        costs = self.cost_of(population)
+        for _ in range(MAX_SWEEPS):
+            before = costs
+            for column, gene in enumerate(genes):
+                for choice in range(gene.first, len(gene.choices)):
+                    trial = population.copy()
+                    trial[:, column] = choice
+                    trial_costs = self.cost_of(trial)
+                    better = trial_costs < costs
+                    population = np.where(better[:, None], trial, population)
+                    costs = np.where(better, trial_costs, costs)
+            if (costs == before).all():
+                break
+        cheapest = self.space.canonical(population[costs.argmin()][None])
+        return tuple(cheapest[0].tolist()), float(self.cost_of(cheapest)[0])
+
+    def _evolve(self, rng: np.random.Generator) -> Iterator[Population]:
+        """Yield the generations of an evolution that keeps the quarter of the smallest costs."""
+        genes = self.space.genes
+        population = random_population(genes, BATCH // 4, rng)
+        for _ in range(MAX_GENERATIONS):
+            order = np.argsort(self.cost_of(population), kind="stable")
+            parents = population[order[: len(population) // 4]]
+            pairs = rng.integers(len(parents), size=(2, len(population) // 2))
+            children = np.concatenate(crossover(parents[pairs[0]], parents[pairs[1]], rng))
+            mutants = mutate(children, genes, 1 / len(genes), rng)
+            population = np.concatenate((parents, mutants))[: len(population)]
+            yield population

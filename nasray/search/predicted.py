@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from nasray.search.evaluated import Evaluated
-from nasray.search.limits import Price
+from nasray.search.limits import CostOf
 from nasray.spaces.space import Population
 
 # Begins to predict the fitness of a population; calling the result waits for it: (n,).
@@ -28,7 +28,7 @@ class PopulationSearch(Protocol):
 
 
 def search_predicted(
-    search: PopulationSearch, price: Price, begin: Begin, *, lag: int = 1
+    search: PopulationSearch, price: CostOf, begin: Begin, *, lag: int = 1
 ) -> Iterator[None]:
     """Search by predictions without end; yields after each generation.
 

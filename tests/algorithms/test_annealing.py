@@ -17,7 +17,7 @@ from nasray.costs.latency import LatencyTable
 from nasray.errors import InfeasibleError
 from nasray.predictors.predictor import AccuracyPredictor
 from nasray.search.candidate import Candidate
-from nasray.search.limits import Limits, Within
+from nasray.search.limits import FeasibleSampler, Limits
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
 from nasray.spaces.population import as_architectures, as_population, random_population
 from nasray.spaces.space import Gene
@@ -150,7 +150,7 @@ def test_a_limit_below_the_smallest_network_names_the_smallest():
 
 def test_the_smallest_network_need_not_be_all_first_choices():
     weights = np.tile((-1.0, 2.0), 5)
-    within = Within(Plain(), lambda population: population.astype(np.float64) @ weights)
+    within = FeasibleSampler(Plain(), lambda population: population.astype(np.float64) @ weights)
     assert within.smallest == (2, 0) * 5
     assert within.smallest_cost == -10
 
@@ -158,7 +158,7 @@ def test_the_smallest_network_need_not_be_all_first_choices():
 def test_random_starts_are_within_tight_limits_and_differ_under_loose_ones():
     price = prices(SPACE)
     ceilings = np.repeat([10.5, 30.0], 200)
-    drawn = Within(SPACE, price).draw(ceilings, np.random.default_rng(0))
+    drawn = FeasibleSampler(SPACE, price).draw(ceilings, np.random.default_rng(0))
     assert (price(drawn) <= ceilings).all()
     assert len(np.unique(drawn[200:], axis=0)) > 150
     assert price(drawn[200:]).std() > 2
@@ -321,7 +321,7 @@ def test_any_part_of_a_generation_may_be_told_in_any_order():
 
 def test_a_generation_is_bred_once_and_serves_all_rungs_alike():
     space = OfaMobileNetV3(num_classes=10, resolution=64, resolutions=(48, 64), width=0.5)
-    macs = Limits(space, ()).price(random_population(space.genes, 500, np.random.default_rng(0)))
+    macs = Limits(space, ()).costs_of(random_population(space.genes, 500, np.random.default_rng(0)))
     rungs = np.quantile(macs["macs"], np.linspace(0.3, 1, 5)).tolist()
     limits = Limits(space, [Limit(cost="macs", max=rung) for rung in rungs])
     search = front_search(space, SearchConfig(population_size=10, num_parents=5), limits, 0)
@@ -345,8 +345,8 @@ def test_a_generation_is_bred_once_and_serves_all_rungs_alike():
 def test_as_an_algorithm_its_rungs_are_the_limits_on_the_first_cost():
     space = Tiny()
     limits = Limits(space, ())
-    rungs = np.quantile(limits.price(everything(space))["macs"], [0.5, 0.8]).tolist()
-    most = float(np.median(limits.price(everything(space))["params"]))
+    rungs = np.quantile(limits.costs_of(everything(space))["macs"], [0.5, 0.8]).tolist()
+    most = float(np.median(limits.costs_of(everything(space))["params"]))
     limits.limits = (
         Limit(cost="macs", max=rungs[0]),
         Limit(cost="params", max=most),

@@ -50,7 +50,7 @@ def evaluate(arch):
 
 @pytest.fixture(scope="module")
 def limits():
-    macs = Limits(SPACE, ()).price(random_population(SPACE.genes, 500, np.random.default_rng(0)))
+    macs = Limits(SPACE, ()).costs_of(random_population(SPACE.genes, 500, np.random.default_rng(0)))
     rungs = np.quantile(macs["macs"], [0.7, 0.3, 0.1])
     most = float(np.quantile(macs["params"], 0.8))
     given = [Limit(cost="macs", max=float(rung)) for rung in rungs]
@@ -108,10 +108,10 @@ def test_the_first_generation_is_random_until_there_is_something_to_fit_to(limit
 
 
 def test_a_given_predictor_proposes_the_first_generation(limits):
-    prefers_small = Predicts(lambda population: -limits.price(population)["params"])
+    prefers_small = Predicts(lambda population: -limits.costs_of(population)["params"])
     asked = verified(CONFIG, limits, 0, predictor=prefers_small).ask()
     random = verified(CONFIG, limits, 0).ask()
-    params = [limits.price(as_population(archs))["params"].mean() for archs in (asked, random)]
+    params = [limits.costs_of(as_population(archs))["params"].mean() for archs in (asked, random)]
     assert params[0] < 0.8 * params[1]
 
 
@@ -142,6 +142,6 @@ def test_the_best_that_the_predictor_found_is_proposed_even_if_no_chain_is_there
         "nasray.algorithms.annealing.Front.members", lambda self, limit: as_population([])
     )
     macs = limits.limits[0].max
-    prefers_large = Predicts(lambda population: limits.price(population)["macs"])
+    prefers_large = Predicts(lambda population: limits.costs_of(population)["macs"])
     asked = verified(CONFIG, limits, 0, predictor=prefers_large).ask()
     assert max(cost["macs"] for cost in limits.costs(asked[:3])) > 0.97 * macs

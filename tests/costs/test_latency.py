@@ -10,20 +10,17 @@ import ray
 
 from nasray.config import Limit
 from nasray.costs.latency import LatencyTable, blocks_of
+from nasray.costs.latency_check import check, compare
 from nasray.costs.latency_cluster import measure_on_cluster
 from nasray.costs.latency_files import block_key, read_lines, write_lines
 from nasray.costs.latency_measure import (
     MIN_SAMPLES,
-    Setup,
-    check,
-    compare,
-    describe,
     doubt,
     measure,
     networks_with,
-    time_blocks,
     wanted_blocks,
 )
+from nasray.costs.latency_timing import Setup, describe, time_blocks
 from nasray.errors import InfeasibleError, UserError
 from nasray.search.limits import Limits
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
@@ -37,10 +34,10 @@ needs_ofa = pytest.mark.skipif(not OFA.exists(), reason=f"{OFA} is not here")
 
 TINY = Tiny(resolution=16)
 SMALL = OfaMobileNetV3(num_classes=10, resolution=64, resolutions=(32, 48, 64), width=0.5)
-# More prices than 16 bits can number.
+# More entries than 16 bits can number.
 MANY = dataclasses.replace(SMALL, resolution=460, resolutions=tuple(range(64, 464, 4)))
 
-# Smallest and largest network, ms (spec 4.2).
+# Smallest and largest network, ms (docs/spec.md, OFA 4.2).
 NOTE10_BOUNDS = {
     160: (9.890, 47.773),
     176: (11.721, 58.038),
@@ -48,11 +45,11 @@ NOTE10_BOUNDS = {
     208: (15.834, 81.192),
     224: (17.769, 92.398),
 }
-# Share of uniformly random networks within so many ms (spec 4.2).
+# Share of uniformly random networks within so many ms (docs/spec.md, OFA 4.2).
 NOTE10_SHARES = {15: 0.0015, 20: 0.061, 25: 0.255, 30: 0.472, 40: 0.819, 50: 0.975, 60: 0.999}
 
 
-def price_of(key: str) -> float:
+def latency_of(key: str) -> float:
     """A made-up latency of the block `key`, ms."""
     return 0.01 + sum(map(ord, key)) % 977 / 100
 
@@ -61,7 +58,7 @@ def make_table(path: Path, space, changes: dict[str, str] | None = None) -> str:
     """Write a table of made-up latencies."""
     provenance = {"space": space.name, "device": "toaster"} | (changes or {})
     keys = sorted({block_key(block) for block in blocks_of(space)})
-    lines = [{"block": key, "ms": str(price_of(key)), **provenance} for key in keys]
+    lines = [{"block": key, "ms": str(latency_of(key)), **provenance} for key in keys]
     write_lines(str(path), lines)
     return str(path)
 
@@ -142,7 +139,7 @@ def test_sums_are_those_of_a_walk_over_the_blocks(tmp_path, space, ending):
     table = LatencyTable.load(make_table(tmp_path / f"t.{ending}", space), space)
     population = random_population(space.genes, 200, np.random.default_rng(0))
     walked = [
-        sum(price_of(block_key(block)) for block in space.decode(arch) if block is not None)
+        sum(latency_of(block_key(block)) for block in space.decode(arch) if block is not None)
         for arch in as_architectures(population)
     ]
     np.testing.assert_allclose(table(population), walked)
@@ -162,7 +159,7 @@ def test_bounds_respect_where_search_begins(tmp_path):
     found = table(random_population(space.genes, 500, np.random.default_rng(0)))
     assert low <= found.min() < found.max() <= high
     blocks = space.decode((0, 9) * 20)
-    assert low <= sum(price_of(block_key(block)) for block in blocks)
+    assert low <= sum(latency_of(block_key(block)) for block in blocks)
     every = LatencyTable.load(table.path, ShuffleNet(num_classes=10, resolution=32, first_scale=0))
     assert every.bounds()[0] < low and every.bounds()[1] > high
 
@@ -226,7 +223,7 @@ def test_a_table_that_is_absent_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv"])
-def test_a_measured_table_prices_every_architecture(tmp_path, ending):
+def test_a_measured_table_covers_every_architecture(tmp_path, ending):
     path = str(tmp_path / f"t.{ending}")
     shown = []
     measure(TINY, path, show=lambda done, text: shown.append(done))
@@ -329,7 +326,7 @@ def test_a_table_is_not_continued_in_another_way(tmp_path):
         measure(TINY, str(tmp_path / "t.txt"))
 
 
-def test_a_table_with_other_prices_has_another_digest(tmp_path):
+def test_a_table_with_other_latencies_has_another_digest(tmp_path):
     path = make_table(tmp_path / "t.csv", TINY)
     digest = LatencyTable.load(path, TINY).digest()
     edit(path, lambda lines: lines[::-1])

@@ -1,4 +1,4 @@
-"""Costs against the published figures (spec 4): the walked profile, and the table of it."""
+"""The profile and the cost table, against the published figures (docs/spec.md, OneShot 4)."""
 
 import itertools
 import json
@@ -37,7 +37,7 @@ def uniform(op, scale):
     return [op] * 20, [scale] * 20
 
 
-# Spec 4.3: (options, macs, params), exact. The encodings by name below.
+# docs/spec.md, OneShot 4.3: (options, macs, params), exact. The encodings by name below.
 VECTORS = {
     "oneshot-s+": [
         (SE, 291475944, 3541829),
@@ -118,7 +118,7 @@ ENCODINGS = {
     "all SNB3 @0.2": uniform(0, 0),
     "all SXB @0.2": uniform(3, 0),
 }
-# Spec 4.3, last column, in the first configuration: (micronet_params, mults, adds).
+# docs/spec.md, OneShot 4.3, last column, first configuration: (micronet_params, mults, adds).
 MICRONET = {
     "oneshot-s+": (3652225, 299620672, 288322560),
     "oneshot": (3851459, 304807616, 294190016),
@@ -157,7 +157,7 @@ def test_published_micronet_counts(name):
 
 
 def test_counts_of_every_part_of_s_plus():
-    """Spec 4.2: (params, mults, adds) of the stem, the 20 blocks and the head."""
+    """docs/spec.md, OneShot 4.2: (params, mults, adds) of the stem, the 20 blocks and the head."""
     expected = [
         (432, 6021120, 5419008),
         (4561, 23799104, 21738752),
@@ -190,7 +190,7 @@ def test_counts_of_every_part_of_s_plus():
 
 
 def test_the_published_table_row_for_row():
-    """336 rows: names, order and values as published for OneShot-S+ (spec 4.1 B)."""
+    """336 rows: names, order and values as published for OneShot-S+ (docs/spec.md, OneShot 4.1)."""
     space = ShuffleNet()
     rows = [op for op in profile(space, space.named["oneshot-s+"]) if op.listed]
     assert len(rows) == 336
@@ -239,7 +239,7 @@ def test_printed_totals_are_the_published_ones():
 
 
 def test_micronet_scores_by_precision():
-    """Spec 4.4: fp16 keeps 32-bit additions; int8 has int32 accumulators and no freebie."""
+    """fp16 keeps 32-bit additions, int8 has int32 accumulators (docs/spec.md, OneShot 4.4)."""
     space = ShuffleNet()
     fp32, fp16, int8 = micronet_rows(profile(space, space.named["oneshot-s+"]))
     assert fp32.score == pytest.approx(1.0318, abs=5e-5)
@@ -254,13 +254,14 @@ def test_micronet_scores_by_precision():
 def test_combined_scores_against_published_baselines():
     space = ShuffleNet(**NO_SE)
     found = total(profile(space, space.named["oneshot-s+"]))
-    # Spec 3.6: S+ was logged with the score 0.96671, by the cost of the wrong network.
+    # S+ was logged with the score 0.96671, by the cost of the wrong network (docs/spec.md,
+    # OneShot 3.6).
     assert found["score:single_path_one_shot"] == pytest.approx(0.96671, abs=1e-5)
 
 
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=15, deadline=None)
-def test_the_table_prices_what_the_walk_counts(table, seed):
+def test_the_table_sums_what_the_walk_counts(table, seed):
     space = ShuffleNet()
     population = random_population(ShuffleNet(first_scale=0).genes, 3, np.random.default_rng(seed))
     costs = table(population)
@@ -270,12 +271,12 @@ def test_the_table_prices_what_the_walk_counts(table, seed):
 
 
 def test_one_cost_is_that_of_all(table):
-    population = random_population(table.genes, 200, np.random.default_rng(0))
+    population = random_population(table.space.genes, 200, np.random.default_rng(0))
     for cost, values in table(population).items():
         np.testing.assert_array_equal(table.one(cost, population), values)
 
 
-def test_a_population_of_100000_is_priced_whole(table):
+def test_a_population_of_100000_is_computed_at_once(table):
     population = random_population(ShuffleNet().genes, 100_000, np.random.default_rng(0))
     costs = table(population)
     assert set(costs) == set(COSTS)
@@ -285,7 +286,7 @@ def test_a_population_of_100000_is_priced_whole(table):
 
 
 def test_bounds_are_those_of_the_search_range(table):
-    """Spec 1.8: 148.92 M and 849.51 M MACs in the 8-scale space."""
+    """docs/spec.md, OneShot 1.8: 148.92 M and 849.51 M MACs in the 8-scale space."""
     assert table.bounds("macs") == (148922792, 849514600)
     assert table.bounds("params")[0] == 2934276
 
@@ -313,7 +314,7 @@ def test_pooling_by_hand():
     assert (mean.mults, mean.adds, mean.macs) == (5 * 16, 5 * (9 * 3 + 6 * 1), 0)
 
 
-def test_every_space_can_be_priced():
+def test_every_space_has_costs():
     for name in SPACES:
         sides = {"resolutions": (32, 64)} if name.startswith("ofa") else {}
         space = space_class(name)(resolution=64, **sides)

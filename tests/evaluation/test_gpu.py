@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from nasray import devices
 from nasray.checkpoint import digest, save_supernet
 from nasray.config import SpaceConfig, SupernetConfig
-from nasray.costs.latency_measure import Setup, time_blocks
+from nasray.costs.latency_timing import Setup, time_blocks
 from nasray.errors import EvaluationError
 from nasray.evaluation import batches as evaluation_batches
 from nasray.evaluation import evaluate

@@ -46,7 +46,7 @@ def population_of(space, size=300, seed=0):
 def test_printed_architectures_have_both_their_printed_numbers():
     space = OfaMobileNetV3()
     predictor = AccuracyPredictor.load(str(OFA / "acc_predictor.pth"), space)
-    price = LatencyTable.load(str(OFA / "note10"), space)
+    latency = LatencyTable.load(str(OFA / "note10"), space)
     entries = json.loads((OFA / "printed_archs.json").read_text())["entries"]
     assert len(entries) == 6
     for entry in entries:
@@ -54,7 +54,7 @@ def test_printed_architectures_have_both_their_printed_numbers():
         population = np.array([arch], dtype=np.int8)
         assert round(100 * float(predictor(population)[0]), 2) == entry["printed_acc"]
         assert predictor.exact(population)[0] == pytest.approx(entry["accuracy"], abs=6e-8)
-        assert round(float(price(population)[0]), 2) == entry["printed_ms"]
+        assert round(float(latency(population)[0]), 2) == entry["printed_ms"]
 
 
 @published

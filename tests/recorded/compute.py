@@ -141,7 +141,7 @@ def cpu() -> list[str]:
 def _numbers_of(space: Any) -> dict[str, Any]:
     population = random_population(space.genes, 32, np.random.default_rng(0))
     population = space.canonical(population)
-    costs = Limits(space, ()).price(population)
+    costs = Limits(space, ()).costs_of(population)
     predictor = _predictor(space)
     found = {
         "archs": _hash(np.ascontiguousarray(population)),
