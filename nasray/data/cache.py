@@ -1,10 +1,9 @@
 """Images decoded once per node and shared by all its processes, for BN recalibration
 and evaluation.
 
-The file is a plain .npy, memory-mapped: pages are shared through the page cache exactly
-as an Arrow IPC file's would be, without code to wrap tensors in tables. Behind the images
-stands their CRC-32, which readers of .npy skip: a disk may give back zeros. Caches are kept
-until someone removes their folder.
+The file is a plain .npy, memory-mapped, so processes share its pages through the page cache.
+After the images follows their CRC-32, which readers of .npy ignore, because a failing disk may
+return zeros. Caches are kept until their folder is removed.
 """
 
 import errno
@@ -46,7 +45,10 @@ def cached_images(
     """Return the evaluation crops of `indices` and their labels.
 
     Images are uint8 (n, 3, resolution, resolution), memory-mapped and read-only; labels
-    int64 (n,). `folder` is on this node. The first process to ask decodes, others wait.
+    int64 (n,). `folder` is on this node. The first process that asks decodes, others wait.
+
+    Raises:
+        UserError: `folder` cannot be written, or its disk is full.
     """
     shape = (len(indices), 3, resolution, resolution)
     path = os.path.join(folder, f"{_key(dataset, split, indices, resolution)}.npy")
@@ -79,7 +81,7 @@ def _key(dataset: Dataset, split: str, indices: np.ndarray, resolution: int) -> 
 
 @contextmanager
 def _locked(path: str, how: int) -> Iterator[None]:
-    """Hold a lock among the processes of this node; the kernel frees a dead one's."""
+    """Hold a lock among the processes of this node; the kernel releases that of a dead one."""
     with open(path, "a+") as file:  # a shared lock needs one that may be read, on NFS
         fcntl.flock(file, how)
         yield
@@ -109,7 +111,7 @@ def _build(
     crop = eval_transform(shape[-1])
     checksum = 0
     try:
-        # Written, not mapped: on a full disk a write fails, a store into a map kills.
+        # Written, not mapped: on a full disk a write raises, a store into a map kills the process.
         with open(partial, "wb") as file, ThreadPoolExecutor(usable_cpus()) as pool:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)

@@ -27,7 +27,11 @@ Split = dict[str, list[tuple[str, Any]]]
 
 
 def imagefolder(config: DataConfig, seed: int) -> Pictures:
-    """Open the folder or URI `config.path`, which holds train/ and val/."""
+    """Open the folder or URI `config.path`, which holds train/ and val/.
+
+    Raises:
+        UserError: it does not exist, or its folders are no two splits of the same classes.
+    """
     root = config.path
     origin = f"data.path = {root!r}"
     _refuse_absent(root)
@@ -41,11 +45,15 @@ def imagefolder(config: DataConfig, seed: int) -> Pictures:
         with filesystem.open_input_file(f"{place}/{path}") as file:
             return bytes(file.read())
 
-    return _lay_open(splits, folders, read, seed=seed, origin=origin)
+    return _pictures(splits, folders, read, seed=seed, origin=origin)
 
 
 def tar(config: DataConfig, seed: int) -> Pictures:
-    """Open the uncompressed tar `config.path`; one folder may surround its train/ and val/."""
+    """Open the uncompressed tar `config.path`; one folder may surround its train/ and val/.
+
+    Raises:
+        UserError: as for a folder; or the tar is compressed, damaged, or holds links.
+    """
     origin = f"data.path = {config.path!r}"
     _refuse_absent(config.path)
     if _is_folder(config.path):
@@ -71,7 +79,7 @@ def tar(config: DataConfig, seed: int) -> Pictures:
         offset, size = where
         return file.read_at(size, offset)  # thread-safe, unlike seek and read
 
-    return _lay_open(splits, folders, read, seed=seed, origin=origin)
+    return _pictures(splits, folders, read, seed=seed, origin=origin)
 
 
 def _refuse_absent(path: str) -> None:
@@ -144,12 +152,12 @@ def _scan(
         raise UserError(
             f"{origin}: {error}; not an uncompressed tar, or cut short: unzip it or fetch it again"
         ) from None
-    # tarfile takes a damaged header, and an end without the closing blocks, for the end.
+    # To tarfile a damaged header, or an end without the closing blocks, is the end.
     if file.read_at(BLOCK, end) != bytes(BLOCK):
         raise UserError(f"{origin}: damaged or cut short at byte {end}; fetch the tar again")
 
 
-def _lay_open(
+def _pictures(
     splits: dict[str, Split],
     folders: dict[str, str],
     read: Callable[[Any], bytes],

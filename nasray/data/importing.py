@@ -105,7 +105,11 @@ def write_shards(
     options: dict[str, int | str],
     show: Callable[[int, int], None],
 ) -> DatasetInfo:
-    """Write all decodable `pictures` to `destination`, removing what is left there."""
+    """Write all decodable `pictures` to `destination`, removing shards that are left there.
+
+    Raises:
+        UserError: the disk is full, or more than MAX_SKIPPED of the images cannot be decoded.
+    """
     _remove_shards(destination)
     storage.make_folder(destination)
     complete = False
@@ -151,7 +155,7 @@ def _stream(
             show(done, len(pictures))
             if image is None:
                 skipped.append(record.name)
-                if len(skipped) > MAX_NAMED:  # else the end is waited for, to name them all
+                if len(skipped) > MAX_NAMED:  # fewer are refused at the end, all named
                     _refuse_many(skipped, len(pictures))
                 continue
             writers[record.split].add(image, record.label, record.name)
@@ -168,7 +172,7 @@ def _load_checked(pictures: Pictures) -> Iterator[tuple[Record, bytes | None]]:
     with ThreadPoolExecutor(num_threads) as pool:
         for record in pictures:
             waiting.append((record, pool.submit(_load_if_decodable, record)))
-            if len(waiting) > 8 * num_threads:  # so that memory stays bounded
+            if len(waiting) > 8 * num_threads:  # to bound the memory
                 oldest, loading = waiting.popleft()
                 yield oldest, loading.result()
         for oldest, loading in waiting:

@@ -1,4 +1,4 @@
-"""Which training images go where: hold-out, calibration, and the batches of an epoch.
+"""Hold-out, calibration images, and the batches of an epoch.
 
 Every choice is a pure function of (seed, epoch) and the image, so a resumed epoch is the
 same epoch, on any number of workers. Knows no network and no Ray.
@@ -20,14 +20,20 @@ from nasray.errors import UserError
 WINDOW_BYTES = 512 << 20  # of encoded images, shuffled together
 MIN_CACHE_BYTES = 128 << 20  # of row groups, in each loading process
 
-# Last words of the seeds, so that no two draws share their random numbers.
+# Last elements of the seeds, so that no two draws share their random numbers.
 HOLDOUT, CALIBRATION, ROW_GROUPS, IMAGES, AUGMENTATION = range(5)
 
 
 def holdout_split(
     labels: np.ndarray, per_class: int, seed: int, classes: Sequence[str] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Set `per_class` images of each class aside: (training indices, hold-out), sorted."""
+    """Set `per_class` images of each class aside: (training indices, hold-out), sorted.
+
+    `labels` (n,) are those of the training set.
+
+    Raises:
+        UserError: a class has no more than `per_class` images.
+    """
     rng = np.random.default_rng((seed, HOLDOUT))
     names = list(map(str, range(int(labels.max()) + 1))) if classes is None else classes
     held = []
@@ -44,7 +50,7 @@ def holdout_split(
 
 
 def calibration_subset(indices: np.ndarray, num_images: int, seed: int) -> np.ndarray:
-    """Draw `num_images` of `indices` (all, if there are fewer), sorted."""
+    """Draw `num_images` of `indices` (n,), or all if there are fewer; sorted."""
     if num_images >= len(indices):
         return np.sort(indices)
     rng = np.random.default_rng((seed, CALIBRATION))
@@ -52,7 +58,7 @@ def calibration_subset(indices: np.ndarray, num_images: int, seed: int) -> np.nd
 
 
 def epoch_order(dataset: Dataset, indices: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
-    """Shuffle `indices` of the training set for one epoch, in an order that reads well.
+    """Shuffle `indices` (n,) of the training set for one epoch, so that reads stay sequential.
 
     Row groups are shuffled across all shards, then images within windows of consecutive
     row groups, 512 MB together; a data set of one window is shuffled fully. As images were
@@ -101,6 +107,9 @@ def train_batches(
     processes, but 128 MB for each at least.
 
     With `loader_workers` = 0 this process decodes, without reading ahead.
+
+    Raises:
+        UserError: a batch has fewer images than there are ranks.
     """
     num_images = len(indices)
     if min(batch_size, num_images) < world_size:
@@ -129,7 +138,7 @@ def train_batches(
 
 @dataclass(frozen=True)
 class _AugmentedImages(data.Dataset[torch.Tensor]):
-    """Turns indices into augmented images; what the loader processes are sent."""
+    """Loads and augments the images at given indices; it is sent to the loader processes."""
 
     dataset: Dataset
     config: DataConfig
@@ -164,8 +173,8 @@ class TrainBatches:
         return len(self.shares)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        # Part i of every batch goes to process i, because a DataLoader deals its items out
-        # in turn, and returns them in order.
+        # Part i of every batch goes to process i, because a DataLoader assigns its items to
+        # processes in turn, and returns them in order.
         parts = iter(
             data.DataLoader(
                 self.images,

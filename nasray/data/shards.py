@@ -34,7 +34,7 @@ class DatasetInfo:
 
     source: str
     seed: int
-    options: dict[str, int | str]  # what, beside the source, decides what it holds
+    options: dict[str, int | str]  # what decides, besides the source, what it holds
     classes: list[str]  # a label is a position in this list
     num_train: int
     num_val: int
@@ -45,7 +45,11 @@ class DatasetInfo:
 
 
 def read_info(path: str) -> DatasetInfo:
-    """Read dataset.json of the imported data set at `path`."""
+    """Read dataset.json of the imported data set at `path`, a folder or a URI.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
     where = storage.join(path, INFO_NAME)
     if not storage.exists(where):
         raise UserError(f"{path}: no imported data set (no {INFO_NAME}); run `nasray data import`")
@@ -59,7 +63,7 @@ def read_info(path: str) -> DatasetInfo:
 
 
 def open_dataset(path: str) -> "Dataset":
-    """Open the imported data set at `path`, a folder or a URI."""
+    """Open the imported data set at `path`, a folder or a URI; as read_info() raises."""
     return Dataset(storage.absolute(path), read_info(path))
 
 
@@ -67,8 +71,8 @@ def open_dataset(path: str) -> "Dataset":
 class Dataset:
     """Random access to an imported data set.
 
-    Opens files when first asked, per process, so it may be sent to another one. Keeps the
-    row groups last read, up to `cache_bytes`. Not for several threads at once.
+    Files are opened when first read, in each process, so it can be sent to another one. The row
+    groups last read are kept, up to `cache_bytes`. Not for several threads at once.
     """
 
     path: str
@@ -90,13 +94,16 @@ class Dataset:
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """The class names; a label is a position among them."""
         return tuple(self.info.classes)
 
     @property
     def fingerprint(self) -> str:
+        """A hash of all labels, names and images, in their order."""
         return self.info.fingerprint
 
     def num(self, split: str) -> int:
+        """Count the images of `split`."""
         return {"train": self.info.num_train, "val": self.info.num_val}[split]
 
     def labels(self, split: str) -> np.ndarray:
@@ -111,15 +118,20 @@ class Dataset:
         return self._labels[split]
 
     def read(self, split: str, indices: np.ndarray) -> list[bytes]:
-        """Return the encoded images at `indices`, in that order."""
+        """Return the encoded images at `indices` (n,), in that order.
+
+        Raises:
+            IndexError: an index is not below num(split).
+            UserError: a shard is missing or damaged.
+        """
         indices = np.asarray(indices, np.int64)
         if len(indices) and not 0 <= indices.min() <= indices.max() < self.num(split):
             raise IndexError(f"{split} has {self.num(split)} images, asked for {indices}")
         groups = self.row_groups_of(split, indices)
         rows = indices - self._row_group_starts(split)[groups]
         images: list[bytes] = [b""] * len(indices)
-        # Group by group: however small the cache, none is read twice in one call. The one
-        # met first goes first, so that what a shuffled epoch has left behind is dropped.
+        # Group by group: however small the cache, none is read twice in one call. In order of
+        # first use, so that the cache drops those that a shuffled epoch has finished with.
         _, first, which = np.unique(groups, return_index=True, return_inverse=True)
         for position in np.argsort(first[which], kind="stable").tolist():
             group = self._read_row_group(split, int(groups[position]))
@@ -131,9 +143,11 @@ class Dataset:
         return np.searchsorted(self._row_group_starts(split), indices, side="right") - 1
 
     def num_row_groups(self, split: str) -> int:
+        """Count the row groups of all shards of `split`."""
         return sum(len(shard.row_groups) for shard in self.info.shards[split].values())
 
     def image_bytes(self, split: str) -> int:
+        """Sum the sizes of the encoded images of `split`, bytes."""
         return sum(shard.image_bytes for shard in self.info.shards[split].values())
 
     def _row_group_starts(self, split: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a source of images hands over: class names, and one record per image, shuffled."""
+"""What a source of images returns: class names, and one record per image, shuffled."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Pictures:
-    """A source laid open: `records` are made lazily, all of train before all of val."""
+    """An opened source: `records` are made lazily, all of train before all of val."""
 
     classes: tuple[str, ...]
     num_images: int
@@ -34,5 +34,5 @@ class Pictures:
 
 
 def shuffled(num_images: int, seed: int, split: str) -> np.ndarray:
-    """Return the order in which the images of one split are stored."""
+    """Return the order in which the `num_images` images of a split are stored: int64 (n,)."""
     return np.random.default_rng((seed, SPLITS.index(split))).permutation(num_images)

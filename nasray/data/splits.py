@@ -1,7 +1,7 @@
-"""Which images of a data set play which part in a job: training, hold-out, calibration, test.
+"""Which images of a data set a job uses for training, hold-out, calibration and validation.
 
-Search never sees the validation folder: subnets are judged on a hold-out of the training
-images, and calibrated on the others (design: spec 6.4, item 5).
+Search never sees the validation folder: subnets are evaluated on a hold-out of the training
+images, and calibrated on the others (docs/spec.md, OneShot 6.4).
 """
 
 from dataclasses import dataclass
@@ -27,16 +27,22 @@ class JobImages:
 
     @property
     def resolution(self) -> int:
+        """The resolution of all images that this object returns, pixels."""
         return self.other_resolution or self.job.space.resolution
 
     @cached_property
     def dataset(self) -> Dataset:
+        """The imported data set.
+
+        Raises:
+            UserError: there is none at `data_path`.
+        """
         return open_dataset(self.data_path)
 
     def training_batches(
         self, batch_size: int, epoch: int, *, rank: int, world_size: int
     ) -> TrainBatches:
-        """This worker's augmented part of every batch of `epoch`."""
+        """Return this worker's part of every augmented batch of `epoch`."""
         return train_batches(
             self.dataset,
             self._split[0],
@@ -50,7 +56,10 @@ class JobImages:
         )
 
     def calibration(self, num_images: int) -> np.ndarray:
-        """Un-augmented training images for BN recalibration; all if there are fewer."""
+        """Return training images for BN recalibration, not augmented; all if there are fewer.
+
+        They are uint8 (num_images, 3, resolution, resolution).
+        """
         if num_images not in self._calibrations:
             chosen = calibration_subset(self._split[0], num_images, self.job.seed)
             self._calibrations[num_images] = self._cached("train", chosen)[0]
@@ -58,7 +67,7 @@ class JobImages:
 
     @cached_property
     def holdout(self) -> Images:
-        """What subnets and recipes compete on."""
+        """The training images set aside to evaluate subnets and training recipes on."""
         return self._cached("train", self._split[1])
 
     @cached_property

@@ -1,10 +1,9 @@
 """Source "synthetic": drawn pictures of coloured shapes, for demos without a download.
 
-The class is the shape and its pattern, nothing else: its place, size, angle and colours,
-the background, the light, the blur and the clutter are random, and every shape covers
-the same area on average, so colour statistics say next to nothing about the class. A
-shape is lighter than its background and stands roughly upright, so that a small network
-needs a few hundred steps, not thousands, to tell the ten apart.
+The class is the shape with its pattern. Position, size, angle, colours, background, light, blur
+and clutter are random, and every shape covers the same area on average, so colour statistics
+hardly predict the class. A shape is lighter than its background and roughly upright, so that a
+small network learns the ten classes in a few hundred steps, not thousands.
 """
 
 import io
@@ -17,7 +16,7 @@ from PIL import Image, ImageFilter
 from nasray.config import DataConfig
 from nasray.data.source import SPLITS, Pictures, Record, shuffled
 
-# What of DataConfig decides which pictures there are.
+# The keys of DataConfig that decide which pictures there are.
 GENERATOR_KEYS = ("num_classes", "train_per_class", "val_per_class", "image_side")
 
 AREA = (0.15, 0.35)  # of the picture, covered by the shape
@@ -32,7 +31,7 @@ Field = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def shapes(config: DataConfig, seed: int) -> Pictures:
-    """Lay out pictures of the first `num_classes` shapes; each is drawn when loaded."""
+    """List pictures of the first `num_classes` shapes; each is drawn when it is loaded."""
     classes = tuple(sorted(list(SHAPES)[: config.num_classes]))
     per_class = {"train": config.train_per_class, "val": config.val_per_class}
 
@@ -50,7 +49,7 @@ def shapes(config: DataConfig, seed: int) -> Pictures:
 
 
 def draw(shape: str, side: int, key: tuple[int, ...]) -> bytes:
-    """Draw a JPEG picture of `shape`; the same `key` gives the same bytes."""
+    """Draw a JPEG of `shape`, `side` pixels square; the same `key` gives the same bytes."""
     rng = np.random.default_rng(key)
     background_color, shape_color = _two_colors(rng)
     pixels = _background(background_color, side, rng)

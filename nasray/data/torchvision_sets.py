@@ -14,14 +14,14 @@ from nasray.errors import UserError
 
 
 def cifar10(config: DataConfig, seed: int) -> Pictures:
-    """Open CIFAR-10 (Krizhevsky, 2009) below `config.path`."""
+    """Open CIFAR-10 (Krizhevsky, 2009) below `config.path`; a UserError if it is not there."""
     from torchvision.datasets import CIFAR10
 
     return _open(CIFAR10, config, seed)
 
 
 def fashion_mnist(config: DataConfig, seed: int) -> Pictures:
-    """Open Fashion-MNIST (Xiao et al., 2017) below `config.path`."""
+    """Open Fashion-MNIST (Xiao et al., 2017) below `config.path`, likewise."""
     from torchvision.datasets import FashionMNIST
 
     return _open(FashionMNIST, config, seed)
@@ -33,7 +33,7 @@ def _open(kind: Callable[..., Any], config: DataConfig, seed: int) -> Pictures:
         sets = {
             split: kind(config.path, train=split == "train", download=False) for split in SPLITS
         }
-    except RuntimeError:  # torchvision's word for absent or damaged
+    except RuntimeError:  # absent or damaged
         raise UserError(
             f"data.path = {config.path!r}: {name} is not there, or damaged; download it with: "
             f'python -c "from torchvision.datasets import {name}; '

@@ -1,9 +1,9 @@
 """From encoded images to uint8 tensors: decoding, augmentation, the evaluation crop.
 
-uint8 until the device: `normalize` runs there, so batches and caches stay four times
-smaller. Augmentation is a pure function of the image and a seed. torchvision is imported
-where it is needed, for it brings torch's compiler along: an evaluator that finds its images
-cached starts in two thirds of the time without them, and keeps 150 MB less.
+Images stay uint8 until they are on the device, where normalize() runs, so batches and caches
+are four times smaller. Augmentation is a pure function of the image and a seed. torchvision is
+imported in functions because it loads torch's compiler: an evaluator that finds its images
+cached starts in two thirds of the time without them, and uses 150 MB less.
 """
 
 import io
@@ -32,7 +32,7 @@ EIGENVECTORS = torch.tensor(  # (RGB, component)
 EVAL_VERSION = 1  # of the pixels that `eval_transform` gives; caches of other versions are stale
 EVAL_CROP = 0.875  # side of the evaluation crop, of the short side
 
-# All that Pillow's decoders raise on damaged files.
+# The exceptions of Pillow's decoders on damaged files.
 UNDECODABLE = (
     OSError,
     SyntaxError,
@@ -47,6 +47,8 @@ UNDECODABLE = (
 )
 
 ORIENTATION_TAG = 0x0112  # EXIF
+# ImageOps.exif_transpose does the same, but also writes all EXIF tags again, and raises if
+# another one of them is malformed, as in many photographs.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -59,7 +61,11 @@ UPRIGHT = {
 
 
 def decode(image: bytes) -> Image.Image:
-    """Decode an image of any mode to RGB, upright; raises one of UNDECODABLE."""
+    """Decode an image of any mode to RGB, and turn it upright.
+
+    Raises:
+        One of UNDECODABLE: the file is damaged or no image.
+    """
     with Image.open(io.BytesIO(image)) as picture:
         picture.load()  # the whole file, and with it a PNG's late EXIF
         orientation = picture.getexif().get(ORIENTATION_TAG)
@@ -97,9 +103,9 @@ def train_transform(
 def _augment(
     steps: Callable[[Image.Image], torch.Tensor], lighting: float, picture: Image.Image, seed: int
 ) -> torch.Tensor:
-    # torchvision draws from torch's global generator. Seeded and put back around the call,
-    # it makes the result a function of the seed and disturbs nobody. (torch.manual_seed
-    # would also reseed the GPUs, which fork_rng does not put back.)
+    # torchvision draws from torch's global generator. It is seeded and restored around the
+    # call, so that the result depends on the seed only, and no other draw changes.
+    # (torch.manual_seed would also reseed the GPUs, which fork_rng does not restore.)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         image = steps(picture)
@@ -129,8 +135,8 @@ def eval_transform(resolution: int) -> Callable[[Image.Image], torch.Tensor]:
 def normalize(images: torch.Tensor) -> torch.Tensor:
     """Turn uint8 images (n, 3, height, width) into the float32 input of a network.
 
-    Channels last in memory: convolutions take over the format of their input, and these
-    networks run about half as long again in the other one, on CPUs and GPUs alike.
+    The result is channels last in memory: convolutions keep the format of their input, and
+    these networks take about 1.5 times as long in the other one, on CPUs and GPUs alike.
     """
     mean, std = _statistics(images.device)
     planes = images.to(torch.float32).sub_(mean).div_(std)  # four times as fast as in channels last
@@ -139,7 +145,7 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
 
 @lru_cache
 def _statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation; once, for a GPU's host waits where they are copied."""
+    """Mean and standard deviation on `device`; cached, as each copy to a GPU blocks the host."""
     mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
     return mean, std
 

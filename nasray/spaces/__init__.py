@@ -9,7 +9,7 @@ from nasray.config import SpaceConfig
 from nasray.errors import UserError
 from nasray.spaces.space import Space
 
-# Imported when they are asked for: what knows no network does not wait for torch.
+# Imported when asked for, so that search/ and algorithms/ do not load torch.
 SPACES = {
     "ofa_mobilenetv3": "nasray.spaces.ofa_mobilenetv3:OfaMobileNetV3",
     "ofa_proxyless": "nasray.spaces.ofa_proxyless:OfaProxyless",
@@ -20,12 +20,16 @@ SPACES = {
 
 
 def space_class(name: str) -> Any:
-    """The class of a space in this table."""
+    """Return the class of a space of this table."""
     return pkgutil.resolve_name(SPACES[name])
 
 
 def make_space(config: SpaceConfig, num_classes: int) -> Space:
-    """Build the space that a job's [space] section describes, for `num_classes` classes."""
+    """Build the space that a job's [space] section describes, for `num_classes` classes.
+
+    Raises:
+        UserError: the name, an option or its value is wrong.
+    """
     if "num_classes" in config.options:
         raise UserError("space.num_classes is that of the data set; remove the key")
     return space_by_name(
@@ -37,7 +41,11 @@ def make_space(config: SpaceConfig, num_classes: int) -> Space:
 
 
 def space_by_name(name: str, **options: Any) -> Space:
-    """Build a space from its name and options, which are the fields of its dataclass."""
+    """Build a space from its name and options, which are the fields of its dataclass.
+
+    Raises:
+        UserError: the name, an option or its value is wrong.
+    """
     if name not in SPACES:
         raise UserError(f"space.name = {name!r} is unknown; there are {sorted(SPACES)}")
     make = space_class(name)
@@ -49,7 +57,7 @@ def space_by_name(name: str, **options: Any) -> Space:
 
 
 def describe(space: Space) -> dict[str, Any]:
-    """The name and options from which space_by_name() builds `space` again."""
+    """Return the name and options from which space_by_name() builds `space` again."""
     return {"name": space.name, **dataclasses.asdict(space)}
 
 

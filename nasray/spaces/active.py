@@ -1,7 +1,7 @@
-"""Which genes of an architecture have an effect: learnt from a space's canonical form alone.
+"""Which genes of an architecture have an effect, found from a space's canonical form alone.
 
 A gene that another one switches off (a block beyond its stage's depth) is zero in canonical
-form whatever it was before. That is all these functions ask a space.
+form whatever it was before.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy as np
 from nasray.spaces.population import random_population
 from nasray.spaces.space import Gene, Population, Space
 
-PROBES = 512  # random architectures; a switch that none of them shows does not exist for us
+PROBES = 512  # random architectures; a dependency that none of them shows is not found
 
 
 class Activity:
@@ -26,7 +26,7 @@ class Activity:
         self.switches = self._switches(drawn, space.genes)
 
     def __call__(self, population: Population) -> np.ndarray:
-        """Say of each gene of `population` (n, genes) whether it has an effect."""
+        """Return whether each gene of `population` (n, genes) has an effect: bool (n, genes)."""
         active = np.ones(population.shape, dtype=bool)
         if len(self.switched):
             filled = population.copy()
@@ -35,7 +35,7 @@ class Activity:
         return active
 
     def _switched_in(self, drawn: Population, last: np.ndarray) -> np.ndarray:
-        """Genes of choice above 0 that canonical form zeroes in some architecture."""
+        """Return whether each gene can be switched off: canonical form zeroes its last choice."""
         found = np.zeros(drawn.shape[1], dtype=bool)
         for column in np.flatnonzero(last > 0):
             probe = drawn.copy()
@@ -44,7 +44,7 @@ class Activity:
         return found
 
     def _switches(self, drawn: Population, genes: Sequence[Gene]) -> dict[int, tuple[int, ...]]:
-        """For each gene that can be switched off: the genes (columns) that decide it."""
+        """Return, for each gene that can be switched off, the genes (columns) that decide it."""
         before = self(drawn)
         deciding: dict[int, list[int]] = {int(column): [] for column in self.switched}
         for column, gene in enumerate(genes):
@@ -58,5 +58,5 @@ class Activity:
 
 
 def _all_choices(genes: Sequence[Gene]) -> list[Gene]:
-    """The genes with all choices that can be built, also those that search leaves out."""
+    """Return the genes with all choices that can be built, also those that search leaves out."""
     return [Gene(gene.name, gene.kind, gene.choices) for gene in genes]

@@ -85,8 +85,8 @@ class OfaSpace(SlicedSpace):
         return population
 
     def max_blocks(self) -> tuple[tuple[Block, ...], ...]:
-        rows = self.decode(self.named["largest"])
-        return tuple((row.elastic() if hasattr(row, "elastic") else row,) for row in rows)
+        blocks = self.decode(self.named["largest"])
+        return tuple((block.elastic() if hasattr(block, "elastic") else block,) for block in blocks)
 
     def block_index(self, arch: Architecture) -> tuple[int, ...]:
         return (0,) * len(self.gene_columns)

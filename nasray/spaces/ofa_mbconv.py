@@ -1,8 +1,8 @@
 """Inverted residual blocks (MBConv) with elastic kernel and width, for the OFA spaces.
 
-Cai et al. 2020, Once-for-All (arXiv 1908.09791). The stored block has the widest middle and
-the largest kernel. A narrower one takes its leading channels, SE included; a smaller kernel
-is the centre of the next larger one times a learned matrix, step by step.
+Cai et al. 2020, Once-for-All (arXiv 1908.09791). The stored block has the most middle channels
+and the largest kernel. A narrower one takes its leading channels, SE included; a smaller kernel
+is the centre of the next larger one times a learned matrix, step by step (docs/spec.md, OFA 1.5).
 """
 
 from collections import OrderedDict
@@ -36,7 +36,7 @@ class Stage:
 
 
 def make_genes(num_blocks: int, resolutions: tuple[int, ...]) -> tuple[Gene, ...]:
-    """The genes: kernels, expand ratios, depths, input resolution."""
+    """Return the genes: kernels, expand ratios, depths, input resolution."""
     return (
         *(Gene(f"block{index}.kernel", "kernel", KERNELS) for index in range(num_blocks)),
         *(Gene(f"block{index}.expand", "expand", EXPANDS) for index in range(num_blocks)),
@@ -46,7 +46,7 @@ def make_genes(num_blocks: int, resolutions: tuple[int, ...]) -> tuple[Gene, ...
 
 
 def make_conditions(num_blocks: int) -> tuple[Condition, ...]:
-    """Which blocks' genes the depths switch off: the third and fourth of a stage."""
+    """Return which blocks' genes the depths switch off: the third and fourth of a stage."""
     return tuple(
         Condition(2 * num_blocks + stage, needed, (block, num_blocks + block))
         for stage in range(NUM_DEPTHS)
@@ -56,7 +56,7 @@ def make_conditions(num_blocks: int) -> tuple[Condition, ...]:
 
 
 def make_gene_columns(num_blocks: int) -> tuple[tuple[int, ...], ...]:
-    """For each block the columns it depends on: its own, its stage's depth, the resolution."""
+    """Return each block's columns: its own genes, its stage's depth, the resolution."""
     depths = {condition.columns[0]: (condition.depth,) for condition in make_conditions(num_blocks)}
     resolution = 2 * num_blocks + NUM_DEPTHS
     return tuple(
@@ -68,17 +68,17 @@ def make_gene_columns(num_blocks: int) -> tuple[tuple[int, ...], ...]:
 def decode_blocks(
     arch: Architecture, stages: Sequence[Stage], *, in_channels: int, resolution: int, eps: float
 ) -> tuple[list[Block | None], int]:
-    """The rows of the elastic blocks, None beyond a stage's depth, and their output resolution."""
+    """Return the elastic blocks, None beyond a stage's depth, and their output resolution."""
     num_blocks = sum(stage.blocks for stage in stages)
-    rows: list[Block | None] = []
+    blocks: list[Block | None] = []
     for number, stage in enumerate(stages):
         depth = DEPTHS[arch[2 * num_blocks + number]] if stage.blocks > 1 else 1
         for position in range(stage.blocks):
-            index = len(rows)
+            index = len(blocks)
             if position >= depth:
-                rows.append(None)
+                blocks.append(None)
                 continue
-            rows.append(
+            blocks.append(
                 MBConv(
                     name=f"block{index}",
                     in_channels=in_channels,
@@ -94,11 +94,9 @@ def decode_blocks(
                 )
             )
             if position == 0:
-                in_channels, resolution = (
-                    stage.out_channels,
-                    out_resolution(resolution, stage.stride),
-                )
-    return rows, resolution
+                in_channels = stage.out_channels
+                resolution = out_resolution(resolution, stage.stride)
+    return blocks, resolution
 
 
 def div8(value: float) -> int:
@@ -107,10 +105,10 @@ def div8(value: float) -> int:
     return rounded + 8 if rounded < 0.9 * value else rounded
 
 
-def stem_rows(
+def stem_blocks(
     stem: int, fixed: int, *, resolution: int, acts: tuple[str, str], eps: float = 1e-5
 ) -> tuple["ConvStem", "MBConv"]:
-    """The stem and the fixed block after it (expand ratio 1, kernel 3), by their widths."""
+    """Return the stem and the fixed block after it (expand ratio 1, kernel 3), by their widths."""
     return (
         ConvStem(name="stem", resolution=resolution, out_channels=stem, act=acts[0], eps=eps),
         MBConv(
@@ -163,7 +161,7 @@ class MBConv:
 
     @property
     def transform_names(self) -> tuple[str, ...]:
-        """The stored matrices that lead from the largest kernel to this one, in order."""
+        """The stored matrices applied in turn to get from the largest kernel to this one."""
         if self.mid_channels == self.in_channels:
             return ()  # the fixed block
         return tuple(_transform(larger) for larger in reversed(KERNELS) if larger > self.kernel)
@@ -172,40 +170,26 @@ class MBConv:
         return MBConvUnit(self)
 
     def elastic(self) -> "Block":
-        """The stored block of which this one, the widest, is a part."""
-        return ElasticMBConv(self) if self.kernel == KERNELS[-1] else self
+        """Return the block to store for this one, the largest of its position."""
+        return ElasticMBConv(**vars(self)) if self.kernel == KERNELS[-1] else self
 
-    def transform(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The stored tensors of this row, the kernel shrunk; leading slices are still to take."""
-        tensors = {name: whole[name] for name in whole if not name.startswith("transform")}
+    def transform(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return this block's tensors, the kernel shrunk; leading slices are still to be taken."""
+        tensors = {name: stored[name] for name in stored if not name.startswith("transform")}
         if self.transform_names:
-            kernel = whole["depthwise.conv.weight"][: self.mid_channels]
+            kernel = stored["depthwise.conv.weight"][: self.mid_channels]
             for name in self.transform_names:
-                kernel = shrink_kernel(kernel, whole[name])
+                kernel = shrink_kernel(kernel, stored[name])
             tensors["depthwise.conv.weight"] = kernel
         return tensors
 
 
-@dataclass(frozen=True)
-class ElasticMBConv:
-    """A stored block: the widest MBConv and the matrices of its smaller kernels."""
-
-    row: MBConv
-
-    @property
-    def name(self) -> str:
-        return self.row.name
-
-    @property
-    def in_channels(self) -> int:
-        return self.row.in_channels
-
-    @property
-    def resolution(self) -> int:
-        return self.row.resolution
+@dataclass(frozen=True, kw_only=True)
+class ElasticMBConv(MBConv):
+    """A stored block: the largest MBConv, with the matrices of its smaller kernels."""
 
     def build(self) -> nn.Module:
-        block = self.row.build()
+        block = super().build()
         for kernel, larger in zip(KERNELS, KERNELS[1:], strict=False):
             matrix = nn.Parameter(torch.eye(kernel * kernel))
             block.register_parameter(_transform(larger), matrix)
@@ -213,21 +197,23 @@ class ElasticMBConv:
 
 
 class MBConvUnit(nn.Module):
-    """The plain module of an MBConv row."""
+    """The plain module of an MBConv block."""
 
-    def __init__(self, row: MBConv) -> None:
+    def __init__(self, block: MBConv) -> None:
         super().__init__()
-        mid, act, eps = row.mid_channels, row.act, row.eps
-        self.identity = row.identity
-        if mid == row.in_channels:
+        mid, act, eps = block.mid_channels, block.act, block.eps
+        self.identity = block.identity
+        if mid == block.in_channels:
             self.expand = nn.Identity()
         else:
-            conv = nn.Conv2d(row.in_channels, mid, 1, bias=False)
+            conv = nn.Conv2d(block.in_channels, mid, 1, bias=False)
             self.expand = nn.Sequential(with_bn(conv, act=act, eps=eps))
-        conv = nn.Conv2d(mid, mid, row.kernel, row.stride, row.kernel // 2, groups=mid, bias=False)
+        conv = nn.Conv2d(
+            mid, mid, block.kernel, block.stride, block.kernel // 2, groups=mid, bias=False
+        )
         self.depthwise = nn.Sequential(with_bn(conv, act=act, eps=eps))
-        self.se = SqueezeExcite(mid) if row.se else nn.Identity()
-        conv = nn.Conv2d(mid, row.out_channels, 1, bias=False)
+        self.se = SqueezeExcite(mid) if block.se else nn.Identity()
+        conv = nn.Conv2d(mid, block.out_channels, 1, bias=False)
         self.project = nn.Sequential(with_bn(conv, eps=eps))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -249,11 +235,12 @@ class SqueezeExcite(nn.Module):
         self.gate = nn.Hardsigmoid(inplace=True)
 
     def forward(self, features: Tensor) -> Tensor:
+        """(n, channels, height, width) -> the same shape."""
         return features * self.gate(self.restore(self.relu(self.reduce(self.pool(features)))))
 
 
 def with_bn(conv: nn.Conv2d, *, act: str = "", eps: float = 1e-5) -> OrderedDict[str, nn.Module]:
-    """A convolution, its BN and, if named, its activation."""
+    """Return a convolution, its BN and, if named, its activation, by name."""
     layers = OrderedDict[str, nn.Module](conv=conv, bn=nn.BatchNorm2d(conv.out_channels, eps=eps))
     if act:
         layers[act] = ACTIVATIONS[act](inplace=True)

@@ -1,6 +1,6 @@
 """OFA MobileNetV3 space: 5 stages of 2 to 4 blocks x 3 kernels x 3 expand ratios, and resolution.
 
-Cai et al. 2020, Once-for-All (arXiv 1908.09791). Facts: spec 1.2.
+Cai et al. 2020, Once-for-All (arXiv 1908.09791). Facts: docs/spec.md, OFA 1.2.
 """
 
 from collections import OrderedDict
@@ -49,7 +49,7 @@ class OfaMobileNetV3(OfaSpace):
 
     def decode(self, arch: Architecture) -> tuple[Block | None, ...]:
         widths = [ofa_mbconv.div8(base * self.width) for base in BASE_WIDTHS]
-        stem, fixed = ofa_mbconv.stem_rows(
+        stem, fixed = ofa_mbconv.stem_blocks(
             *widths[:2], resolution=self.resolution_of(arch), acts=("h_swish", "relu")
         )
         stages = [

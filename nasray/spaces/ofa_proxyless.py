@@ -2,7 +2,7 @@
 
 Cai et al. 2019, ProxylessNAS (arXiv 1812.00332), as elastic in Once-for-All (arXiv
 1908.09791). The sixth stage has one block, with a kernel and an expand gene but no depth.
-Facts: spec 1.3.
+Facts: docs/spec.md, OFA 1.3.
 """
 
 from collections import OrderedDict
@@ -46,7 +46,7 @@ class OfaProxyless(OfaSpace):
 
     def decode(self, arch: Architecture) -> tuple[Block | None, ...]:
         widths = [ofa_mbconv.div8(base * self.width) for base in BASE_WIDTHS]
-        stem, fixed = ofa_mbconv.stem_rows(
+        stem, fixed = ofa_mbconv.stem_blocks(
             *widths[:2], resolution=self.resolution_of(arch), acts=("relu6", "relu6"), eps=BN_EPS
         )
         stages = [

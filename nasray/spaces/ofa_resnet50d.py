@@ -1,8 +1,8 @@
 """OFA ResNet50D space: elastic depth, expand ratio, width and input resolution; kernels are fixed.
 
 He et al. 2018, Bag of Tricks (arXiv 1812.01187), as elastic in the Once-for-All code.
-Facts: spec 1.4. That code accepts depths beyond its range and drops nothing for them, and
-the MobileNetV3 encodings of other notebooks; here a value outside the choices is refused.
+Facts: docs/spec.md, OFA 1.4. That code accepts depths beyond its range and drops nothing for
+them, and the MobileNetV3 encodings of other notebooks; here a value outside the choices is refused.
 """
 
 from collections import OrderedDict
@@ -82,7 +82,7 @@ class OfaResNet50D(OfaSpace):
             for base, choice in zip(BASE_WIDTHS, arch[WIDTH:DEPTH], strict=True)
         )
         resolution = out_resolution(self.resolution_of(arch), 2)
-        rows: list[Block | None] = [
+        blocks: list[Block | None] = [
             ofa_mbconv.ConvStem(
                 name="stem", resolution=self.resolution_of(arch), out_channels=middle, act="relu"
             ),
@@ -94,11 +94,11 @@ class OfaResNet50D(OfaSpace):
             depth = BASE_DEPTHS[stage] + DEPTHS[arch[DEPTH + 1 + stage]]
             for position in range(STAGE_BLOCKS[stage]):
                 if position >= depth:
-                    rows.append(None)
+                    blocks.append(None)
                     continue
                 index, stride = STARTS[stage] + position, 1 if position else STRIDES[stage]
                 mid = ofa_mbconv.div8(round(out_channels * EXPANDS[arch[index]]))
-                rows.append(
+                blocks.append(
                     Bottleneck(
                         name=f"block{index}",
                         in_channels=in_channels,
@@ -110,7 +110,7 @@ class OfaResNet50D(OfaSpace):
                     )
                 )
                 in_channels, resolution = out_channels, out_resolution(resolution, stride)
-        return (*rows, Head("head", in_channels, resolution, self.num_classes))
+        return (*blocks, Head("head", in_channels, resolution, self.num_classes))
 
 
 @dataclass(frozen=True)
@@ -179,33 +179,34 @@ class Head:
 
 
 class StemResidualUnit(nn.Module):
-    """The plain module of a StemResidual row."""
+    """The plain module of a StemResidual block."""
 
-    def __init__(self, row: StemResidual) -> None:
+    def __init__(self, block: StemResidual) -> None:
         super().__init__()
-        conv = nn.Conv2d(row.in_channels, row.in_channels, 3, 1, 1, bias=False)
+        conv = nn.Conv2d(block.in_channels, block.in_channels, 3, 1, 1, bias=False)
         self.main = nn.Sequential(ofa_mbconv.with_bn(conv, act="relu"))
 
     def forward(self, features: Tensor) -> Tensor:
+        """(n, channels, height, width) -> the same shape."""
         return features + self.main(features)
 
 
 class BottleneckUnit(nn.Module):
-    """The plain module of a Bottleneck row."""
+    """The plain module of a Bottleneck block."""
 
-    def __init__(self, row: Bottleneck) -> None:
+    def __init__(self, block: Bottleneck) -> None:
         super().__init__()
-        mid, stride = row.mid_channels, row.stride
-        inner = nn.Conv2d(row.in_channels, mid, 1, bias=False)
-        middle = nn.Conv2d(mid, mid, row.kernel, stride, row.kernel // 2, bias=False)
-        outer = nn.Conv2d(mid, row.out_channels, 1, bias=False)
-        self.inner = nn.Sequential(ofa_mbconv.with_bn(inner, act=row.act))
-        self.middle = nn.Sequential(ofa_mbconv.with_bn(middle, act=row.act))
+        mid, stride = block.mid_channels, block.stride
+        inner = nn.Conv2d(block.in_channels, mid, 1, bias=False)
+        middle = nn.Conv2d(mid, mid, block.kernel, stride, block.kernel // 2, bias=False)
+        outer = nn.Conv2d(mid, block.out_channels, 1, bias=False)
+        self.inner = nn.Sequential(ofa_mbconv.with_bn(inner, act=block.act))
+        self.middle = nn.Sequential(ofa_mbconv.with_bn(middle, act=block.act))
         self.outer = nn.Sequential(ofa_mbconv.with_bn(outer))
-        if row.identity:
+        if block.identity:
             self.shortcut = nn.Identity()
         else:
-            conv = nn.Conv2d(row.in_channels, row.out_channels, 1, bias=False)
+            conv = nn.Conv2d(block.in_channels, block.out_channels, 1, bias=False)
             pool = nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity()
             self.shortcut = nn.Sequential(OrderedDict(pool=pool, **ofa_mbconv.with_bn(conv)))
         self.relu = nn.ReLU(inplace=True)

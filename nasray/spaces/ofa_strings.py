@@ -1,6 +1,6 @@
 """The lines in which the OFA code prints a sub-network, and the way back.
 
-Those lines leave out the resolution of the input (spec 1.6); format() adds it as a last line.
+Those lines leave out the resolution (docs/spec.md, OFA 1.6); format() adds it as a last line.
 """
 
 import re
@@ -41,10 +41,13 @@ def split(lines: Sequence[str]) -> list[list[str]]:
 
 
 def parse(lines: Sequence[str], space: PrintedSpace, resolution: int | None = None) -> Architecture:
-    """Read an architecture of `space`; `resolution` where no line gives it.
+    """Read an architecture of `space`; `resolution` is used if no line gives it.
 
-    Every line must be the one that format() writes, but for the pooling that some
-    versions print. Where two choices give one line, it is the smaller one.
+    Where two choices print the same line, the smaller one is taken. The pooling that some
+    versions print is ignored.
+
+    Raises:
+        UserError: a line is not the one that format() writes, or there is no resolution.
     """
     given = [line.strip() for line in lines if line.strip() and "GlobalAvgPool2d" not in line]
     if given and (match := _RESOLUTION.fullmatch(given[-1])):
@@ -73,12 +76,12 @@ def _mbconv_lines(space: OfaMobileNetV3 | OfaProxyless, arch: Architecture) -> I
     yield (
         f"(3x3_MBConv1_{fixed.act.upper()}_O{fixed.out_channels}_BN, {_shortcut(fixed.identity)})"
     )
-    for row, expand in zip(blocks, expands, strict=True):
-        if row is not None:
-            se = "SE" if row.se else ""
+    for block, expand in zip(blocks, expands, strict=True):
+        if block is not None:
+            se = "SE" if block.se else ""
             yield (
-                f"({se}(O{row.out_channels}, E{expand}.0, K{row.kernel}), "
-                f"{_shortcut(row.identity)})"
+                f"({se}(O{block.out_channels}, E{expand}.0, K{block.kernel}), "
+                f"{_shortcut(block.identity)})"
             )
     if isinstance(space, OfaMobileNetV3):
         yield f"1x1_Conv_O{head.mid_channels}_H_SWISH_BN"
@@ -95,12 +98,12 @@ def _resnet_lines(space: OfaResNet50D, arch: Architecture) -> Iterator[str]:
         yield f"(DyConv(O{residual.in_channels}, K3, S1), Identity)"
     yield f"DyConv(O{end.out_channels}, K3, S1)"
     yield "max_pooling(ks=3, stride=2)"
-    for row in blocks:
-        if row is not None:
-            shortcut = "Identity" if row.identity else "avgpool_conv"
+    for block in blocks:
+        if block is not None:
+            shortcut = "Identity" if block.identity else "avgpool_conv"
             yield (
-                f"(3x3_BottleneckConv_in->{row.mid_channels}->{row.out_channels}_S{row.stride}, "
-                f"{shortcut})"
+                f"(3x3_BottleneckConv_in->{block.mid_channels}->{block.out_channels}"
+                f"_S{block.stride}, {shortcut})"
             )
     yield f"DyLinear({head.num_classes})"
 

@@ -12,15 +12,15 @@ from nasray.spaces.space import Architecture, Gene, Population
 
 
 def random_population(genes: Sequence[Gene], size: int, rng: np.random.Generator) -> Population:
-    """Draw every gene uniformly from its search range."""
+    """Draw `size` architectures, every gene uniformly from its search range: int8 (size, genes)."""
     first, last = _ranges(genes)
     return rng.integers(first, last, size=(size, len(genes)), dtype=np.int8)
 
 
 def draw_pairs(number: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw `size` mothers of `number` parents (rows), and for each another one as father."""
+    """Draw `size` pairs of different parents, as indices below `number`: two arrays (size,)."""
     mothers = rng.integers(number, size=size)
-    # The next 1 ... number - 1 places round the circle.
+    # Further on by 1 ... number - 1, so never the mother herself.
     fathers = (mothers + rng.integers(1, number, size=size)) % number
     return mothers, fathers
 
@@ -30,7 +30,7 @@ def crossover(
 ) -> tuple[Population, Population]:
     """Mate row by row, each gene from either parent with p = 1/2: two children per pair.
 
-    The second child gets what the first did not (uniform crossover, spec 3.1).
+    The second child gets what the first did not: uniform crossover (docs/spec.md, OneShot 3.1).
     """
     from_mother = rng.random(mothers.shape) < 0.5
     return np.where(from_mother, mothers, fathers), np.where(from_mother, fathers, mothers)
@@ -39,15 +39,19 @@ def crossover(
 def mutate(
     population: Population, genes: Sequence[Gene], prob: float, rng: np.random.Generator
 ) -> Population:
-    """Redraw each gene with probability `prob`; the new value may equal the old (spec 3.1)."""
+    """Redraw each gene with probability `prob`; the new value may equal the old one.
+
+    As published (docs/spec.md, OneShot 3.1).
+    """
     fresh = random_population(genes, len(population), rng)
     return np.where(rng.random(population.shape) < prob, fresh, population)
 
 
 def embedded(population: Population, genes: Sequence[Gene]) -> np.ndarray:
-    """Vectors, one for each row; their squared distances sum over the genes how far two
-    architectures are apart: 0 to 1 each, for genes of kind "op" whether they differ, for all
-    others by their places among the choices.
+    """Embed architectures: float64 (n, dimensions), from a population (n, genes).
+
+    The squared distance of two vectors sums a distance of 0 to 1 over the genes: for kind "op"
+    whether they differ, for all others the difference of their positions among the choices.
     """
     return np.concatenate(
         [_vectors(gene)[population[:, column]] for column, gene in enumerate(genes)], axis=1
@@ -55,14 +59,14 @@ def embedded(population: Population, genes: Sequence[Gene]) -> np.ndarray:
 
 
 def squared_distances(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Between vectors (rows, any) and (columns, any): (rows, columns)."""
+    """Return the squared distances (n, m) between vectors (n, any) and (m, any)."""
     squares = np.square(rows).sum(axis=1)[:, None] + np.square(columns).sum(axis=1)
     return (squares - 2 * rows @ columns.T).clip(0)
 
 
 @lru_cache(maxsize=1024)
 def _vectors(gene: Gene) -> np.ndarray:
-    """One for each choice."""
+    """Return one vector for each choice of `gene`."""
     number = len(gene.choices)
     if gene.kind == "op":
         return np.eye(number) / 2**0.5
@@ -70,10 +74,12 @@ def _vectors(gene: Gene) -> np.ndarray:
 
 
 def as_architectures(population: Population) -> list[Architecture]:
+    """Return the rows of `population` (n, genes) as tuples."""
     return [tuple(row) for row in population.tolist()]
 
 
 def as_population(archs: Sequence[Architecture]) -> Population:
+    """Return `archs` as an int8 array (n, genes)."""
     return np.array(archs, dtype=np.int8)
 
 

@@ -116,16 +116,16 @@ class Head:
 class ShuffleUnit(nn.Module):
     """ShuffleNet v2 unit: half the channels pass or are projected, half are transformed."""
 
-    def __init__(self, row: ShuffleBlock) -> None:
+    def __init__(self, block: ShuffleBlock) -> None:
         super().__init__()
-        main = _xception_branch(row) if row.op == "xception3" else _shuffle_branch(row)
-        self.stride = row.stride
-        if row.stride == 1:
+        main = _xception_branch(block) if block.op == "xception3" else _shuffle_branch(block)
+        self.stride = block.stride
+        if block.stride == 1:
             self.shufflechannels0 = nn.ChannelShuffle(2)
         else:
-            self.projection = _projection_branch(row)
+            self.projection = _projection_branch(block)
         self.main = nn.Sequential(main)
-        self.se0 = SqueezeExcite(_main_out(row)) if row.se else nn.Identity()
+        self.se0 = SqueezeExcite(_main_out(block)) if block.se else nn.Identity()
 
     def forward(self, features: Tensor) -> Tensor:
         """(n, in, height, width) -> (n, out, height / stride, width / stride)."""
@@ -169,6 +169,7 @@ class SqueezeExcite(nn.Module):
         self.hardsigmoid0 = nn.Hardsigmoid(inplace=True)
 
     def forward(self, features: Tensor) -> Tensor:
+        """(n, channels, height, width) -> the same shape."""
         squeezed = self.relu0(self.conv_squeeze(self.pool0(features)))
         return features * self.hardsigmoid0(self.conv_excitation(squeezed))
 
@@ -179,42 +180,42 @@ def _activation(index: int, hardswish: bool) -> dict[str, nn.Module]:
     return {f"relu{index}": nn.ReLU(inplace=True)}
 
 
-def _main_in(row: ShuffleBlock) -> int:
-    return row.in_channels // 2 if row.stride == 1 else row.in_channels
+def _main_in(block: ShuffleBlock) -> int:
+    return block.in_channels // 2 if block.stride == 1 else block.in_channels
 
 
-def _main_out(row: ShuffleBlock) -> int:
-    return row.out_channels - _main_in(row)
+def _main_out(block: ShuffleBlock) -> int:
+    return block.out_channels - _main_in(block)
 
 
-def _shuffle_branch(row: ShuffleBlock) -> OrderedDict[str, nn.Module]:
-    kernel, mid = int(row.op[-1]), row.mid_channels
+def _shuffle_branch(block: ShuffleBlock) -> OrderedDict[str, nn.Module]:
+    kernel, mid = int(block.op[-1]), block.mid_channels
     return OrderedDict(
-        **_pointwise(0, _main_in(row), mid, row.hardswish, act=0),
-        **_depthwise(1, mid, kernel, row.stride),
-        **_pointwise(2, mid, _main_out(row), row.hardswish, act=1),
+        **_pointwise(0, _main_in(block), mid, block.hardswish, act=0),
+        **_depthwise(1, mid, kernel, block.stride),
+        **_pointwise(2, mid, _main_out(block), block.hardswish, act=1),
     )
 
 
-def _xception_branch(row: ShuffleBlock) -> OrderedDict[str, nn.Module]:
-    mid = row.mid_channels
+def _xception_branch(block: ShuffleBlock) -> OrderedDict[str, nn.Module]:
+    mid = block.mid_channels
     return OrderedDict(
-        **_depthwise(0, _main_in(row), 3, row.stride),  # the stride is in the first one only
-        **_pointwise(1, _main_in(row), mid, row.hardswish, act=0),
+        **_depthwise(0, _main_in(block), 3, block.stride),  # the stride is in the first one only
+        **_pointwise(1, _main_in(block), mid, block.hardswish, act=0),
         **_depthwise(2, mid, 3),
-        **_pointwise(3, mid, mid, row.hardswish, act=1),
+        **_pointwise(3, mid, mid, block.hardswish, act=1),
         **_depthwise(4, mid, 3),
-        **_pointwise(5, mid, _main_out(row), row.hardswish, act=2),
+        **_pointwise(5, mid, _main_out(block), block.hardswish, act=2),
     )
 
 
-def _projection_branch(row: ShuffleBlock) -> nn.Sequential:
+def _projection_branch(block: ShuffleBlock) -> nn.Sequential:
     # Numbered after the main branch's, as published: conv3 and conv4, or conv6 and conv7.
-    conv, act = (6, 3) if row.op == "xception3" else (3, 2)
+    conv, act = (6, 3) if block.op == "xception3" else (3, 2)
     return nn.Sequential(
         OrderedDict(
-            **_depthwise(conv, row.in_channels, int(row.op[-1]), row.stride),
-            **_pointwise(conv + 1, row.in_channels, row.in_channels, row.hardswish, act=act),
+            **_depthwise(conv, block.in_channels, int(block.op[-1]), block.stride),
+            **_pointwise(conv + 1, block.in_channels, block.in_channels, block.hardswish, act=act),
         )
     )
 

@@ -28,36 +28,46 @@ class Gene:
 
 
 class Block(Protocol):
-    """A row of a decoded architecture: frozen, hashable, complete in itself."""
+    """One block of a decoded architecture: frozen, hashable, complete in itself.
+
+    Equal blocks cost the same: cost and latency tables hold one entry for all of them.
+    """
 
     name: str
     in_channels: int
     resolution: int  # of the square input, pixels
 
     def build(self) -> Any:
-        """Build the block as a plain nn.Module of standard layers."""
+        """Build the block as a plain nn.Module of standard layers.
+
+        It maps features (n, in_channels, resolution, resolution) to the next block's input.
+        """
 
 
 class Space(Protocol):
-    """A design space: a frozen dataclass in a file of its own, listed in spaces/__init__.py."""
+    """A design space: a frozen dataclass in a file of its own, listed in spaces/__init__.py.
+
+    Its fields are the keys of a job's [space] section.
+    """
 
     name: str
-    resolution: int
+    resolution: int  # of the images that are loaded, pixels
     num_classes: int
 
     @property
-    def genes(self) -> tuple[Gene, ...]: ...
+    def genes(self) -> tuple[Gene, ...]:
+        """The decisions that make up an architecture, in its order."""
 
     @property
     def gene_columns(self) -> tuple[tuple[int, ...], ...]:
-        """For each row of decode(): the genes (columns) that the row depends on."""
+        """For each position of decode(): the genes (columns) that its block depends on."""
 
     @property
     def named(self) -> Mapping[str, Architecture]:
         """Published architectures by name."""
 
     def resolution_of(self, arch: Architecture) -> int:
-        """The resolution of the square input that `arch` is to be given, pixels."""
+        """Return the resolution of the square input of `arch`, pixels; at most `resolution`."""
 
     def decode(self, arch: Architecture) -> tuple[Block | None, ...]:
         """List the blocks of the subnet that `arch` stands for, stem to head.
@@ -75,13 +85,17 @@ class Space(Protocol):
         """Draw the initial weights of a supernet or subnet in place, from `generator` alone."""
 
     def copy_to_siblings(self, supernet: Any) -> None:
-        """Copy each first operation's weights into its siblings, as nearly as they fit."""
+        """Copy the weights of each position's first operation into its others, where they fit."""
 
     def to_json(self, arch: Architecture) -> dict[str, Any]:
-        """Write `arch` in the field's own keys."""
+        """Write `arch` under the keys that the space's publication uses."""
 
     def from_json(self, values: Mapping[str, Any]) -> Architecture:
-        """Read what to_json writes; UserError names what is wrong."""
+        """Read what to_json() writes.
+
+        Raises:
+            UserError: `values` is no architecture of this space; the message names the key.
+        """
 
 
 def num_architectures(genes: Sequence[Gene]) -> int:
@@ -90,12 +104,16 @@ def num_architectures(genes: Sequence[Gene]) -> int:
 
 
 def out_resolution(resolution: int, stride: int) -> int:
-    """The output resolution of a layer with padding kernel // 2."""
+    """Return the output resolution of a convolution with padding kernel // 2."""
     return (resolution - 1) // stride + 1
 
 
 def check_architecture(arch: Sequence[int], space: Space) -> Architecture:
-    """Return `arch` as a tuple if it lies in `space`; name the first gene that does not."""
+    """Return `arch` as a tuple.
+
+    Raises:
+        UserError: it does not lie in `space`; the message names the first gene that does not.
+    """
     if len(arch) != len(space.genes):
         raise UserError(f"{space.name} has {len(space.genes)} genes, got {len(arch)}: {list(arch)}")
     for gene, choice in zip(space.genes, arch, strict=True):
@@ -110,7 +128,11 @@ def check_architecture(arch: Sequence[int], space: Space) -> Architecture:
 def index_lists(
     space: Space, values: Mapping[str, Any], keys: Mapping[str, str]
 ) -> dict[str, list[int]]:
-    """Read {key: kind} lists of choice indices, one per gene of that kind."""
+    """Read a JSON object of lists of choice indices, given the kind of genes of each key.
+
+    Raises:
+        UserError: a key is missing or unknown, or a list has not one integer per gene.
+    """
     unknown = sorted(set(values) - set(keys))
     missing = sorted(set(keys) - set(values))
     if unknown or missing:

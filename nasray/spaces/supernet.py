@@ -1,10 +1,10 @@
-"""A supernet whose subnets are slices: the first channels of its widest blocks.
+"""A supernet whose subnets are slices: the first channels of its largest blocks.
 
-Every subnet weight is a leading slice of a weight of the widest block, in every dimension,
-unless the row says otherwise (transform(): kernels that go through a learned matrix first).
-So one plain block class serves the supernet and the extracted subnet alike, and
-supernet(images, arch) is extract(arch)(images) by construction. The original multiplies
-by a 0/1 mask before BN instead, which BN's shift undoes (spec 1.7).
+Every subnet weight is a leading slice of a weight of the largest block, in every dimension,
+unless the block has a method transform() (kernels that go through a learned matrix first). So
+one plain block class serves the supernet and the extracted subnet alike, and
+supernet(images, arch) is extract(arch)(images) by construction. The original multiplies by a
+0/1 mask before BN instead, which BN's shift undoes (docs/spec.md, OneShot 1.7).
 """
 
 from collections import OrderedDict
@@ -22,17 +22,17 @@ Places = dict[str, tuple[dict[str, Tensor | None], str]]
 
 
 class SlicedSpace(Space, Protocol):
-    """A space whose every row is a slice of one of a few widest blocks."""
+    """A space in which every block is a slice of one of its position's largest blocks."""
 
     def max_blocks(self) -> tuple[tuple[Block, ...], ...]:
-        """For each row of decode(): the blocks at full width that it may be a slice of.
+        """Return, for each position of decode(), the largest blocks that the supernet stores.
 
-        Where leading slices are not all there is to it, the row has a method transform(whole):
-        from the stored tensors by name to those of which the leading slices are taken.
+        A decoded block may have a method transform(stored), from the stored tensors by name to
+        those of which leading slices are taken, and transform_names, the parameters it uses.
         """
 
     def block_index(self, arch: Architecture) -> tuple[int, ...]:
-        """For each row of decode(): which of max_blocks()'s blocks it is a slice of."""
+        """Return, for each position, which of its max_blocks() that of `arch` is a slice of."""
 
 
 class Supernet(nn.Module):
@@ -52,7 +52,7 @@ class Supernet(nn.Module):
         self.places = [[_places(block) for block in blocks] for blocks in self.positions]
 
     def forward(self, images: Tensor, arch: Architecture) -> Tensor:
-        """Map images (n, 3, height, width) to logits (n, classes) by the subnet `arch`."""
+        """Map images (n, 3, height, width) to logits (n, num_classes) by the subnet `arch`."""
         features = images
         for block, whole in self._blocks_of(arch, self.places):
             shell = _shell(block, self.training)
@@ -68,7 +68,7 @@ class Supernet(nn.Module):
         return nn.Sequential(blocks).train(self.training)
 
     def parameters_of(self, arch: Architecture) -> list[nn.Parameter]:
-        """The parameters that a step on `arch` touches, in a fixed order."""
+        """Return the parameters that a training step on `arch` changes, in a fixed order."""
         return [
             param
             for block, whole in self.whole_blocks(arch)
@@ -78,14 +78,14 @@ class Supernet(nn.Module):
         ]
 
     def weights(self, arch: Architecture) -> dict[str, dict[str, Tensor]]:
-        """The weights of the subnet `arch` by block and name: views wherever they are slices."""
+        """Return the weights of the subnet `arch` by block and name, as views where possible."""
         return {
             block.name: _sliced(block, whole, _shell(block, self.training).shapes)
             for block, whole in self._blocks_of(arch, self.places)
         }
 
     def whole_blocks(self, arch: Architecture) -> list[tuple[Block, nn.Module]]:
-        """Each block of `arch` beside the one at full width that it is a slice of."""
+        """Return each block of `arch` with the stored module that it is a slice of."""
         return self._blocks_of(arch, self.positions)
 
     def _blocks_of(
@@ -101,7 +101,7 @@ class Supernet(nn.Module):
 
 
 def embed(target: Tensor, source: Tensor) -> None:
-    """Copy weights; a smaller kernel goes into the middle of a larger one, zeros around it."""
+    """Copy `source` into `target`, a smaller kernel into the centre of a larger one of zeros."""
     margin = (target.shape[-1] - source.shape[-1]) // 2 if target.dim() == 4 else 0
     target.zero_()
     (target[..., margin:-margin, margin:-margin] if margin else target).copy_(source)
@@ -128,6 +128,7 @@ class _Shell:
         self.empty = [(tensors, key, tensors[key]) for tensors, key in self.places.values()]
 
     def call(self, weights: dict[str, Tensor], features: Tensor) -> Tensor:
+        """Return the block's output on `features`, computed with `weights`."""
         try:
             for name, (tensors, key) in self.places.items():
                 tensors[key] = weights[name]
@@ -158,7 +159,7 @@ def _copied(module: nn.Module, weights: dict[str, Tensor], path: str = "") -> nn
     """`module` with copies of `weights` as its own, and with children and hooks of its own.
 
     copy.deepcopy and load_state_dict, which copy all that a module consists of, took as long as
-    judging thirty small images.
+    evaluating thirty small images.
     """
     copied = module.__new__(type(module))
     copied.__dict__ = {
@@ -181,14 +182,16 @@ def _sliced(block: Block, whole: Places, shapes: dict[str, torch.Size]) -> dict[
         return {
             name: _leading(tensors[key], shapes[name]) for name, (tensors, key) in whole.items()
         }
-    cut = block.transform({name: tensors[key] for name, (tensors, key) in whole.items()})
-    return {name: _leading(tensor, shapes[name]) for name, tensor in cut.items()}
+    stored = {name: tensors[key] for name, (tensors, key) in whole.items()}
+    return {
+        name: _leading(tensor, shapes[name]) for name, tensor in block.transform(stored).items()
+    }
 
 
 def _leading(tensor: Tensor, shape: torch.Size) -> Tensor:
     if tensor.shape == shape:
         return tensor
     for dim, length in enumerate(shape):
-        if tensor.shape[dim] != length:  # each cut is a node of the graph
+        if tensor.shape[dim] != length:  # each slice is a node of the graph
             tensor = tensor.narrow(dim, 0, length)
     return tensor

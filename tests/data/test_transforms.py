@@ -82,6 +82,17 @@ def test_exif_orientation_is_applied(orientation, kind):
     assert decode(image).size == ((32, 24) if orientation < 5 else (24, 32))
 
 
+def test_orientation_is_applied_although_other_tags_are_malformed():
+    """PIL.ImageOps.exif_transpose writes all tags again, and raises on this file."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x011A] = 6, 1.5
+    malformed = exif.tobytes().replace(b"\x01\x1a\x00\x05", b"\x01\x1a\x00\x02")
+    assert malformed != exif.tobytes()
+    image, plain = encode(noise(24, 32), "PNG", exif=malformed), noise(24, 32)
+    expected = plain.transpose(Image.Transpose.ROTATE_270)
+    assert np.array_equal(np.asarray(decode(image)), np.asarray(expected))
+
+
 def test_damaged_files_raise_one_of_the_named_errors():
     for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM"):
         image = encode(noise(), kind)

@@ -1,4 +1,4 @@
-"""The facts of the three OFA spaces (spec 1), against published networks where there are any."""
+"""The facts of the OFA spaces (docs/spec.md, OFA 1), against published networks where there are."""
 
 import itertools
 import json
@@ -180,11 +180,11 @@ def test_strides_activations_and_shortcuts():
         assert {module.eps for module in modules if isinstance(module, nn.BatchNorm2d)} == {eps}
 
 
-@pytest.mark.parametrize("side", [188, 156, 224, 33])
-def test_sides_are_rounded_up_at_every_stride(side):
-    space = OfaMobileNetV3(7, 224, (side,), 0.4)
+@pytest.mark.parametrize("resolution", [188, 156, 224, 33])
+def test_resolutions_are_rounded_up_at_every_stride(resolution):
+    space = OfaMobileNetV3(7, 224, (resolution,), 0.4)
     network = build_subnet(space.decode(space.named["smallest"])).eval()
-    features = torch.zeros(1, 3, side, side)
+    features = torch.zeros(1, 3, resolution, resolution)
     for row in space.decode(space.named["smallest"]):
         if row is not None:
             assert features.shape[1:] == (row.in_channels, row.resolution, row.resolution)
@@ -239,7 +239,7 @@ def test_a_bottleneck_and_the_stem_by_hand():
 
 
 @every_trial
-def test_images_of_any_side_pass(space):
+def test_images_of_any_resolution_pass(space):
     supernet = trained_like(space).eval()
     for side in (32, 48, 64, 70):
         assert supernet(torch.zeros(1, 3, side, side), space.named["smallest"]).shape == (1, 7)
@@ -338,7 +338,7 @@ def test_initial_weights_of_an_output_channel_have_a_norm_of_one(space):
 
 
 @every_trial
-def test_the_table_agrees_with_the_walk_on_every_depth_and_side(space):
+def test_the_table_agrees_with_the_walk_on_every_depth_and_resolution(space):
     table = CostTable(space)
     population = random_population(space.genes, 12, np.random.default_rng(3))
     costs = table(population)
@@ -393,11 +393,11 @@ def test_values_of_dropped_blocks_are_checked_and_forgotten():
         ({"width": 0.0}, "space.width = 0.0"),
     ],
 )
-def test_a_mistake_in_the_sides_or_width_is_named(options, complaint):
+def test_a_mistake_in_the_resolutions_or_width_is_named(options, complaint):
     with pytest.raises(UserError, match=complaint):
         space_by_name("ofa_mobilenetv3", **options)
 
 
-def test_sides_are_read_from_a_list():
+def test_resolutions_are_read_from_a_list():
     space = space_by_name("ofa_proxyless", resolutions=[160, 224])
     assert space == OfaProxyless(resolutions=(160, 224))

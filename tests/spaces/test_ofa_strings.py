@@ -1,4 +1,4 @@
-"""The lines in which the OFA code prints sub-networks (spec 1.6)."""
+"""The lines in which the OFA code prints sub-networks (docs/spec.md, OFA 1.6)."""
 
 import numpy as np
 import pytest
@@ -82,7 +82,7 @@ def broken(lines, old, new):
             "and the lines are of 6, of 11 blocks",
         ),
         (SPACES[0], lambda lines: lines[1:], "the line"),
-        # What notebooks print for "ResNet50D": MobileNetV3's expand ratios (spec 1.6).
+        # What notebooks print for "ResNet50D": MobileNetV3's expand ratios (docs/spec.md, OFA 1.6).
         (
             SPACES[2],
             lambda lines: broken(lines, "->32->168", "->504->168"),
