@@ -3,7 +3,7 @@
     python benchmarks/supernet_step.py [--json FILE] [--archs 8] [--repeats 15] [--side 64]
 
 One process, one batch, one thread. The masked form is the original's: the widest block,
-its middle channels multiplied by a 0/1 mask before BN (spec 1.7), with images channels
+its middle channels multiplied by a 0/1 mask before BN (OneShot 1.7), with images channels
 first as the original has them, and once more channels last as nasray has them. What
 slicing alone can save is bounded by the ratio of the multiply-accumulates.
 """

@@ -141,7 +141,7 @@ def test_a_job_cannot_be_altered():
 
 
 def test_published_recipe_is_the_default():
-    """Spec 2.2, the seed's text; spec 3.1."""
+    """The published text (docs/spec.md, OneShot 2.2 and 3.1)."""
     defaults = SupernetConfig()
     assert (defaults.epochs, defaults.batch_size, defaults.learning_rate) == (120, 1024, 1.3)
     assert (defaults.channel_warmup_start, defaults.smallest_scale) == (60, 0.2)

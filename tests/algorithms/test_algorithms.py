@@ -146,10 +146,8 @@ def test_every_candidate_is_within_the_limits(tmp_path, unlimited, algorithm):
 
 
 @every_algorithm
-@pytest.mark.parametrize("stop_after", [0, 7, 20, 33])
-def test_a_search_stopped_anywhere_resumes_to_the_same_history(
-    tmp_path, unlimited, algorithm, stop_after
-):
+def test_a_search_stopped_anywhere_resumes_to_the_same_history(tmp_path, unlimited, algorithm):
+    """Stopped after so many evaluations, again and again in one run, then left to end."""
     undisturbed = search(tmp_path / "undisturbed", unlimited, algorithm=algorithm)
     calls = []
 
@@ -162,14 +160,12 @@ def test_a_search_stopped_anywhere_resumes_to_the_same_history(
         calls.append(arch)
         return evaluate(arch)
 
-    with pytest.raises(Killed):
-        search(tmp_path / "stopped", unlimited, algorithm=algorithm, evaluate=dying)
-
-    def counting(arch):
-        calls.append(arch)
-        return evaluate(arch)
-
-    resumed = search(tmp_path / "stopped", unlimited, algorithm=algorithm, evaluate=counting)
+    for stop_after in (0, 7, 20, 33):
+        with pytest.raises(Killed):
+            search(tmp_path / "stopped", unlimited, algorithm=algorithm, evaluate=dying)
+        assert len(calls) == stop_after
+    stop_after = None
+    resumed = search(tmp_path / "stopped", unlimited, algorithm=algorithm, evaluate=dying)
     assert resumed == undisturbed
     assert len(calls) == len(set(calls)) == len(undisturbed)  # nothing evaluated twice
 

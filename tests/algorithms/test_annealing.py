@@ -104,7 +104,7 @@ def test_every_answer_has_its_own_numbers_and_is_within_its_limit():
 
 @pytest.mark.skipif(not OFA.exists(), reason=f"the published tables are not at {OFA}")
 def test_two_limits_far_apart_return_and_beat_the_published_search():
-    """The published top-down search never came back from these (spec 2.6, D2)."""
+    """The published top-down search never came back from these (docs/spec.md, OFA 2.6, D2)."""
     price = LatencyTable.load(str(OFA / "note10"), SPACE)
     predictor = AccuracyPredictor.load(str(OFA / "acc_predictor.pth"), SPACE)
     found = run(

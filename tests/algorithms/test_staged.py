@@ -75,7 +75,7 @@ def test_defaults_are_500_generations_and_100_for_each_later_limit():
 @pytest.mark.skipif(not OFA.exists(), reason=f"the published tables are not at {OFA}")
 @every_strategy
 def test_two_limits_far_apart_return(strategy):
-    """The published program never came back from these (spec 2.6, D2)."""
+    """The published program never came back from these (docs/spec.md, OFA 2.6, D2)."""
     table = LatencyTable.load(str(OFA / "note10"), SPACE)
     predictor = AccuracyPredictor.load(str(OFA / "acc_predictor.pth"), SPACE)
     search = Staged(

@@ -184,7 +184,7 @@ def test_spaces_lists_sizes_and_published_names(invoke):
     assert "shufflenet: 40 genes, 1.27e+30 architectures; named: oneshot-s+, oneshot" in (
         result.output
     )
-    # The networks of spec 1.6, each once.
+    # The printed networks (docs/spec.md, OFA 1.6), each once.
     assert "ofa_mobilenetv3: 46 genes, 1.09e+20 architectures" in result.output
 
 

@@ -1,4 +1,4 @@
-"""The architectures of training steps, against the published warm-up table (spec 2.1)."""
+"""The architectures of training steps, against the published warm-up table (OneShot 2.1)."""
 
 import numpy as np
 import pytest
