@@ -11,7 +11,6 @@ UNFINISHED = {
     "cli",
     "config",
     "costs",
-    "data",
     "evaluation",
     "pipeline",
     "search",
