@@ -21,6 +21,7 @@ from nasray.errors import UserError
 logger = logging.getLogger(__name__)
 PLAIN_EVERY_S = 10.0
 LOOK_EVERY_S = 1.0
+JOIN_S = 10.0
 
 Show = Callable[[int, str], None]  # how much is done, and a word on it
 
@@ -68,7 +69,7 @@ def following(label: str, total: int, look: Callable[[], tuple[int, str]]) -> It
                 show(*look())
         finally:
             ended.set()
-            watcher.join()
+            watcher.join(JOIN_S)  # a storage may hang; the thread ends with the process
 
 
 def _plain(label: str, total: int, already: int) -> Show:

@@ -60,7 +60,8 @@ def ray_cluster(address: str | None, compute: Any, *, verbose: bool) -> Iterator
     if address and address != "local":
         _check_reachable(address)
         try:
-            ray.init(address=address, **options)
+            with _interrupts_deferred():
+                ray.init(address=address, **options)
         except (
             ConnectionError,
             RuntimeError,  # the cluster runs another version of Ray or Python
@@ -86,7 +87,8 @@ def ray_cluster(address: str | None, compute: Any, *, verbose: bool) -> Iterator
             )
     else:
         num_cpus = max(usable_cpus(), _needed_cpus(compute))
-        ray.init(address="local", num_cpus=num_cpus, **options)
+        with _interrupts_deferred():
+            ray.init(address="local", num_cpus=num_cpus, **options)
         keep_token_private()
         if compute.device == "gpu" and not ray.cluster_resources().get("GPU"):
             ray.shutdown()
@@ -101,6 +103,29 @@ def ray_cluster(address: str | None, compute: Any, *, verbose: bool) -> Iterator
         ray.shutdown()
         if in_main_thread and callable(handler):
             signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Delay KeyboardInterrupt to the end of the block, in which Ray starts its processes.
+
+    Raised inside the hook that logging runs after a fork, it would be lost and its lock stay held.
+    Not by a signal mask, which the processes would inherit.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pending: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: pending.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if pending:
+        import ray
+
+        ray.shutdown()
+        raise KeyboardInterrupt
 
 
 def keep_token_private() -> None:
