@@ -3,27 +3,17 @@
 import numpy as np
 import pytest
 
-from nasray.algorithms import make_algorithm
 from nasray.algorithms.bayesian import BayesianSearch, _Process, ranked
 from nasray.config import SearchConfig
-from nasray.search.candidate import FAILED, Candidate, Evaluation
-from nasray.search.driver import Direct, run_search
-from nasray.search.history import History
+from nasray.search.candidate import FAILED, Candidate
 from nasray.search.limits import Limits
 from nasray.spaces.population import random_population
-from nasray.spaces.shufflenet import ShuffleNet
-
-SPACE = ShuffleNet()
-TARGET = np.tile((1, 6), 20)
+from tests.search.searches import SPACE, search
 
 
 @pytest.fixture(scope="module")
 def limits():
     return Limits(SPACE, ())
-
-
-def closeness(arch):
-    return 1.0 - float(np.abs(np.array(arch) - TARGET).sum()) / 200
 
 
 def make(limits, **changes):
@@ -52,11 +42,11 @@ def test_the_process_is_that_of_the_textbook():
 
     process = _Process(distances(points, points), targets, length, noise)
     covariance = np.exp(-distances(points, points) / length) + noise * np.eye(6)
-    toward = np.exp(-distances(new, points) / length)
+    kernel = np.exp(-distances(new, points) / length)
     inverse = np.linalg.inv(covariance)
     mean, deviation = process.predict(distances(new, points))
-    np.testing.assert_allclose(mean, toward @ inverse @ targets)
-    np.testing.assert_allclose(deviation**2, 1 - (toward @ inverse * toward).sum(axis=1))
+    np.testing.assert_allclose(mean, kernel @ inverse @ targets)
+    np.testing.assert_allclose(deviation**2, 1 - (kernel @ inverse * kernel).sum(axis=1))
     likelihood = -0.5 * targets @ inverse @ targets - 0.5 * np.linalg.slogdet(covariance)[1]
     assert process.log_likelihood == pytest.approx(likelihood)
     # What is believed is believed: the mean there stays, the doubt shrinks.
@@ -74,25 +64,21 @@ def test_ranks_are_normal_quantiles_and_ties_share_one():
 
 
 def test_it_finds_more_in_few_evaluations_than_genetic_search(limits, tmp_path):
-    best = {}
-    for name in ("bayesian", "genetic"):
-        config = SearchConfig(
-            algorithm=name, num_generations=6, population_size=20, num_parents=10, lag=4
-        )
-        best[name] = []
-        for seed in range(2):
-            algorithm = make_algorithm(SPACE, config, limits, seed)
-            history = History(str(tmp_path / f"{name}{seed}"))
-            pool = Direct(lambda arch: Evaluation(fitness=closeness(arch)))
-            found = run_search(algorithm, limits, pool, history)
-            best[name].append(max(candidate.fitness for candidate in found))
+    best = {
+        name: [
+            max(c.fitness for c in search(tmp_path / f"{name}{seed}", limits, seed, **settings))
+            for seed in range(2)
+        ]
+        for name in ("bayesian", "genetic")
+        for settings in [{"algorithm": name, "num_parents": 10, "lag": 4}]
+    }
     assert min(best["bayesian"]) > max(best["genetic"])
 
 
-def test_what_is_under_way_is_not_bred_again_and_what_failed_is_forgotten(limits):
-    search = make(limits)
-    archs = [search.breed() for _ in range(20)]
-    assert len(set(archs)) == 20 and search.under_way == archs
-    search.learn(Candidate(arch=archs[0], fitness=FAILED, costs={}))
-    search.learn(Candidate(arch=archs[1], fitness=0.5, costs={}))
-    assert search.under_way == archs[2:] and len(search.known) == 1
+def test_what_is_pending_is_not_asked_for_again_and_what_failed_is_forgotten(limits):
+    algorithm = make(limits)
+    archs = [arch for _ in range(20) for arch in algorithm.ask()]
+    assert len(set(archs)) == 20 and algorithm.pending == archs
+    algorithm.tell([Candidate(arch=archs[0], fitness=FAILED, costs={})])
+    algorithm.tell([Candidate(arch=archs[1], fitness=0.5, costs={})])
+    assert algorithm.pending == archs[2:] and len(algorithm.known) == 1

@@ -5,6 +5,7 @@ from itertools import product
 import numpy as np
 
 from nasray.algorithms.nsga2 import Nsga2, crowding, rank
+from nasray.search.evaluated import Evaluated
 from nasray.spaces.tiny import Tiny
 
 SPACE = Tiny()
@@ -19,6 +20,11 @@ def losses_of(population):
     weights = np.random.default_rng(0).random((2, population.shape[1]))
     size, worth = population @ weights[0], population @ weights[1] + np.sin(population.sum(axis=1))
     return np.stack([-worth, size, (population - 1.5).clip(0).sum(axis=1)], axis=1)
+
+
+def evaluated(population):
+    losses = losses_of(population)
+    return Evaluated(population, losses[:, 1:], -losses[:, 0])
 
 
 def dominates(one, two):
@@ -48,30 +54,17 @@ def test_it_finds_almost_the_whole_front_of_a_small_space():
     best = {tuple(row) for row in every[rank(losses) == 0].tolist()}
     search = Nsga2(SPACE, seed=0, size=120, mutation_prob=0.1)
     for _ in range(60):
-        population = search.breed()
-        search.absorb(population, losses_of(population))
-    np.testing.assert_array_equal(losses_of(search.population), search.losses)
-    found = search.population[search.ranks == 0]
+        search.tell(evaluated(search.ask()))
+    np.testing.assert_array_equal(evaluated(search.members.population).costs, search.members.costs)
+    found = search.members.population[search.ranks == 0]
     hits = [tuple(row) in best for row in found.tolist()]
     assert len(set(map(tuple, found.tolist()))) == len(found)
     assert np.mean(hits) > 0.9 and sum(hits) > min(60, 0.5 * len(best))
 
 
-def test_same_seed_same_broods_another_seed_others():
-    broods = []
-    for seed in (0, 0, 1):
-        search = Nsga2(SPACE, seed=seed, size=30)
-        for _ in range(3):
-            population = search.breed()
-            search.absorb(population, losses_of(population))
-        broods.append(population)
-    np.testing.assert_array_equal(broods[0], broods[1])
-    assert (broods[0] != broods[2]).any()
-
-
 def test_a_known_architecture_is_kept_once():
     search = Nsga2(SPACE, seed=0, size=10)
     population = everything()[:8]
-    search.absorb(population, losses_of(population))
-    search.absorb(population, losses_of(population))
-    assert len(search.population) == 8
+    search.tell(evaluated(population))
+    search.tell(evaluated(population))
+    assert len(search.members) == 8

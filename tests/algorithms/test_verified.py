@@ -5,15 +5,16 @@ from functools import partial
 import numpy as np
 import pytest
 
+from nasray.algorithms.annealing import Annealing
 from nasray.algorithms.random import RandomSearch
-from nasray.algorithms.verified import FEWEST, VerifiedSearch
+from nasray.algorithms.verified import MIN_FITTED, VerifiedSearch
 from nasray.config import Limit, SearchConfig
 from nasray.predictors.predictor import AccuracyPredictor
 from nasray.search.candidate import FAILED, Candidate, Evaluation
 from nasray.search.driver import Direct, run_search
 from nasray.search.history import History
 from nasray.search.limits import Limits
-from nasray.search.schedules import Generations
+from nasray.search.schedules import Schedule
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
 from nasray.spaces.population import as_population, random_population
 
@@ -27,7 +28,7 @@ FIT = partial(AccuracyPredictor.fit, SPACE, steps=150)
 
 
 def verified(*arguments, **options):
-    return VerifiedSearch(SPACE, *arguments, fit=FIT, **options)
+    return VerifiedSearch(SPACE, *arguments, inner_search=Annealing, fit=FIT, **options)
 
 
 class Predicts:
@@ -51,9 +52,9 @@ def evaluate(arch):
 @pytest.fixture(scope="module")
 def limits():
     macs = Limits(SPACE, ()).costs_of(random_population(SPACE.genes, 500, np.random.default_rng(0)))
-    rungs = np.quantile(macs["macs"], [0.7, 0.3, 0.1])
+    maxima = np.quantile(macs["macs"], [0.7, 0.3, 0.1])
     most = float(np.quantile(macs["params"], 0.8))
-    given = [Limit(cost="macs", max=float(rung)) for rung in rungs]
+    given = [Limit(cost="macs", max=float(top)) for top in maxima]
     return Limits(SPACE, [*given, Limit(cost="params", max=most)])
 
 
@@ -66,13 +67,13 @@ def candidates(limits, number, seed=5):
     ]
 
 
-def search(folder, limits, breeder, generations=3):
-    algorithm = Generations(breeder, generations)
-    return run_search(algorithm, limits, Direct(evaluate), History(str(folder)))
+def search(folder, limits, algorithm, generations=3, evaluate=evaluate):
+    schedule = Schedule(asks=generations, repeat_asks=isinstance(algorithm, RandomSearch))
+    return run_search(algorithm, schedule, limits, Direct(evaluate), History(str(folder)))
 
 
-def best_at(found, rung):
-    return max(c.fitness for c in found if c.costs["macs"] <= rung)
+def best_at(found, top):
+    return max(c.fitness for c in found if c.costs["macs"] <= top)
 
 
 def test_it_finds_better_ones_than_as_many_random_evaluations(tmp_path, limits):
@@ -95,7 +96,7 @@ def test_every_candidate_is_new_and_within_the_loosest_rung_and_the_other_limits
 
 
 def test_the_first_generation_is_random_until_there_is_something_to_fit_to(limits):
-    few, enough = candidates(limits, FEWEST - 1), candidates(limits, 60)
+    few, enough = candidates(limits, MIN_FITTED - 1), candidates(limits, 60)
     random = verified(CONFIG, limits, 0).ask()
     assert verified(CONFIG, limits, 0, known=few).ask() == random
     proposed = verified(CONFIG, limits, 0, known=enough).ask()
@@ -129,8 +130,7 @@ def test_what_cannot_be_evaluated_is_not_proposed_again(tmp_path, limits):
             return Evaluation(fitness=FAILED, error="it would not")
         return evaluate(arch)
 
-    algorithm = Generations(verified(CONFIG, limits, 0), 3)
-    found = run_search(algorithm, limits, Direct(moody), History(str(tmp_path)))
+    found = search(tmp_path, limits, verified(CONFIG, limits, 0), evaluate=moody)
     assert len({candidate.arch for candidate in found}) == len(found) == 60
     assert any(candidate.failed for candidate in found)
 
@@ -139,7 +139,7 @@ def test_the_best_that_the_predictor_found_is_proposed_even_if_no_chain_is_there
     limits, monkeypatch
 ):
     monkeypatch.setattr(
-        "nasray.algorithms.annealing.Front.members", lambda self, limit: as_population([])
+        "nasray.algorithms.annealing.Annealing.members", lambda self, limit: as_population([])
     )
     macs = limits.limits[0].max
     prefers_large = Predicts(lambda population: limits.costs_of(population)["macs"])
