@@ -67,15 +67,23 @@ class Supernet(nn.Module):
             blocks[block.name] = _copied(shell.module, _sliced(block, whole, shell.shapes))
         return nn.Sequential(blocks).train(self.training)
 
-    def parameters_of(self, arch: Architecture) -> list[nn.Parameter]:
-        """Return the parameters that a training step on `arch` changes, in a fixed order."""
-        return [
-            param
-            for block, whole in self.whole_blocks(arch)
-            for name, param in whole.named_parameters()
-            if name in _shell(block, self.training).shapes
-            or name in getattr(block, "transform_names", ())
-        ]
+    def slices_of(self, arch: Architecture) -> list[tuple[nn.Parameter, torch.Size]]:
+        """The parameters that a step on `arch` touches, and of each the leading slice's shape.
+
+        In the order of the forward pass. Where more than a leading slice of a stored tensor
+        gets a gradient, more: whole kernels that go through a matrix, and the matrices.
+        """
+        found = []
+        for block, whole in self.whole_blocks(arch):
+            shapes = _shell(block, self.training).shapes
+            transforms = getattr(block, "transform_names", ())
+            for name, param in whole.named_parameters():
+                if name in transforms:
+                    found.append((param, param.shape))
+                elif name in shapes:
+                    kernel = param.shape[2:] if transforms else shapes[name][2:]
+                    found.append((param, shapes[name][:2] + kernel))
+        return found
 
     def weights(self, arch: Architecture) -> dict[str, dict[str, Tensor]]:
         """Return the weights of the subnet `arch` by block and name, as views where possible."""
@@ -180,15 +188,18 @@ def _sliced(block: Block, whole: Places, shapes: dict[str, torch.Size]) -> dict[
     """The weights of `block`, by name: leading slices of the stored tensors."""
     if not hasattr(block, "transform"):
         return {
-            name: _leading(tensors[key], shapes[name]) for name, (tensors, key) in whole.items()
+            name: leading_slice(tensors[key], shapes[name])
+            for name, (tensors, key) in whole.items()
         }
     stored = {name: tensors[key] for name, (tensors, key) in whole.items()}
     return {
-        name: _leading(tensor, shapes[name]) for name, tensor in block.transform(stored).items()
+        name: leading_slice(tensor, shapes[name])
+        for name, tensor in block.transform(stored).items()
     }
 
 
-def _leading(tensor: Tensor, shape: torch.Size) -> Tensor:
+def leading_slice(tensor: Tensor, shape: torch.Size) -> Tensor:
+    """The first entries of `tensor` in every dimension, as a view of `shape`."""
     if tensor.shape == shape:
         return tensor
     for dim, length in enumerate(shape):

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from nasray.data.transforms import normalize
 from nasray.devices import amp_dtype
+from nasray.training.gradients import GradientAverager, Slices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ def fit(
     device: str,
     seed: int,
     begin_epoch: Callable[[int], None] = lambda epoch: None,
+    slices: Callable[[int, int], Slices | None] = lambda epoch, step: None,
 ) -> list[dict]:
     """Train `network` for `recipe.epochs` and return one dict of metrics per epoch.
 
@@ -77,11 +79,14 @@ def fit(
         device: "cpu" or "cuda".
         seed: of dropout, different on each data-parallel worker.
         begin_epoch: called before an epoch; may change the weights, not the set of parameters.
+        slices: slices(epoch, step) -> what forward() uses of the weights, in that order, and
+            data-parallel workers average the gradients of; None: of all weights.
 
     Raises:
         LossNotFiniteError: the loss became NaN or infinite.
     """
     optimizer, scaler = make_optimizer(network, recipe), make_scaler(device)
+    averager = GradientAverager(network)
     curves: list[dict] = []
     if resume is not None:
         network.load_state_dict(resume["state"])
@@ -114,6 +119,8 @@ def fit(
             epoch=epoch,
             num_steps=len(data),
             device=device,
+            averager=averager,
+            slices=lambda step, epoch=epoch: slices(epoch, step),
         )
         metrics |= validate(epoch)
         metrics |= {
@@ -175,11 +182,13 @@ def train_epoch(
     epoch: int,
     num_steps: int,
     device: str,
+    averager: GradientAverager | None = None,
+    slices: Callable[[int], Slices | None] = lambda step: None,
 ) -> dict[str, float]:
     """Train one epoch on `batches` of uint8 images; return its "loss" and "train_top1".
 
-    `forward(images, step)` gives logits (n, classes). Data-parallel workers average their
-    gradients at every step; the metrics are means over the images of all workers.
+    `forward(images, step)` gives logits (n, classes). Data-parallel workers average the gradients
+    of `slices(step)` by `averager`; the metrics are means over the images of all workers.
     """
     dtype = amp_dtype(device)
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, images
@@ -192,8 +201,11 @@ def train_epoch(
         with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
             logits = forward(normalize(images), step)
             loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        if averager is not None:
+            averager.begin(slices(step))
         scaler.scale(loss).backward()
-        average_gradients(optimizer)
+        if averager is not None:
+            averager.finish()
         scaler.step(optimizer)
         scaler.update()
         correct = (logits.argmax(1) == labels).sum()
@@ -308,19 +320,3 @@ def clear_gradients(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         for param in group["params"]:
             param.grad = None
-
-
-def average_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Average the existing gradients over the workers, as one flat buffer.
-
-    All workers trained the same subnet, so they have gradients of the same weights. torch's
-    DistributedDataParallel would wait for gradients of the blocks outside the subnet.
-    """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return
-    grads = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
-    flat = torch.cat([grad.reshape(-1) for grad in grads])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for grad, mean in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
-        grad.copy_(mean.view_as(grad))

@@ -6,6 +6,7 @@ reported to it. It polls for reports, so where epochs take less than the time be
 that checkpoint may be some epochs old. The same run directory continues the same run.
 """
 
+import hashlib
 import logging
 import os
 import signal
@@ -33,6 +34,7 @@ from nasray.errors import UserError
 from nasray.evaluation.evaluate import evaluate
 from nasray.progress import following
 from nasray.spaces import make_space
+from nasray.spaces.space import Architecture
 from nasray.spaces.supernet import Supernet
 from nasray.storage import files as storage
 from nasray.storage import layout
@@ -135,6 +137,13 @@ def _train_worker(task: dict[str, Any]) -> str | None:
         if epoch == job.supernet.shared_start_epochs > 0:
             space.copy_to_siblings(supernet)
 
+    drawn = hashlib.blake2b(digest_size=7)  # of the architectures of all steps so far
+    metrics_of = _validator(job, supernet, images, device=device)
+
+    def validate(epoch: int) -> dict[str, float | None]:
+        check_same_on_all_workers(drawn.digest(), device)
+        return metrics_of(epoch)
+
     def epoch_batches(epoch: int) -> TrainBatches:
         return images.training_batches(
             job.supernet.batch_size, epoch, rank=rank, world_size=world_size
@@ -149,8 +158,12 @@ def _train_worker(task: dict[str, Any]) -> str | None:
             kept = Checkpoint.from_directory(folder) if rank == 0 else None
             ray.train.report(curves[-1], checkpoint=kept)
 
+    def arch_of(epoch: int, step: int) -> Architecture:
+        return sample(space, job.supernet, seed=job.seed, epoch=epoch, step=step)
+
     def forward(batch: Tensor, epoch: int, step: int) -> Tensor:
-        arch = sample(space, job.supernet, seed=job.seed, epoch=epoch, step=step)
+        arch = arch_of(epoch, step)
+        drawn.update(bytes(arch))
         return supernet(resized(batch, space.resolution_of(arch)), arch)
 
     try:
@@ -160,7 +173,8 @@ def _train_worker(task: dict[str, Any]) -> str | None:
             recipe_of(job.supernet),
             begin_epoch=begin_epoch,
             batches=epoch_batches,
-            validate=_validator(job, supernet, images, device=device),
+            slices=lambda epoch, step: supernet.slices_of(arch_of(epoch, step)),
+            validate=validate,
             report=report,
             resume=resume,
             device=device,
@@ -171,6 +185,24 @@ def _train_worker(task: dict[str, Any]) -> str | None:
     if rank == 0:
         checkpoint.save_supernet(storage.join(task["run_dir"], layout.SUPERNET), supernet)
     return None
+
+
+def check_same_on_all_workers(digest: bytes, device: str) -> None:
+    """Compare what the workers trained so far: `digest`, at most 7 bytes, of its architectures.
+
+    Raises:
+        UserError: another worker trained other architectures.
+    """
+    if not dist.is_initialized():
+        return
+    number = int.from_bytes(digest)
+    bounds = torch.tensor([number, -number], device=device)  # int64
+    dist.all_reduce(bounds, op=dist.ReduceOp.MAX)
+    if bounds.tolist() != [number, -number]:
+        raise UserError(
+            "training workers drew different architectures, so their gradients do not belong "
+            "together: install the same versions of nasray and numpy on all nodes"
+        )
 
 
 def _validator(

@@ -21,7 +21,7 @@ from nasray.spaces.population import (
 from nasray.spaces.shufflenet import LAYOUTS, SCALES, ShuffleNet
 from nasray.spaces.shufflenet_blocks import SqueezeExcite
 from nasray.spaces.space import num_architectures
-from nasray.spaces.supernet import build_subnet
+from nasray.spaces.supernet import build_subnet, leading_slice
 
 # Options under which a space of the table is small enough to be tested; without any here, its
 # defaults. So a new space is tested as soon as it is in the table.
@@ -144,8 +144,12 @@ def test_a_step_gives_gradients_to_the_chosen_blocks_only(space):
     arch = random_archs(space, 1)[0]
     supernet(images(space, 4), arch).sum().backward()
     touched = {id(param) for param in supernet.parameters() if param.grad is not None}
-    assert touched == {id(param) for param in supernet.parameters_of(arch)}
+    slices = supernet.slices_of(arch)
+    assert touched == {id(param) for param, _ in slices}
     assert len(touched) < len(list(supernet.parameters()))
+    for param, shape in slices:  # all of a gradient lies in its slice
+        leading_slice(param.grad, shape).zero_()
+        assert not param.grad.any()
 
 
 @every_space
