@@ -17,15 +17,9 @@ import numpy as np
 from table import Row, show
 
 from nasray.config import parse_job
+from nasray.search.candidate import unpack
 from nasray.search.history import History
-from nasray.search.racing import (
-    MAX_FULL,
-    MAX_STOPPED,
-    MIN_FULL,
-    CorrectnessModel,
-    StoppingRule,
-    unpack,
-)
+from nasray.search.racing import MAX_FULL, MAX_STOPPED, MIN_FULL, CorrectnessModel, StoppingRule
 from nasray.spaces import make_space
 from nasray.spaces.population import as_population, embedded
 from nasray.storage import files as storage

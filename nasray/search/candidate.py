@@ -77,3 +77,21 @@ def pareto_front(candidates: Sequence[Candidate], cost: str) -> list[Candidate]:
             front.append(candidate)
             best = candidate.fitness
     return front
+
+
+def pack(correct: np.ndarray) -> bytes:
+    """`correct`, bool (images,), in one bit each."""
+    return np.packbits(correct).tobytes()
+
+
+def as_record(correct: bytes, judged: bytes, number: int) -> np.ndarray:
+    """1 or 0 for each of `number` images; NaN where `judged`, unless empty, has no bit."""
+    record = unpack(correct, number).astype(np.float32)
+    if judged:
+        record[~unpack(judged, number)] = np.nan
+    return record
+
+
+def unpack(packed: bytes, number: int) -> np.ndarray:
+    """The `number` bools that pack() was given."""
+    return np.unpackbits(np.frombuffer(packed, np.uint8), count=number).astype(bool)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from nasray.config import SearchConfig
-from nasray.search.candidate import Candidate, best_first, fully_evaluated
+from nasray.search.candidate import Candidate, as_record, best_first, fully_evaluated, pack
 from nasray.search.schedules import Schedule
 from nasray.spaces.population import as_population, embedded, squared_distances
 from nasray.spaces.space import Architecture, Gene, Space
@@ -334,21 +334,3 @@ def _predict(
     ability = (found - expected[ends]) / known
     mean = found + expected[-1] - expected[ends] + ability * left
     return mean.clip(found, found + len(chance) - 1 - ends), left + left**2 / known
-
-
-def pack(correct: np.ndarray) -> bytes:
-    """`correct`, bool (images,), in one bit each."""
-    return np.packbits(correct).tobytes()
-
-
-def as_record(correct: bytes, judged: bytes, number: int) -> np.ndarray:
-    """1 or 0 for each of `number` images; NaN where `judged`, unless empty, has no bit."""
-    record = unpack(correct, number).astype(np.float32)
-    if judged:
-        record[~unpack(judged, number)] = np.nan
-    return record
-
-
-def unpack(packed: bytes, number: int) -> np.ndarray:
-    """The `number` bools that pack() was given."""
-    return np.unpackbits(np.frombuffer(packed, np.uint8), count=number).astype(bool)

@@ -17,8 +17,8 @@ from nasray.data.splits import JobImages
 from nasray.errors import EvaluationError, UserError
 from nasray.evaluation.evaluate import evaluate
 from nasray.evaluation.evaluator import EvaluationTask, Evaluator, EvaluatorPool, Request
-from nasray.search.candidate import Candidate, Evaluation
-from nasray.search.racing import EarlyStopping, pack, unpack
+from nasray.search.candidate import Candidate, Evaluation, pack, unpack
+from nasray.search.racing import EarlyStopping
 from nasray.spaces.population import as_architectures, random_population
 from nasray.spaces.space import Architecture
 from nasray.spaces.tiny import Tiny

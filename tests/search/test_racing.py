@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from nasray.evaluation.evaluate import evaluate
+from nasray.search.candidate import as_record, pack, unpack
 from nasray.search.racing import (
     CorrectnessModel,
     StoppingRule,
@@ -14,11 +15,8 @@ from nasray.search.racing import (
     _features,
     _krige,
     _predict,
-    as_record,
     measured,
-    pack,
     slice_ends,
-    unpack,
 )
 
 NUMBER = 3000  # of images
