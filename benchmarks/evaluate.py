@@ -135,6 +135,7 @@ def time_single(supernet, archs, options):
                     labels,
                     batch_size=options.batch,
                     device=device,
+                    graphs=True,
                 ),
                 "bare": lambda subnet=subnet: bare(subnet),
             },

@@ -203,7 +203,8 @@ def _first_evaluations(name: str, settings: Settings, report: Report) -> None:
 
     def evaluate_one(arch) -> None:
         subnet = supernet.extract(arch)
-        evaluate(subnet, images, images, labels, batch_size=size, device=settings.device)
+        options = {"batch_size": size, "device": settings.device, "graphs": True}
+        evaluate(subnet, images, images, labels, **options)
 
     seconds = [_seconds(settings, partial(evaluate_one, arch)) for arch in as_architectures(drawn)]
     what = f"{name}, {settings.side} px, batch {size}"
@@ -217,7 +218,7 @@ def _first_evaluations(name: str, settings: Settings, report: Report) -> None:
 def _evaluation_of(name: str, batch_size: int, settings: Settings, report: Report) -> None:
     device, number = settings.device, settings.images
     _, supernet, arch = _supernet(name, settings)
-    options = {"batch_size": batch_size, "device": device}
+    options = {"batch_size": batch_size, "device": device, "graphs": True}
     pixels, labels = _images(number, settings)
     there, labels = pixels.to(device), labels.numpy()
     subnet = supernet.extract(arch).eval()

@@ -231,9 +231,7 @@ class RetrainConfig(Section):
     momentum: float = Field(0.9, ge=0, lt=1)
     grace_epochs: int = Field(30, ge=1)  # ASHA stops nothing earlier
     reduction_factor: int = Field(3, ge=2)  # ASHA keeps one in this many
-    # torch.compile the network: "auto" does on GPUs that have what it needs (Triton and a C
-    # compiler) and where training is long enough to make up for the minute that it takes.
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: bool = False  # on GPUs, by torch.compile, where Triton and a C compiler are there
 
     @model_validator(mode="after")
     def _ranges_in_order(self) -> "RetrainConfig":

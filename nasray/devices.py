@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 
 import torch
+from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
-
-COMPILE_STEPS = 3000  # training steps from which on compilation pays
 
 
 def amp_dtype(device: str) -> torch.dtype | None:
@@ -45,19 +44,33 @@ def computing_with(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def should_compile(wanted: str, num_steps: int) -> bool:
-    """Whether to compile a network for `num_steps` training steps on this machine's GPU.
-
-    `wanted` is the job's retrain.compile: "off", "on", or "auto", which compiles where it pays.
-    """
-    if wanted == "off":
-        return False
+def can_compile() -> bool:
+    """Whether torch.compile works on this GPU; if not, a warning says what is missing."""
+    capable = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (7, 0)
     needs = {
+        "a GPU of compute capability 7.0": capable,
         "Triton": find_spec("triton"),
         "a C compiler": os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"),
         "Python.h": os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")),
     }
     missing = [name for name, found in needs.items() if not found]
-    if missing and wanted == "on":
-        logger.warning('retrain.compile = "on", but %s is missing here: off', " and ".join(missing))
-    return not missing and (wanted == "on" or num_steps >= COMPILE_STEPS)
+    if missing:
+        logger.warning("retrain.compile = true, but %s is missing here: off", " and ".join(missing))
+    return not missing
+
+
+class Compiled:
+    """`network` by torch.compile, or as it is from the first call on that cannot be compiled."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network, self.compiled = network, torch.compile(network)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if self.compiled is not self.network:
+            try:
+                return self.compiled(images)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                reason = str(error).strip().splitlines()[0]
+                logger.warning("torch.compile failed (%s); training goes on without it", reason)
+                self.compiled = self.network
+        return self.network(images)

@@ -1,32 +1,40 @@
-"""Whether a network is compiled: by what the job says, how long it trains, what is installed."""
+"""Whether a network is compiled: by the GPU, by what is installed, by whether it works."""
 
 import logging
 
 import pytest
+import torch
 
 from nasray import devices
 
-
-@pytest.mark.parametrize(
-    ("wanted", "num_steps", "expected"),
-    [
-        ("off", 10**6, False),
-        ("on", 1, True),
-        ("auto", devices.COMPILE_STEPS, True),
-        ("auto", devices.COMPILE_STEPS - 1, False),
-    ],
-)
-def test_a_network_is_compiled_where_that_pays(monkeypatch, wanted, num_steps, expected):
-    monkeypatch.setattr(devices, "find_spec", lambda name: object())
-    monkeypatch.setattr(devices.os.path, "exists", lambda path: True)
-    monkeypatch.setenv("CC", "cc")
-    assert devices.should_compile(wanted, num_steps) is expected
+NEEDS = ["a GPU of compute capability 7.0", "Triton", "a C compiler", "Python.h"]
 
 
-def test_what_compilation_lacks_is_named_only_to_who_asked_for_it(monkeypatch, caplog):
-    monkeypatch.setattr(devices, "find_spec", lambda name: None)
+@pytest.mark.parametrize("lacking", [None, *NEEDS])
+def test_what_compilation_lacks_is_named(monkeypatch, caplog, lacking):
+    monkeypatch.setattr(devices.torch.cuda, "is_available", lambda: lacking != NEEDS[0])
+    monkeypatch.setattr(devices.torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(devices, "find_spec", lambda name: None if lacking == NEEDS[1] else name)
+    monkeypatch.setattr(devices.shutil, "which", lambda name: None)
+    monkeypatch.setenv("CC", "" if lacking == NEEDS[2] else "cc")
+    monkeypatch.setattr(devices.os.path, "exists", lambda path: lacking != NEEDS[3])
     with caplog.at_level(logging.WARNING):
-        assert not devices.should_compile("auto", 10**6)
-        assert not caplog.messages
-        assert not devices.should_compile("on", 10**6)
-    assert 'retrain.compile = "on", but Triton' in caplog.text
+        assert devices.can_compile() is (lacking is None)
+    expected = [f"retrain.compile = true, but {lacking} is missing here: off"] if lacking else []
+    assert caplog.messages == expected
+
+
+def test_training_goes_on_where_compilation_fails(monkeypatch, caplog):
+    def fails(graph, inputs):
+        raise OSError("no compiler after all")
+
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network: compile(network, backend=fails))
+    network = torch.nn.Linear(2, 2)
+    images = torch.ones(1, 2)
+    compiled = devices.Compiled(network)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            torch.testing.assert_close(compiled(images), network(images))
+    [message] = caplog.messages
+    assert message.startswith("torch.compile failed (") and "goes on without it" in message

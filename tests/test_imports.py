@@ -41,7 +41,7 @@ ARROWS = {
     "export": "data storage errors version",
     "spaces": "config errors",
     "data": "config storage errors",
-    "cluster": "config storage devices errors",
+    "cluster": "config storage errors",
     "config": "storage errors",
     "storage": "errors",
     "progress": "errors",

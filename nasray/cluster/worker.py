@@ -7,7 +7,6 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from nasray.devices import choose_kernels
 from nasray.errors import UserError
 
 
@@ -33,14 +32,10 @@ def raise_user_error(error: BaseException | None) -> None:
             ) from None
 
 
-def worker_device(cpus: int, *, deterministic: bool) -> str:
+def worker_device(cpus: int) -> str:
     """Set the number of this worker's threads, which decides the order of float sums.
 
-    Returns "cpu" or "cuda". If `deterministic`, cuDNN does not choose kernels by timing, so that
-    the same run again gives the same weights.
+    Returns "cuda" if Ray gave the worker a GPU, else "cpu".
     """
     torch.set_num_threads(cpus)
-    if not ray.get_gpu_ids():
-        return "cpu"
-    choose_kernels(deterministic=deterministic)
-    return "cuda"
+    return "cuda" if ray.get_gpu_ids() else "cpu"

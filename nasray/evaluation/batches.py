@@ -5,7 +5,7 @@ captured CUDA graph is launched as a whole.
 """
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 
@@ -23,33 +23,48 @@ UInt8Images = np.ndarray | Tensor
 # have that shape: larger ones keep the GPU busy without it, and capturing takes as long as a batch.
 GRAPH_PIXELS = 16 << 20
 GRAPH_BATCHES = 3
+BATCHES_AHEAD = 3  # queued for a GPU; more would only take memory
 
 
 def on_batches(
-    step: Callable[[Tensor], Tensor], images: UInt8Images, batch_size: int, device: str
+    step: Callable[[Tensor], Tensor],
+    images: UInt8Images,
+    batch_size: int,
+    device: str,
+    *,
+    graphs: bool,
 ) -> Iterator[Tensor]:
     """Yield `step(batch)` for all batches of `images`, in order.
 
-    `step` takes uint8 images (n, 3, height, width) on the device and is run as a CUDA graph where
-    that pays; the first batch of each shape runs eagerly. Batches have at most `batch_size` images
-    and are nearly equal: a batch of one image has no variance.
+    `step` takes uint8 images (n, 3, height, width) on the device; with `graphs`, it is run as a
+    CUDA graph where that pays, but for the first batch of each shape. Batches have at most
+    `batch_size` images and are nearly equal: a batch of one image has no variance.
     """
     seen: Counter[torch.Size] = Counter()
-    graphs: dict[torch.Size, _Graph | None] = {}
+    captured: dict[torch.Size, _Graph | None] = {}
+    queued: deque[torch.cuda.Event] = deque()
     rows = _split(len(images), batch_size)
     sizes = Counter(end - start for start, end in rows)
     for batch in _batches(images, rows, device):
         shape = batch.shape
         seen[shape] += 1
         small = shape[0] * shape[-1] * shape[-2] <= GRAPH_PIXELS
-        if batch.is_cuda and small and seen[shape] == 2 and sizes[shape[0]] > GRAPH_BATCHES:
-            graphs[shape] = _capture(step, batch)
-        graph = graphs.get(shape)
+        pays = graphs and batch.is_cuda and small and sizes[shape[0]] > GRAPH_BATCHES
+        if pays and seen[shape] == 2:
+            captured[shape] = _capture(step, batch)
+        graph = captured.get(shape)
         yield step(batch) if graph is None else graph(batch)
+        if batch.is_cuda:
+            queued.append(torch.cuda.Event())
+            queued[-1].record()
+            if len(queued) > BATCHES_AHEAD:
+                queued.popleft().synchronize()
 
 
 class _Graph:
     """A captured `step`, which is replayed on other batches of the same shape."""
+
+    possible = True  # in this process, until a capture fails
 
     def __init__(self, step: Callable[[Tensor], Tensor], batch: Tensor) -> None:
         self.input = torch.empty_like(batch)
@@ -71,12 +86,21 @@ class _Graph:
 
 
 def _capture(step: Callable[[Tensor], Tensor], batch: Tensor) -> _Graph | None:
-    """Capture `step`; None if that fails, so that every batch runs eagerly."""
+    """Capture `step`; None if that fails, so that every batch runs eagerly from then on."""
+    if not _Graph.possible:
+        return None
     try:
         return _Graph(step, batch)
     except RuntimeError as error:  # or memory is too small for a second set of activations
-        logger.warning("no CUDA graph (%s); every batch runs eagerly", str(error).splitlines()[0])
+        _Graph.possible = False  # torch may not clean up after a capture that failed
+        logger.warning("no CUDA graphs (%s); batches run eagerly", str(error).splitlines()[0])
         return None
+
+
+def release_graph_memory() -> None:
+    """Free the memory that graphs of this process have shared; none may be in use."""
+    _first_graph.cache_clear()
+    torch.cuda.empty_cache()
 
 
 @lru_cache

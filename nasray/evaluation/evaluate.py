@@ -6,7 +6,7 @@ accuracy means nothing before recalibration (Guo et al. 2019, section 3.3).
 
 import itertools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ def evaluate(
     device: str = "cpu",
     resolution: int | None = None,
     rule: StoppingRule | None = None,
+    graphs: bool = False,
 ) -> np.ndarray:
     """Recalibrate `subnet` and return which images it classifies correctly.
 
@@ -42,11 +43,13 @@ def evaluate(
         device: "cpu" or "cuda".
         resolution: to which images are scaled; None: as they are.
         rule: ends the evaluation early once the candidate is hopeless.
+        graphs: on a GPU, replay CUDA graphs; their memory stays with the process.
 
     Returns:
         bool (n,); if `rule` ended it, of the images evaluated only, in the rule's order.
     """
-    options = {"batch_size": batch_size, "device": device, "resolution": resolution}
+    options: dict[str, Any] = {"batch_size": batch_size, "device": device}
+    options |= {"resolution": resolution, "graphs": graphs}
     subnet.eval()
     if not isinstance(calibration, str):
         recalibrate_bn(subnet, calibration, **options)
@@ -68,6 +71,7 @@ def recalibrate_bn(
     batch_size: int,
     device: str = "cpu",
     resolution: int | None = None,
+    graphs: bool = False,
 ) -> None:
     """Set each BN layer's statistics to the exact mean and variance over all `images`.
 
@@ -112,7 +116,7 @@ def recalibrate_bn(
         for norm in norms:
             norm.momentum = 1.0  # running statistics become those of the last batch
             norm.train()
-        for _ in on_batches(add_statistics, images, batch_size, device):
+        for _ in on_batches(add_statistics, images, batch_size, device, graphs=graphs):
             pass
     finally:
         for handle in handles:
@@ -185,6 +189,7 @@ def correct_mask(
     batch_size: int,
     device: str = "cpu",
     resolution: int | None = None,
+    graphs: bool = False,
 ) -> np.ndarray:
     """Which of the images `subnet` (in eval mode) classifies correctly: bool (n,).
 
@@ -197,7 +202,7 @@ def correct_mask(
         return outputs.argmax(1).where(outputs.isfinite().all(1), -1)
 
     # Kept on the device until the end, so that the host need not wait for each batch.
-    guesses = list(on_batches(predict, images, batch_size, device))
+    guesses = list(on_batches(predict, images, batch_size, device, graphs=graphs))
     return torch.cat(guesses).cpu().numpy() == labels
 
 

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import ray
@@ -22,8 +22,9 @@ from nasray.cluster.placement import evaluator_options
 from nasray.cluster.worker import worker_device
 from nasray.config import Job
 from nasray.data.splits import JobImages
+from nasray.devices import choose_kernels
 from nasray.errors import EvaluationError
-from nasray.evaluation.batches import UInt8Images
+from nasray.evaluation.batches import UInt8Images, release_graph_memory
 from nasray.evaluation.evaluate import evaluate
 from nasray.evaluation.pool import Pool
 from nasray.search.candidate import Evaluation
@@ -79,16 +80,15 @@ class Evaluator:
         Not in __init__, whose exceptions Ray turns into text.
         """
         task, job = self.task, self.task.job
-        self.device = worker_device(
-            job.compute.cpus_per_evaluator, deterministic=job.compute.deterministic
-        )
+        choose_kernels(deterministic=job.compute.deterministic)
+        self.device = worker_device(job.compute.cpus_per_evaluator)
         self.images = JobImages(job, task.data_path)
         space = make_space(job.space, len(self.images.dataset.classes))
         # Of the latest rule, as it was sent and as it was received.
         self.model: tuple[ray.ObjectRef | None, CorrectnessModel | None] = None, None
         self.device_images: dict[int, torch.Tensor] = {}  # images by the id of their array
-        self.images_bytes = self._bytes_for_images()
-        self._calibration(None)
+        self.spares_memory = False  # once it has run out: no images on the GPU, no graphs
+        self.images.calibration(job.search.calibration_images)  # decoded before the first request
         self.supernet = load_supernet(task.supernet, space, self.device, digest=task.digest)
         context = ray.get_runtime_context()
         self.origin = {
@@ -103,66 +103,64 @@ class Evaluator:
         Raises:
             EvaluationError: memory ran out, with the job's batch size and with half of it.
         """
-        images = self.images.validation if request.on_validation else self.images.holdout
-        images = self._on_device(images[0]), images[1]
-        calibration = self._calibration(request.calibration)
-        rule = self._rule(request)
-        batch_size = self.task.job.search.batch_size
+        size = self.task.job.search.batch_size
+        sizes = [size, max(2, size // 2)]
+        if self.device == "cuda" and not self.spares_memory:
+            sizes = [size, *sizes]  # images and graphs make room before the batch is halved
         started = time.monotonic()
-        correct = None
-        try:
-            correct = self._correct(request.arch, calibration, images, rule, batch_size)
-        except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
-                raise
-            # As text: a log record may be kept, and with it the error and its tensors.
-            logger.warning("%s; trying again with batches of half the size", str(error))
-        if correct is None:  # here the error is gone, whose traceback held the first tensors
-            batch_size = max(2, batch_size // 2)
-            correct = self._correct_in_half_batches(
-                request.arch, calibration, images, rule, batch_size
+        for batch_size in sizes:
+            correct, reason = self._correct(request, batch_size)
+            if correct is not None:
+                break
+            # Here the error is gone, whose traceback held the tensors of the failed attempt.
+            logger.warning("%s; trying again with less memory", reason)
+            self._free_memory()
+        else:
+            raise EvaluationError(
+                f"out of memory with search.batch_size = {size}, and with {sizes[-1]}: {reason}; "
+                "lower it, or give evaluators more memory"
             )
+        images, _ = self._images(request)
         return Evaluation(
-            **measured(correct, len(images[0]), rule),
+            **measured(correct, len(images), self._rule(request)),
             seconds=time.monotonic() - started,
             batch_size=batch_size,
             attempt=attempt,
             **self.origin,
         )
 
-    def _correct(
-        self,
-        arch: Architecture,
-        calibration: Any,
-        images: tuple[UInt8Images, np.ndarray],
-        rule: StoppingRule | None,
-        batch_size: int,
-    ) -> np.ndarray:
-        return evaluate(
-            self.supernet.extract(arch),
-            calibration,
-            *images,
-            batch_size=batch_size,
-            device=self.device,
-            resolution=self.supernet.space.resolution_of(arch),
-            rule=rule,
-        )
-
-    def _correct_in_half_batches(self, *arguments: Any) -> np.ndarray:
-        """_correct() after memory ran out once: arguments end with half the batch size."""
-        gc.collect()
-        if self.device == "cuda":
-            torch.cuda.empty_cache()
-            self.images_bytes = 0  # no more images are kept on the GPU
+    def _correct(self, request: Request, batch_size: int) -> tuple[np.ndarray | None, str]:
+        """Which images are classified correctly; or None, and in which words memory ran out."""
+        space, arch = self.supernet.space, request.arch
         try:
-            return self._correct(*arguments)
+            images, labels = self._images(request)
+            correct = evaluate(
+                self.supernet.extract(arch),
+                self._calibration(request.calibration),
+                self._on_device(images),
+                labels,
+                batch_size=batch_size,
+                device=self.device,
+                resolution=space.resolution_of(arch),
+                rule=self._rule(request),
+                graphs=not self.spares_memory,
+            )
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
-            raise EvaluationError(
-                f"out of memory with search.batch_size = {self.task.job.search.batch_size}, and "
-                f"with {arguments[-1]}: {error}; lower it, or give evaluators more memory"
-            ) from None
+            return None, str(error)
+        return correct, ""
+
+    def _free_memory(self) -> None:
+        """Keep nothing on the GPU but the supernet, from now on."""
+        gc.collect()
+        if self.device == "cuda":
+            self.spares_memory = True
+            self.device_images.clear()
+            release_graph_memory()
+
+    def _images(self, request: Request) -> tuple[np.ndarray, np.ndarray]:
+        return self.images.validation if request.on_validation else self.images.holdout
 
     def _rule(self, request: Request) -> StoppingRule | None:
         if request.rule is None:
@@ -177,21 +175,20 @@ class Evaluator:
         images = self.images.calibration(wanted or self.task.job.search.calibration_images)
         return self._on_device(images)
 
-    def _bytes_for_images(self) -> float:
-        """How many bytes of images this evaluator may keep on its GPU."""
-        if self.device != "cuda":
-            return 0
-        share = min(1.0, self.task.job.compute.gpus_per_evaluator)
-        return IMAGES_SHARE * share * torch.cuda.get_device_properties(0).total_memory
-
     def _on_device(self, images: np.ndarray) -> UInt8Images:
         """`images` on the GPU if they fit beside those that are there, else unchanged."""
-        if id(images) not in self.device_images and images.nbytes <= self.images_bytes:
-            self.images_bytes -= images.nbytes
+        if self.device == "cpu" or self.spares_memory:
+            return images
+        if id(images) not in self.device_images:
+            share = min(1.0, self.task.job.compute.gpus_per_evaluator)
+            free, total = torch.cuda.mem_get_info()
+            taken = sum(each.nbytes for each in self.device_images.values())
+            if images.nbytes > min(IMAGES_SHARE * share * total - taken, free / 2):
+                return images
             with warnings.catch_warnings():  # that the array is read-only; this copies it
                 warnings.simplefilter("ignore")
                 self.device_images[id(images)] = torch.from_numpy(images).to(self.device)
-        return self.device_images.get(id(images), images)
+        return self.device_images[id(images)]
 
 
 def _out_of_memory(error: Exception) -> bool:

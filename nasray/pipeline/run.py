@@ -35,7 +35,8 @@ FREE_KEYS = {
     ("compute", "num_evaluators"),
     ("compute", "gpus_per_evaluator"),
     ("compute", "max_failures"),
-    # These may choose other GPUs, whose results differ in the last digits.
+    # These may choose other GPUs or kernels, whose results differ in the last digits.
+    ("retrain", "compile"),
     ("compute", "accelerator_type"),
     ("compute", "worker_labels"),
     ("compute", "evaluator_labels"),

@@ -5,7 +5,7 @@ that a step did not touch. Here all workers train the same subnet, so what is se
 the leading slices that it uses of the stored weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -69,12 +69,16 @@ class GradientAverager:
             for param in network.parameters():
                 param.register_post_accumulate_grad_hook(self._computed)
 
-    def begin(self, slices: Slices | None = None) -> None:
-        """Expect gradients of `slices`, in the order of the forward pass (None: of everything)."""
+    def begin(self, slices: Callable[[], Slices | None] = lambda: None) -> None:
+        """Expect gradients of slices(), in the order of the forward pass; None: of all weights.
+
+        Called only if there are other workers.
+        """
         self.buckets, self.bucket_of, self.num_sent = [], {}, 0
         if self.world_size == 1:
             return
-        for param, shape in reversed(self.whole if slices is None else slices):
+        expected = slices()
+        for param, shape in reversed(self.whole if expected is None else expected):
             if not self.buckets or self.buckets[-1].num_bytes >= BUCKET_BYTES:
                 self.buckets.append(_Bucket())
             bucket = self.buckets[-1]

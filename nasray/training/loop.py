@@ -202,7 +202,7 @@ def train_epoch(
             logits = forward(normalize(images), step)
             loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
         if averager is not None:
-            averager.begin(slices(step))
+            averager.begin(lambda step=step: slices(step))
         scaler.scale(loss).backward()
         if averager is not None:
             averager.finish()

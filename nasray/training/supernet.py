@@ -7,7 +7,6 @@ that checkpoint may be some epochs old. The same run directory continues the sam
 """
 
 import hashlib
-import logging
 import os
 import signal
 import tempfile
@@ -30,6 +29,7 @@ from nasray.config import Job, SupernetConfig, parse_job
 from nasray.data.loader import TrainBatches
 from nasray.data.splits import JobImages
 from nasray.data.transforms import resized
+from nasray.devices import choose_kernels
 from nasray.errors import UserError
 from nasray.evaluation.evaluate import evaluate
 from nasray.progress import following
@@ -41,8 +41,6 @@ from nasray.storage import layout
 from nasray.training.loop import LossNotFiniteError, Recipe, fit
 from nasray.training.sampler import fixed_architectures, lowest_scale, sample
 from nasray.training.workers import check_batches, scaling, use_own_gpu
-
-logger = logging.getLogger(__name__)
 
 
 def train_supernet(job: Job, run_dir: str, data_path: str) -> str:
@@ -113,7 +111,8 @@ def _train_worker(task: dict[str, Any]) -> str | None:
     """
     job = parse_job(task["job"], task["run_dir"])
     use_own_gpu()
-    device = worker_device(job.compute.cpus_per_worker, deterministic=job.compute.deterministic)
+    choose_kernels(deterministic=job.compute.deterministic)
+    device = worker_device(job.compute.cpus_per_worker)
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
 
@@ -180,18 +179,22 @@ def _train_worker(task: dict[str, Any]) -> str | None:
             device=device,
             seed=job.seed * world_size + rank,
         )
-    except LossNotFiniteError as error:  # a restart would only repeat it
+    except (LossNotFiniteError, WorkersDifferError) as error:  # a restart would only repeat it
         return str(error)
     if rank == 0:
         checkpoint.save_supernet(storage.join(task["run_dir"], layout.SUPERNET), supernet)
     return None
 
 
+class WorkersDifferError(RuntimeError):
+    """Data-parallel workers trained different architectures."""
+
+
 def check_same_on_all_workers(digest: bytes, device: str) -> None:
     """Compare what the workers trained so far: `digest`, at most 7 bytes, of its architectures.
 
     Raises:
-        UserError: another worker trained other architectures.
+        WorkersDifferError: on every worker, if one of them has another digest.
     """
     if not dist.is_initialized():
         return
@@ -199,7 +202,7 @@ def check_same_on_all_workers(digest: bytes, device: str) -> None:
     bounds = torch.tensor([number, -number], device=device)  # int64
     dist.all_reduce(bounds, op=dist.ReduceOp.MAX)
     if bounds.tolist() != [number, -number]:
-        raise UserError(
+        raise WorkersDifferError(
             "training workers drew different architectures, so their gradients do not belong "
             "together: install the same versions of nasray and numpy on all nodes"
         )

@@ -17,7 +17,7 @@ from nasray import checkpoint
 from nasray.cluster.worker import worker_device
 from nasray.config import Job, parse_job
 from nasray.data.splits import JobImages
-from nasray.devices import should_compile
+from nasray.devices import Compiled, can_compile, choose_kernels
 from nasray.evaluation.evaluate import top1
 from nasray.spaces import make_space
 from nasray.spaces.space import Architecture, Space
@@ -49,7 +49,8 @@ def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: 
     """Train one subnet by one recipe, or resume that; report every epoch, recorded ones too."""
     job = parse_job(trial["job"], trial["folder"])
     config = job.retrain
-    device = worker_device(job.compute.cpus_per_trial, deterministic=job.compute.deterministic)
+    choose_kernels(deterministic=job.compute.deterministic)
+    device = worker_device(job.compute.cpus_per_trial)
     space, arch, images = _arch_and_images(job, trial)
     subnet = build_subnet(space.decode(arch))
     space.initialize(subnet, torch.Generator().manual_seed(job.seed))
@@ -74,9 +75,8 @@ def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: 
         size = job.search.batch_size
         return {"holdout_top1": top1(subnet, *images.holdout, batch_size=size, device=device)}
 
-    steps = len(images.training_batches(config.batch_size, 0, rank=rank, world_size=world_size))
-    compiles = device == "cuda" and should_compile(config.compile, steps * config.epochs)
-    network = torch.compile(subnet) if compiles else subnet
+    compiles = config.compile and device == "cuda" and can_compile()
+    network = Compiled(subnet) if compiles else subnet
     try:
         fit(
             subnet,
@@ -106,7 +106,8 @@ def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: 
 def measure_on_validation(trial: dict[str, Any], path: str) -> dict[str, Any]:
     """Save the best trial's subnet at `path`; return its top-1 on all validation images."""
     job = parse_job(trial["job"], trial["folder"])
-    device = worker_device(job.compute.cpus_per_trial, deterministic=job.compute.deterministic)
+    choose_kernels(deterministic=job.compute.deterministic)
+    device = worker_device(job.compute.cpus_per_trial)
     space, arch, images = _arch_and_images(job, trial)
     subnet = build_subnet(space.decode(arch))
     state = checkpoint.load(storage.join(trial["folder"], layout.STATE))["state"]

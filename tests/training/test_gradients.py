@@ -7,12 +7,11 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from nasray.config import SpaceConfig
-from nasray.errors import UserError
 from nasray.spaces import make_space
 from nasray.spaces.population import as_architectures, random_population
 from nasray.training import gradients
 from nasray.training.gradients import GradientAverager
-from nasray.training.supernet import check_same_on_all_workers
+from nasray.training.supernet import WorkersDifferError, check_same_on_all_workers
 
 WORKERS = 2
 
@@ -55,7 +54,7 @@ def averaged(rank, overlaps):
     for arch in as_architectures(drawn):
         supernet.zero_grad()
         images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(rank))
-        averager.begin(supernet.slices_of(arch))
+        averager.begin(lambda arch=arch: supernet.slices_of(arch))
         supernet.train()(images, arch).square().sum().backward()
         averager.finish()
         kept = [param.grad for param, _ in supernet.slices_of(arch)]
@@ -91,7 +90,7 @@ def test_workers_send_the_slices_that_a_step_uses_and_get_their_means(tmp_path, 
 def compared(rank, digests):
     try:
         check_same_on_all_workers(digests[rank], "cpu")
-    except UserError as error:
+    except WorkersDifferError as error:
         return str(error)
     return ""
 
