@@ -7,7 +7,7 @@ Knows no space, no network and no cluster.
 import difflib
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -142,18 +142,7 @@ MULTI_LIMIT = ("front", "nsga2", "vanilla", "top-down", "bottom-up")
 class SearchConfig(Section):
     """Search. Defaults are the published genetic search (population and rates)."""
 
-    algorithm: Literal[
-        "genetic",
-        "steady",
-        "evolution",
-        "bayesian",
-        "random",
-        "front",
-        "nsga2",
-        "vanilla",
-        "top-down",
-        "bottom-up",
-    ] = "genetic"
+    algorithm: str = "genetic"  # a name in algorithms.ALGORITHMS
     # Of steady, evolution and bayesian: so many candidates are under way at once, on any number of
     # evaluators. More evaluators than that have nothing to do.
     lag: int = Field(16, ge=1)
@@ -201,8 +190,9 @@ class SearchConfig(Section):
     def _races_have_a_bar(self) -> "SearchConfig":
         if self.racing and (self.verify or self.algorithm not in ("genetic", "steady")):
             raise ValueError(
-                'racing = true is for algorithm = "genetic" and "steady" without verify: only '
-                "they have parents to race against; set it to false"
+                'racing = true is for algorithm = "genetic" and "steady" without verify, got '
+                f"algorithm = {self.algorithm!r}{' with verify' if self.verify else ''}: only they "
+                "have parents to race against; set it to false"
             )
         return self
 
@@ -288,7 +278,7 @@ def _first_complaint(error: ValidationError) -> str:
     name = ".".join(keys) or "job"
     if first["type"] == "extra_forbidden":
         known = _known_keys(keys)
-        hint = _did_you_mean(keys[-1], known) or ";"
+        hint = did_you_mean(keys[-1], known) or ";"
         return f"unknown key {name!r}{hint} {_section_name(keys)} has {', '.join(known)}"
     if first["type"] == "missing":
         return f"{name!r} is missing"
@@ -297,12 +287,13 @@ def _first_complaint(error: ValidationError) -> str:
     shown = "" if isinstance(value, dict) else f", got {value!r}"
     hint = ""
     if first["type"] == "literal_error":
-        hint = _did_you_mean(str(value), re.findall(r"'(.+?)'", first["ctx"]["expected"]))
+        hint = did_you_mean(str(value), re.findall(r"'(.+?)'", first["ctx"]["expected"]))
     return f"{name}: {message[0].lower() + message[1:]}{shown}{hint}"
 
 
-def _did_you_mean(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message: the one of `known` that `word` may be a misspelling of, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

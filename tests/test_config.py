@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from nasray.algorithms import ALGORITHMS
 from nasray.config import Job, SupernetConfig, load_job, parse_job
 from nasray.errors import UserError
 from nasray.pipeline.run import check_names
@@ -63,7 +64,11 @@ def test_docs_tell_every_key_and_its_default():
             {"data": {"source": "synthetic", "pth": "x"}},
             "'data.pth'; did you mean 'path'?",
         ),
-        ({"search": {"algorithm": "genetics"}}, "'genetics'; did you mean 'genetic'?"),
+        ({"compute": {"device": "gpus"}}, "'gpus'; did you mean 'gpu'?"),
+        (
+            {"search": {"algorithm": "genetics", "racing": True}},
+            "got algorithm = 'genetics': only they have parents",
+        ),
         ({"search": {"population_size": 1}}, "search.population_size: input should be greater"),
         ({"search": {"num_parents": 50}}, "num_parents must be below population_size = 50"),
         ({"search": {"limits": [{"cost": "macs"}]}}, "a limit needs `max`, `min` or both"),
@@ -103,6 +108,26 @@ def test_a_mistake_is_one_line_with_file_key_and_fix(changes, complaint):
         parse_job(MINIMAL | changes, "job.toml")
     assert str(raised.value).startswith("job.toml: ")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "complaint"),
+    [
+        ("genetics", "is unknown; did you mean 'genetic'? there are genetic, random, front, "),
+        ("xyz", "is unknown; there are genetic, random, front, "),
+    ],
+)
+def test_an_unknown_algorithm_is_one_line_with_the_nearest_name(algorithm, complaint):
+    job = parse_job(MINIMAL | {"search": {"algorithm": algorithm}}, "job.toml")
+    with pytest.raises(UserError) as raised:
+        check_names(job, "job.toml")
+    assert str(raised.value).startswith(f"job.toml: search.algorithm = {algorithm!r} {complaint}")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_of_the_table_may_be_named(algorithm):
+    check_names(parse_job(MINIMAL | {"search": {"algorithm": algorithm}}, "job.toml"), "job.toml")
 
 
 def test_a_missing_section_is_named():

@@ -12,7 +12,8 @@ from functools import cached_property
 from importlib.metadata import version
 
 from nasray import checkpoint
-from nasray.config import Job, SearchConfig, parse_job
+from nasray.algorithms import ALGORITHMS
+from nasray.config import Job, SearchConfig, did_you_mean, parse_job
 from nasray.costs.latency import LatencyTable
 from nasray.costs.table import check_cost
 from nasray.data import check_source
@@ -168,9 +169,10 @@ def opened(folder: str, job: Job | None = None, data_path: str | None = None) ->
 
 
 def check_names(job: Job, origin: str) -> None:
-    """Refuse, before any work, names of sources, spaces and costs that there are not."""
+    """Refuse, before any work, names of sources, spaces, algorithms and costs there are not."""
     try:
         check_source(job.data)
+        _check_algorithm(job.search.algorithm)
         make_space(job.space, 10)
         for limit in job.search.limits:
             if limit.cost != LATENCY:
@@ -181,6 +183,19 @@ def check_names(job: Job, origin: str) -> None:
         raise UserError(f"{origin}: {error}") from None
 
 
+def _check_algorithm(name: str) -> None:
+    """Refuse an algorithm that is not in the table.
+
+    Raises:
+        UserError: as said.
+    """
+    if name not in ALGORITHMS:
+        hint = did_you_mean(name, ALGORITHMS) or ";"
+        raise UserError(
+            f"search.algorithm = {name!r} is unknown{hint} there are {', '.join(ALGORITHMS)}"
+        )
+
+
 def recorded_job(path: str, data_path: str | None) -> Job | None:
     """Return the job in the job.json at `path`; None if there is no such file."""
     if not storage.exists(path):
@@ -189,6 +204,10 @@ def recorded_job(path: str, data_path: str | None) -> Job | None:
     if not isinstance(content, dict) or not isinstance(content.get("job"), dict):
         raise UserError(f"{path}: not written by nasray; restore or remove it")
     job = parse_job(content["job"], path)
+    try:
+        _check_algorithm(job.search.algorithm)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     if not data_path:
         return job
     moved = job.data.model_copy(update={"path": storage.absolute(data_path)})

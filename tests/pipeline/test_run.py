@@ -3,7 +3,10 @@
 import shutil
 from pathlib import Path
 
+import pytest
+
 from nasray.config import Job
+from nasray.errors import UserError
 from nasray.pipeline.run import opened
 from nasray.search.candidate import Candidate
 from nasray.storage import files as storage
@@ -35,3 +38,15 @@ def test_evaluations_are_read_once(tmp_path: Path):
         shutil.rmtree(tmp_path / layout.HISTORY)
         assert [found.arch for found in run.candidates] == [(0, 1)]
         assert [found.arch for found in run.sample.candidates] == [(0, 1)]
+
+
+def test_an_unknown_algorithm_of_a_recorded_job_is_one_line(tmp_path: Path):
+    """Recorded by a version that had another table, say."""
+    path = str(tmp_path / layout.JOB)
+    with opened(str(tmp_path), job()):
+        content = storage.read_json(path)
+    content["job"]["search"]["algorithm"] = "simplex"
+    storage.write_json(path, content)
+    with pytest.raises(UserError, match=r"job\.json: search\.algorithm = 'simplex' is unknown; "):
+        with opened(str(tmp_path)):
+            pass
