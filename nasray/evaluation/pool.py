@@ -9,6 +9,7 @@ autoscaler may remove its node.
 import logging
 import queue
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -36,6 +37,7 @@ MIN_DURATIONS = 5  # evaluations before these times are estimated
 # taken to hang: its evaluator is ended, whether or not another one is free.
 HANGS, HANGS_S = 20.0, 600.0
 MAX_FAILED_STARTS = 20  # of evaluators, in a row
+LONGEST_REASON = 1000  # characters of what an evaluator raised that are recorded
 WARN_AFTER_S = 20.0  # without an evaluator that is ready
 
 
@@ -169,14 +171,14 @@ class Pool:
             # The evaluator itself says that another attempt would fail, too.
             given_up = isinstance(error.cause, EvaluationError)
             if task.num_raised > self.max_failures or given_up:
-                self._fail(task, str(error.cause) if given_up else _last_line(error))
+                self._fail(task, str(error.cause) if given_up else _in_one_line(error))
             else:
-                logger.warning("an evaluation failed (%s); trying again", _last_line(error))
+                logger.warning("an evaluation failed (%s); trying again", _in_one_line(error))
                 self._retry(task)
         elif isinstance(error, RayError):  # its process or its node is gone
             # A lost node says nothing against the architecture that was evaluated there.
             counts = not _is_node_lost(worker.node, error)
-            self._lose(worker, task, _last_line(error), counts=counts)
+            self._lose(worker, task, _in_one_line(error), counts=counts)
         else:
             raise error
 
@@ -191,7 +193,7 @@ class Pool:
         self.failed_starts += 1
         hopeless = isinstance(error, RayTaskError) and not self.any_ready
         if hopeless or self.failed_starts >= max(MAX_FAILED_STARTS, 2 * self.number):
-            raise EvaluationError(f"evaluators cannot start: {_last_line(error)}") from error
+            raise EvaluationError(f"evaluators cannot start: {_in_one_line(error)}") from error
 
     def _finish(self, task: Task, evaluation: Evaluation, worker: Worker) -> None:
         self.durations.append(time.monotonic() - worker.since)
@@ -279,5 +281,11 @@ def _is_node_lost(node: str, error: BaseException) -> bool:
     return not any(each["NodeID"] == node and each["Alive"] for each in ray.nodes())
 
 
-def _last_line(error: BaseException) -> str:
-    return str(error).strip().rsplit("\n", 1)[-1]
+def _in_one_line(error: BaseException) -> str:
+    """What an actor raised, as "ValueError: message"; of an error of Ray's, its last line."""
+    cause = error.cause if isinstance(error, RayTaskError) else None
+    if not isinstance(cause, BaseException) or isinstance(cause, RayError):
+        return str(error).strip().rsplit("\n", 1)[-1]
+    # All lines: the last one of a message of torch's is often advice, and the same for any error.
+    lines = traceback.format_exception_only(cause)[0].splitlines()
+    return " ".join(line.strip() for line in lines if line.strip())[:LONGEST_REASON]

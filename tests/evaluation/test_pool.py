@@ -47,6 +47,8 @@ class Square:
             raise ValueError("not today")
         if mood == "raises":
             raise ValueError("never")
+        if mood == "raises at length":
+            raise ValueError("shapes differ\n\n  see the manual\n" + 2000 * "#")
         if mood == "gives up":
             raise EvaluationError("no memory")
         if mood == "hangs once" and tries == 0:
@@ -184,6 +186,15 @@ def test_what_raises_is_tried_again_then_recorded_with_its_reason(make_pool, tmp
     tries = {number: len(list(tmp_path.glob(f"{number}-*"))) for number in (1, 2, 5)}
     assert tries == {1: 2, 2: 3, 5: 1}
     assert all(not each.failed for number, each in found.items() if number not in (2, 5))
+
+
+def test_a_message_of_several_lines_is_recorded_in_one_with_its_class(make_pool, caplog):
+    with make_pool() as pool:
+        found = run(pool, {3: "raises at length"})
+    start = "ValueError: shapes differ see the manual ##"
+    assert found[3].error.startswith(start) and len(found[3].error) == pool_module.LONGEST_REASON
+    assert any(start in message for message in caplog.messages)
+    assert not any("\n" in message for message in caplog.messages)
 
 
 def test_a_candidate_that_kills_every_evaluator_is_given_up(make_pool, tmp_path):
