@@ -32,7 +32,7 @@ ALGORITHMS: dict[str, Callable[[Space, SearchConfig, Limits, int], Algorithm]] =
     "bayesian": BayesianSearch,
 }
 # Their ask() returns one architecture, not a generation, so that no evaluator waits.
-ONE_BY_ONE = ("steady", "evolution", "bayesian")
+ONE_AT_A_TIME = ("steady", "evolution", "bayesian")
 
 
 def make_algorithm(space: Space, config: SearchConfig, limits: Limits, seed: int) -> Algorithm:
@@ -44,7 +44,7 @@ def make_schedule(config: SearchConfig) -> Schedule:
     """The schedule of that algorithm, for as many candidates as `config` says."""
     if config.verify:
         return Schedule(asks=config.num_generations, repeat_asks=False)
-    if config.algorithm not in ONE_BY_ONE:
+    if config.algorithm not in ONE_AT_A_TIME:
         return Schedule(asks=config.num_generations)
     return Schedule(
         asks=config.population_size * config.num_generations,

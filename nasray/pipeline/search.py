@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nasray import checkpoint
-from nasray.algorithms import ONE_BY_ONE, make_algorithm, make_schedule
+from nasray.algorithms import ONE_AT_A_TIME, make_algorithm, make_schedule
 from nasray.config import Job, Limit, limited_cost
 from nasray.errors import EvaluationError, UserError
 from nasray.pipeline.run import Run
@@ -52,7 +52,7 @@ def search(run: Run) -> list[Candidate]:
             )
         return run.candidates
     require_supernet(run)
-    if config.algorithm in ONE_BY_ONE and run.job.compute.num_evaluators > config.lag:
+    if config.algorithm in ONE_AT_A_TIME and run.job.compute.num_evaluators > config.lag:
         logger.warning(
             "search.lag = %d keeps no more evaluators than that busy; compute.num_evaluators is %d",
             config.lag,

@@ -5,6 +5,7 @@ its history depends neither on the number of evaluators nor on their speed. Know
 no cluster.
 """
 
+import json
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import Protocol
@@ -221,5 +222,5 @@ class _Search:
             which = "latest" if self.any_succeeded else "first"
             raise EvaluationError(
                 f"none of the {which} {len(self.failing)} architectures could be evaluated; the "
-                f"last: {latest.error}"
+                f"last, {json.dumps(self.limits.space.to_json(latest.arch))}: {latest.error}"
             )
