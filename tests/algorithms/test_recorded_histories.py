@@ -1,4 +1,4 @@
-"""Every algorithm evaluates what it evaluated at the recorded commit, in the same order."""
+"""Every algorithm of the recorded commit evaluates what it did there, in the same order."""
 
 import json
 from pathlib import Path
@@ -10,6 +10,6 @@ RECORDED = json.loads(Path(compute.__file__).with_name("histories.json").read_te
 
 def test_same_seed_same_history_as_recorded():
     found = compute.histories()
-    assert found.keys() == RECORDED.keys()
-    different = [name for name, value in found.items() if value != RECORDED[name]]
+    assert found.keys() >= RECORDED.keys()  # more: algorithms that are newer
+    different = [name for name, value in RECORDED.items() if value != found[name]]
     assert not different

@@ -12,18 +12,17 @@ from nasray.costs.latency import LatencyTable
 from nasray.errors import UserError
 from nasray.predictors.predictor import FORMAT, AccuracyPredictor
 from nasray.predictors.quality import kendall_tau, quality_of_fit
+from nasray.spaces import SPACES, space_class
 from nasray.spaces.active import Activity
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
 from nasray.spaces.ofa_proxyless import OfaProxyless
 from nasray.spaces.ofa_resnet50d import OfaResNet50D
 from nasray.spaces.population import random_population
-from nasray.spaces.shufflenet import ShuffleNet
 from nasray.spaces.tiny import Tiny
 
 OFA = Path(__file__).parents[3] / "shared" / "data" / "ofa"
 published = pytest.mark.skipif(not OFA.exists(), reason=f"published predictors are not at {OFA}")
-SPACES = (OfaMobileNetV3(), OfaProxyless(), OfaResNet50D(), ShuffleNet(), Tiny())
-every_space = pytest.mark.parametrize("space", SPACES, ids=lambda space: space.name)
+every_space = pytest.mark.parametrize("space", [space_class(name)() for name in SPACES], ids=SPACES)
 
 
 def random_predictor(space, seed=0):
