@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from nasray.algorithms import ALGORITHMS
 from tests.conftest import FinishedRun
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +59,23 @@ def test_sections_of_the_spec_that_comments_name_exist():
         text = path.read_text()
         for name in re.findall(r"\b(?:OneShot|OFA) \d\.\d\b", text):
             assert name in known, f"{path}: {name}"
+
+
+def test_the_readme_tells_of_every_algorithm():
+    text = (ROOT / "README.md").read_text()
+    assert [name for name in ALGORITHMS if f"`{name}`" not in text] == []
+
+
+def test_messages_that_the_debugging_page_explains_are_those_of_the_code():
+    page = (ROOT / "docs/debugging.md").read_text()
+    tables = [part for part in page.split("\n\n") if part.startswith(("| `error` ", "| you see "))]
+    rows = [row for table in tables for row in table.splitlines()[2:]]
+    messages = re.findall(r"^\| [^|`]*`(.+?)` \|", "\n".join(rows), re.M)
+    code = "\n".join(path.read_text() for path in ROOT.glob("nasray/**/*.py"))
+    assert len(messages) >= 5
+    for message in messages:
+        pattern = re.sub(r"\\\.\\\.\\\.|\bN\b", ".*", re.escape(message))
+        assert re.search(pattern, code), message
 
 
 PROGRAMS = re.findall(r"```python\n(.+?)```", (ROOT / "docs/debugging.md").read_text(), re.S)

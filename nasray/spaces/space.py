@@ -19,11 +19,21 @@ Population = np.ndarray  # int8 (n, genes)
 
 @dataclass(frozen=True)
 class Gene:
-    """One decision. `kind` groups genes that a sampler treats alike, e.g. "op" or "scale"."""
+    """One decision. What `kind` means to those who know no space:
 
-    name: str
+    - "op": an operation. Its choices have no order (population.embedded), and a shared start
+      trains the first one alone (training/sampler.py).
+    - "scale": a width, by the channel-selection warm-up; choices are shares, ascending.
+    - "kernel", "depth", "expand", "width": by progressive shrinking (ibid.). "kernel" and "expand"
+      of names alike up to their last dot mutate together in the staged searches.
+    - "resolution": the side of the input, pixels.
+
+    Genes of any other kind are drawn from all of their choices from the first step on.
+    """
+
+    name: str  # unique in its space
     kind: str
-    choices: tuple[Any, ...]
+    choices: tuple[Any, ...]  # but for "op" from the cheapest to the costliest
     first: int = 0  # search draws from choices[first:]; all of choices[] can be built
 
 
@@ -41,6 +51,8 @@ class Block(Protocol):
         """Build the block as a plain nn.Module of standard layers.
 
         It maps features (n, in_channels, resolution, resolution) to the next block's input.
+        Layers are what is counted and measured: an activation is a module, not a function. BN is
+        folded into a convolution only if it is the next child of the same nn.Sequential.
         """
 
 
