@@ -101,7 +101,7 @@ def ray_cluster(address: str | None, compute: Any, *, verbose: bool) -> Iterator
         yield
     finally:
         ray.shutdown()
-        if in_main_thread and callable(handler):
+        if in_main_thread and handler is not None:  # None: C code's, which Python cannot restore
             signal.signal(signal.SIGTERM, handler)
 
 
