@@ -4,16 +4,15 @@ Frozen models, composed, never inherited from one another. An unknown key is an 
 Knows no space, no network and no cluster.
 """
 
-import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from nasray.errors import UserError
+from nasray.errors import UserError, did_you_mean
 from nasray.storage import files as storage
 
 # Keys that hold paths: a job file may be relative to where nasray is called, a run is not.
@@ -39,7 +38,7 @@ class SpaceConfig(BaseModel):
 
 class DataConfig(Section):
     source: str  # a name in data.SOURCES, or "parquet": imported already
-    path: str = ""  # folder or file of the source; not needed for "synthetic"
+    path: str = ""  # folder or file of the source; not needed for one in data.GENERATED
     holdout_per_class: int = Field(50, ge=1)  # training images set aside to judge subnets by
     min_crop_area: float = Field(0.08, gt=0, le=1)  # of the image, random resized crop
     flip: bool = True
@@ -255,12 +254,18 @@ def load_job(path: str, data_path: str | None = None) -> Job:
         raise UserError(f"job {path}: {error.strerror}; jobs/ has some to copy") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: {error}") from None
-    if data_path and isinstance(values.get("data"), dict):
-        values["data"]["path"] = data_path
+    return with_absolute_paths(parse_job(values, path), data_path)
+
+
+def with_absolute_paths(job: Job, data_path: str | None = None) -> Job:
+    """Return `job` with its paths absolute; `data_path` replaces its [data] path."""
     for section, key in PATHS:
-        if isinstance(values.get(section), dict) and isinstance(values[section].get(key), str):
-            values[section][key] = storage.absolute(values[section][key])
-    return parse_job(values, path)
+        values = getattr(job, section)
+        path = data_path if data_path and section == "data" else getattr(values, key)
+        if path:
+            values = values.model_copy(update={key: storage.absolute(path)})
+            job = job.model_copy(update={section: values})
+    return job
 
 
 def parse_job(values: dict[str, Any], origin: str) -> Job:
@@ -289,12 +294,6 @@ def _first_complaint(error: ValidationError) -> str:
     if first["type"] == "literal_error":
         hint = did_you_mean(str(value), re.findall(r"'(.+?)'", first["ctx"]["expected"]))
     return f"{name}: {message[0].lower() + message[1:]}{shown}{hint}"
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a message: the one of `known` that `word` may be a misspelling of, or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _section_name(keys: list[str]) -> str:

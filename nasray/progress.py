@@ -16,8 +16,6 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from nasray.errors import UserError
-
 logger = logging.getLogger(__name__)
 PLAIN_EVERY_S = 10.0
 LOOK_EVERY_S = 1.0
@@ -57,7 +55,9 @@ def following(label: str, total: int, look: Callable[[], tuple[int, str]]) -> It
 
     def watch(show: Show) -> None:
         while not ended.wait(LOOK_EVERY_S):
-            with suppress(OSError, UserError):  # a storage is away; the next look may succeed
+            # A storage is away, or its error is one for the user, a ValueError; the next look
+            # may succeed.
+            with suppress(OSError, ValueError):
                 show(*look())
 
     with progress(label, total, look()[0]) as show:
@@ -65,7 +65,7 @@ def following(label: str, total: int, look: Callable[[], tuple[int, str]]) -> It
         watcher.start()
         try:
             yield
-            with suppress(OSError, UserError):
+            with suppress(OSError, ValueError):
                 show(*look())
         finally:
             ended.set()

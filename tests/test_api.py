@@ -8,6 +8,7 @@ writes the page again from the docstrings.
 import inspect
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from nasray.data.transforms import MEAN, STD
 from nasray.errors import InfeasibleError, UserError
 from nasray.spaces.tiny import Tiny
 from nasray.storage import files as storage
+from tests.conftest import MakeJob
 
 DOCS = Path(__file__).parents[1] / "docs"
 INTRODUCTION = """# The Python API
@@ -149,6 +151,36 @@ def test_a_job_may_be_a_file_its_content_or_checked(tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
+def test_paths_of_a_job_do_not_depend_on_the_form_it_is_given_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    text = """
+        data = { source = "tar", path = "pictures.tar" }
+        search = { latency_table = "table.csv", predictor = "s3://bucket/predictor.pt" }
+    """
+    Path("job.toml").write_text(text)
+    content = tomllib.loads(text)
+    given: tuple[Any, ...] = ("job.toml", content, Job.model_validate(content))
+    for found in (nasray.open("run", form).job for form in given):
+        assert found is not None
+        assert found.data.path == str(tmp_path / "pictures.tar")
+        assert found.search.latency_table == str(tmp_path / "table.csv")
+        assert found.search.predictor == "s3://bucket/predictor.pt"
+    assert content == tomllib.loads(text)  # the caller's own dict stays as it was
+
+
+@pytest.mark.parametrize("source", ["parquet", "cifar"])
+def test_what_is_no_source_cannot_be_imported(tmp_path: Path, source: str):
+    complaint = {
+        "parquet": "data.source = 'parquet' stands for a data set that is imported already",
+        "cifar": "data.source = 'cifar' is unknown; did you mean 'cifar10'? there are",
+    }
+    with pytest.raises(UserError, match=re.escape(complaint[source])):
+        nasray.import_data(source, f"{tmp_path}/out", path=str(tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_handle_reads_what_is_there(tmp_path: Path):
     run = nasray.RunDirectory(str(tmp_path))
     with pytest.raises(UserError, match="front.json is not there yet"):
@@ -162,6 +194,26 @@ def test_a_handle_reads_what_is_there(tmp_path: Path):
     assert run.front() == [{"macs": 1.0}]
     assert [result["name"] for result in run.results()] == ["9", "10"]
     assert [check["file"] for check in run.exports()] == ["9", "10"]
+
+
+@pytest.mark.ray
+def test_one_handle_trains_searches_by_a_predictor_and_retrains(
+    ray_cluster: None, make_job: MakeJob, tmp_path: Path
+):
+    """The job says nothing of `verify`, so what search(verify=True) recorded holds from there."""
+    retrain = {"num_trials": 1, "epochs": 2}
+    handle = nasray.open(f"{tmp_path}/run", make_job(search={"proposals": 1000}, retrain=retrain))
+    handle.train()
+    answers = handle.search(verify=True)
+    [result] = handle.retrain()
+    assert result["genes"] == answers[0]["genes"]
+    [found] = handle.evaluate([answers[0]["arch"]])
+    assert found["top1"] == answers[0]["fitness"]
+    assert handle.train() == f"{tmp_path}/run/supernet.pt"
+    assert handle.search() == answers
+    with pytest.raises(UserError, match="search.verify = True, the job says False"):
+        handle.search(verify=False)
+    assert handle.read("job.json")["job"]["search"]["verify"] is True
 
 
 @pytest.mark.ray

@@ -26,8 +26,7 @@ ARROWS = {
     "cli": "nasray pipeline algorithms search costs predictors spaces data cluster "
     "config storage progress errors",
     "nasray": "api version",
-    "api": "pipeline report export checkpoint search costs data spaces cluster config storage "
-    "errors",
+    "api": "pipeline report export checkpoint search costs spaces cluster config storage errors",
     "pipeline": "training evaluation algorithms export checkpoint predictors search costs data "
     "spaces config storage progress errors version",
     "training": "evaluation checkpoint data spaces cluster config storage devices progress errors",
@@ -44,14 +43,14 @@ ARROWS = {
     "cluster": "config storage errors",
     "config": "storage errors",
     "storage": "errors",
-    "progress": "errors",
+    "progress": "",
     "devices": "",
     "errors": "",
     "version": "",
 }
 # Arrows between modules that break a rule below until what they are for has been redesigned.
 TOLERATED: set[tuple[str, str]] = set()
-MOST_ARROWS = 103  # between packages
+MOST_ARROWS = 100  # between packages
 
 RAY = {
     "cluster.connect",

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nasray.api.spaces import AnyArchitecture, DesignSpace
-from nasray.config import Job, load_job, parse_job
+from nasray.config import Job, load_job, parse_job, with_absolute_paths
 from nasray.errors import UserError
 from nasray.storage import files as storage
 from nasray.storage import layout
 
 if TYPE_CHECKING:
-    from nasray.data.shards import DatasetInfo
     from nasray.pipeline.run import Run
+    from nasray.pipeline.stages import DatasetInfo
     from nasray.pipeline.status import Stage
 
 AnyJob = str | Mapping[str, Any] | Job  # the path of a TOML file, its content, or a checked job
@@ -85,13 +85,11 @@ def open(
     check_torch()
     from nasray.pipeline.run import check_names
 
-    if isinstance(job, Mapping):
-        parsed = parse_job(dict(job), "job")
+    if isinstance(job, str):
+        parsed = load_job(job, data_path)
     else:
-        parsed = job if isinstance(job, Job) else load_job(job, data_path)
-    if data_path and not isinstance(job, str):
-        path = storage.absolute(data_path)
-        parsed = parsed.model_copy(update={"data": parsed.data.model_copy(update={"path": path})})
+        parsed = job if isinstance(job, Job) else parse_job(dict(job), "job")
+        parsed = with_absolute_paths(parsed, data_path)
     origin = job if isinstance(job, str) else "job"
     check_names(parsed, origin)
     return RunDirectory(folder, parsed, data_path, address, verbose, origin)
@@ -148,11 +146,12 @@ class RunDirectory:
                 stages.train(opened)
             return opened.supernet_path
 
-    def search(self, *, verify: bool = False) -> list[dict[str, Any]]:
+    def search(self, *, verify: bool | None = None) -> list[dict[str, Any]]:
         """Search the supernet on the cluster; return the answers, the best one first.
 
-        `verify` sets search.verify: a predictor proposes what is evaluated. A search that
-        answers each limit by itself returns one answer per limit, others their top k.
+        `verify` sets search.verify: with True, a predictor proposes what is evaluated. Without
+        it, a search goes on as it was begun, and begins as the job says. A search that answers
+        each limit by itself returns one answer per limit, others their top k.
 
         Raises:
             UserError: there is no supernet, or the search was begun with another job.
@@ -283,16 +282,20 @@ class RunDirectory:
         return storage.read_json(path)
 
     @contextmanager
-    def _working(self, *, verify: bool = False) -> "Iterator[Run]":
-        """Hold the run's lock, with its job checked against the recorded one."""
-        from nasray.pipeline.run import opened, recorded_job
+    def _working(self, *, verify: bool | None = None) -> "Iterator[Run]":
+        """Hold the run's lock, with its job checked against the recorded one.
 
-        job = self.job
-        if verify:
-            job = job or recorded_job(storage.join(self.folder, layout.JOB), self.data_path)
-        if verify and job:
+        `verify` replaces the job's search.verify; None: by that of a search that was begun.
+        """
+        from nasray.pipeline.run import is_search_begun, opened, recorded_job
+
+        recorded = recorded_job(storage.join(self.folder, layout.JOB), self.data_path)
+        if verify is None and recorded and recorded.search.verify and is_search_begun(self.folder):
+            verify = True
+        job = self.job if verify is None else self.job or recorded
+        if job and verify is not None:
             values = job.model_dump()
-            values |= {"search": values["search"] | {"verify": True}}
+            values |= {"search": values["search"] | {"verify": verify}}
             job = parse_job(values, self.origin)
         with opened(self.folder, job, None if job else self.data_path) as found:
             yield found

@@ -89,7 +89,9 @@ def search(
 
     Prints the answers: with several limits on one cost, the best for each of them.
     """
-    for answer in _open(run_dir, job, data_path, address).search(verify=verify):
+    handle = _open(run_dir, job, data_path, address)
+    as_told = verify or bool(handle.job and handle.job.search.verify)
+    for answer in handle.search(verify=as_told):
         click.echo(json.dumps(answer))
 
 

@@ -5,7 +5,7 @@ A source is a function (config, seed) -> Pictures in a file of its own, listed i
 
 from typing import TYPE_CHECKING
 
-from nasray.errors import UserError
+from nasray.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from nasray.config import DataConfig
@@ -18,6 +18,9 @@ SOURCES = {
     "fashion_mnist": "nasray.data.torchvision_sets:fashion_mnist",
     "synthetic": "nasray.data.synthetic:shapes",
 }
+# Sources that draw their images: they need no path; what they draw is decided by these keys of
+# [data], beside the seed.
+GENERATED = {"synthetic": ("num_classes", "train_per_class", "val_per_class", "image_side")}
 IMPORTED = "parquet"  # in place of a source: a data set that has been imported already
 
 
@@ -27,11 +30,11 @@ def check_source(config: "DataConfig") -> None:
     Raises:
         UserError: as said.
     """
-    if config.source not in (*SOURCES, IMPORTED):
-        raise UserError(
-            f"data.source = {config.source!r} is unknown; there are {[*sorted(SOURCES), IMPORTED]}"
-        )
-    if config.source != "synthetic" and not config.path:
+    known = [*sorted(SOURCES), IMPORTED]
+    if config.source not in known:
+        hint = did_you_mean(config.source, known) or ";"
+        raise UserError(f"data.source = {config.source!r} is unknown{hint} there are {known}")
+    if config.source not in GENERATED and not config.path:
         raise UserError(
             f"data: source = {config.source!r} needs `path` (or --data PATH; for an import --path)"
         )

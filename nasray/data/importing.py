@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nasray.config import DataConfig
-from nasray.data import IMPORTED, SOURCES, check_source
+from nasray.data import GENERATED, IMPORTED, SOURCES, check_source
 from nasray.data.shards import INFO_NAME, SCHEMA, DatasetInfo, Shard, read_info
 from nasray.data.source import SPLITS, Pictures, Record
 from nasray.data.transforms import UNDECODABLE, decode
@@ -58,7 +58,10 @@ def import_dataset(
     """
     check_source(config)
     if config.source == IMPORTED:
-        return read_info(config.path)
+        raise UserError(
+            f"data.source = {IMPORTED!r} stands for a data set that is imported already; "
+            f"name its source instead, one of {sorted(SOURCES)}"
+        )
     options = _options(config, seed)
     if storage.exists(storage.join(destination, INFO_NAME)):
         return _complete(config, destination, options)
@@ -73,11 +76,9 @@ def import_dataset(
 
 def _options(config: DataConfig, seed: int) -> dict[str, int | str]:
     """What decides, besides the source, which images a data set holds."""
-    if config.source != "synthetic":
+    if config.source not in GENERATED:
         return {"path": config.path}
-    from nasray.data.synthetic import GENERATOR_KEYS
-
-    return {"seed": seed, **{key: getattr(config, key) for key in GENERATOR_KEYS}}
+    return {"seed": seed, **{key: getattr(config, key) for key in GENERATED[config.source]}}
 
 
 def _complete(config: DataConfig, destination: str, options: dict[str, int | str]) -> DatasetInfo:

@@ -16,9 +16,6 @@ from PIL import Image, ImageFilter
 from nasray.config import DataConfig
 from nasray.data.source import SPLITS, Pictures, Record, shuffled
 
-# The keys of DataConfig that decide which pictures there are.
-GENERATOR_KEYS = ("num_classes", "train_per_class", "val_per_class", "image_side")
-
 AREA = (0.15, 0.35)  # of the picture, covered by the shape
 MIN_CONTRAST = 50.0  # between the luma of shape and background, 0..255
 LUMA = np.array([0.299, 0.587, 0.114])

@@ -13,12 +13,12 @@ from importlib.metadata import version
 
 from nasray import checkpoint
 from nasray.algorithms import ALGORITHMS
-from nasray.config import Job, SearchConfig, did_you_mean, parse_job
+from nasray.config import Job, SearchConfig, parse_job, with_absolute_paths
 from nasray.costs.latency import LatencyTable
 from nasray.costs.table import check_cost
 from nasray.data import check_source
 from nasray.data.shards import Dataset, open_dataset
-from nasray.errors import UserError
+from nasray.errors import UserError, did_you_mean
 from nasray.search.candidate import Candidate, fully_evaluated
 from nasray.search.history import SINGLE, SOURCE, History
 from nasray.search.limits import LATENCY, Limits
@@ -208,10 +208,7 @@ def recorded_job(path: str, data_path: str | None) -> Job | None:
         _check_algorithm(job.search.algorithm)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    if not data_path:
-        return job
-    moved = job.data.model_copy(update={"path": storage.absolute(data_path)})
-    return job.model_copy(update={"data": moved})
+    return with_absolute_paths(job, data_path)
 
 
 def _begun(folder: str) -> bool:
@@ -220,11 +217,17 @@ def _begun(folder: str) -> bool:
     return any(storage.exists(storage.join(folder, name)) for name in made)
 
 
+def is_search_begun(folder: str) -> bool:
+    """Whether a search has evaluated anything in this run directory."""
+    files, _ = storage.list_below(storage.join(folder, layout.HISTORY))
+    return any(file.startswith((f"{SOURCE}-", f"{SINGLE}/{SOURCE}/")) for file in files)
+
+
 def _free_keys(folder: str) -> set[tuple[str, str]]:
     """The keys of the job that may still change, by what has been evaluated."""
-    files, _ = storage.list_below(storage.join(folder, layout.HISTORY))
-    if any(file.startswith((f"{SOURCE}-", f"{SINGLE}/{SOURCE}/")) for file in files):
+    if is_search_begun(folder):
         return FREE_KEYS
+    files, _ = storage.list_below(storage.join(folder, layout.HISTORY))
     keys = set(SearchConfig.model_fields)
     notes = {layout.SUPERNET_DIGEST, layout.SEARCH_INPUTS}
     if {storage.join(layout.HISTORY, file) for file in files} - notes:

@@ -61,6 +61,7 @@ def load(source: str, path: Path, destination: Path, seed: int = 0):
     ("options", "complaint"),
     [
         ({"source": "kinetics"}, "job.toml: data.source = 'kinetics' is unknown; there are"),
+        ({"source": "synthetik"}, "is unknown; did you mean 'synthetic'\\? there are"),
         ({"source": "tar"}, "job.toml: data: source = 'tar' needs `path`"),
     ],
 )
@@ -183,7 +184,9 @@ def test_importing_again_returns_what_is_there(tmp_path):
     (root / "train" / "ant" / "0.png").unlink()
     assert load("imagefolder", root, tmp_path / "out") == info
     parquet = DataConfig(source="parquet", path=str(tmp_path / "out"))
-    assert import_dataset(parquet, str(tmp_path / "unused"), seed=0) == info
+    with pytest.raises(UserError, match="imported already; name its source instead"):
+        import_dataset(parquet, str(tmp_path / "unused"), seed=0)
+    assert not (tmp_path / "unused").exists()
 
 
 def test_an_interrupted_import_starts_again_without_leftovers(tmp_path):
