@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from nasray.cli.main import main
 from tests.conftest import evaluations, start_nasray
+from tests.recorded import compute
 
 RECORDED = Path(__file__).parents[1] / "recorded"
 FINISHED = json.loads((RECORDED / "finished.json").read_text())
@@ -74,5 +75,7 @@ def test_a_recorded_retraining_goes_on_to_its_end(runs: Path):
     recorded = FINISHED["retrained"]
     assert result["genes"] == recorded["genes"]
     assert result["num_val_images"] == recorded["num_val_images"]
-    # Another kind of CPU rounds other sums, and 30 epochs make something of that.
-    assert result["val_top1"] == pytest.approx(recorded["val_top1"], abs=0.2)
+    # Another kind of CPU rounds other sums, and 30 epochs amplify the difference.
+    if compute.cpu() == json.loads((RECORDED / "numbers.json").read_text())["cpu"]:
+        assert result["val_top1"] == recorded["val_top1"]
+        assert result["trial"] == recorded["trial"]
