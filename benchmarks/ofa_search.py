@@ -41,7 +41,7 @@ def main():
     parser.add_argument("--no-long", action="store_true", help="leave out the 100 s search")
     options = parser.parse_args()
     space = OfaMobileNetV3()
-    price = LatencyTable.load(f"{options.data}/note10", space)
+    cost_of = LatencyTable.load(f"{options.data}/note10", space)
     predictor = AccuracyPredictor.load(f"{options.data}/acc_predictor.pth", space)
 
     found = {}
@@ -50,24 +50,24 @@ def main():
             seeds = [] if options.no_long else [0]
         else:
             seeds = range(options.first_seed, options.first_seed + options.seeds)
-        found[name] = [search(space, price, predictor, budget, seed) for seed in seeds]
+        found[name] = [search(space, cost_of, predictor, budget, seed) for seed in seeds]
     print_table(found)
     rate = BUDGETS["10 s"] * len(found["10 s"]) / sum(seconds for _, seconds in found["10 s"])
     show(rows(found, rate, floor_rate(predictor)), options.json)
 
 
-def search(space, price, predictor, budget, seed):
+def search(space, cost_of, predictor, budget, seed):
     """Answers in the order of LIMITS, checked against their own numbers, and seconds."""
     started = time.perf_counter()
-    annealing = Annealing(space, price, LIMITS, seed, budget=budget)
-    steps = search_predicted(annealing, price, predictor.begin, lag=2)
+    annealing = Annealing(space, cost_of, LIMITS, seed, budget=budget)
+    steps = search_predicted(annealing, cost_of, predictor.begin, lag=2)
     while annealing.told < budget:
         next(steps)
     seconds = time.perf_counter() - started
     answers = annealing.answers()
     for answer in answers:
         population = as_population([answer.arch])
-        assert price(population)[0] == answer.cost <= answer.limit
+        assert cost_of(population)[0] == answer.cost <= answer.limit
         assert abs(predictor.exact(population)[0] - answer.fitness) < 1e-6
     return answers, seconds
 

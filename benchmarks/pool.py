@@ -7,8 +7,8 @@ Evaluators are simulated, a hundred in one asynchronous actor: an evaluation is 
 time is heavy-tailed (log-normal; --sigma 0.8: one in a hundred takes six times the median)
 because of the machine, not of the architecture: another try draws anew. 2 % are lost half-way.
 Busy: the share of evaluators' time that is spent in evaluations, from when all are up until
-the last candidate is submitted. Driver: CPU time of the process that breeds, records to a
-folder on disk, and talks to Ray.
+the last candidate is submitted. Driver: CPU time of the process that generates offspring,
+records to a folder on disk, and talks to Ray.
 """
 
 import argparse

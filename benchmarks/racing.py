@@ -3,12 +3,12 @@
     python benchmarks/racing.py RUN_DIR [--json FILE] [--confidence 0.99] [--draws 20]
 
 RUN_DIR holds a search that evaluated everything in full (racing = false), with which images
-each candidate has right. The races are run again on those records: parents are the
+each candidate has right. Early stopping is run again on those records: parents are the
 `num_parents` best so far, and the last of them is the incumbent of the next generation, as in
-the genetic search. Agreement: the share of generations after which the raced search has exactly
-the parents of the full one, and the share of all parents that it has, too. Races run on all
-images, and for a steadier agreement on `draws` random four fifths of them. What is promised:
-of those stopped, at most 1 - `confidence` would have reached the incumbent.
+the genetic search. Agreement: the share of generations after which the search with early
+stopping has exactly the parents of the full one, and the share of all parents that it has, too.
+It runs on all images, and for a steadier agreement on `draws` random four fifths of them. What
+is promised: of those stopped, at most 1 - `confidence` would have reached the incumbent.
 """
 
 import argparse

@@ -20,6 +20,8 @@ PATHS = (("data", "path"), ("search", "latency_table"), ("search", "predictor"))
 
 
 class Section(BaseModel):
+    """A section of a job: frozen, refuses unknown keys and numbers that are not finite."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -33,13 +35,16 @@ class SpaceConfig(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
+        """The keys beyond those two, as they stand in the job."""
         return dict(self.model_extra or {})
 
 
 class DataConfig(Section):
+    """The data set, and how training images are augmented."""
+
     source: str  # a name in data.SOURCES, or "parquet": imported already
     path: str = ""  # folder or file of the source; not needed for one in data.GENERATED
-    holdout_per_class: int = Field(50, ge=1)  # training images set aside to judge subnets by
+    holdout_per_class: int = Field(50, ge=1)  # training images set aside to evaluate subnets on
     min_crop_area: float = Field(0.08, gt=0, le=1)  # of the image, random resized crop
     flip: bool = True
     color_jitter: float = Field(0.4, ge=0)  # brightness, contrast, saturation
@@ -117,6 +122,7 @@ class Limit(Section):
     min: float | None = None
 
     def holds(self, value: float) -> bool:
+        """Whether `value`, in units of the cost, is within both bounds; each is allowed itself."""
         return (self.max is None or value <= self.max) and (self.min is None or value >= self.min)
 
     @model_validator(mode="after")
@@ -168,7 +174,7 @@ class SearchConfig(Section):
         return self.verify or self.algorithm in MULTI_LIMIT
 
     @model_validator(mode="after")
-    def _rungs_have_a_max(self) -> "SearchConfig":
+    def _limits_have_a_max(self) -> "SearchConfig":
         on_it = [limit for limit in self.limits if limit.cost == limited_cost(self.limits)]
         if self.one_by_one and len(on_it) > 1:
             for limit in on_it:
@@ -177,21 +183,21 @@ class SearchConfig(Section):
                         f"limits on {limit.cost}, the first limit's cost, are answered one by one: "
                         "several of them need a `max` and no `min` each"
                     )
-        rungs = len({limit.max for limit in on_it})
-        if self.algorithm in ("vanilla", "top-down", "bottom-up") and self.num_generations < rungs:
+        needed = len({limit.max for limit in on_it})
+        if self.algorithm in ("vanilla", "top-down", "bottom-up") and self.num_generations < needed:
             raise ValueError(
-                f"num_generations = {self.num_generations} must be at least {rungs}, one for each "
+                f"num_generations = {self.num_generations} must be at least {needed}, one for each "
                 f"limit of the {self.algorithm} search"
             )
         return self
 
     @model_validator(mode="after")
-    def _races_have_a_bar(self) -> "SearchConfig":
+    def _early_stopping_has_parents(self) -> "SearchConfig":
         if self.racing and (self.verify or self.algorithm not in ("genetic", "steady")):
             raise ValueError(
                 'racing = true is for algorithm = "genetic" and "steady" without verify, got '
                 f"algorithm = {self.algorithm!r}{' with verify' if self.verify else ''}: only they "
-                "have parents to race against; set it to false"
+                "have parents that a candidate must beat; set it to false"
             )
         return self
 

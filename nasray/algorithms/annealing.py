@@ -2,7 +2,7 @@
 
 Every limit has slots, and every slot is a chain of simulated annealing (Kirkpatrick et al.
 1983): its child replaces it if better, or a little worse with a probability that falls as the
-search goes on. A child above its slot's limit is made anew, since pricing takes a twentieth of
+search goes on. A child above its slot's limit is made anew, since its cost takes a twentieth of
 the time of a prediction; if that fails it competes for a slot of the next looser limit. Some
 children also take genes from a mate of the same or the next limit, so that good architectures
 travel between limits.
@@ -40,7 +40,7 @@ MEMORY = 0.9  # of the median change, from one generation to the next
 
 
 class Annealing:
-    """Searches `space` under `limits` on the cost that `price` returns, all at once.
+    """Searches `space` under `limits` on the cost that `cost_of` returns, all at once.
 
     `budget` is the number of candidates after which the search has cooled down; it may go on
     after that. `size` is that of a generation, by default chosen for the budget.
@@ -52,16 +52,16 @@ class Annealing:
     def __init__(
         self,
         space: Space,
-        price: CostOf,
+        cost_of: CostOf,
         limits: Sequence[float],
         seed: int,
         *,
         budget: int,
         size: int | None = None,
     ) -> None:
-        self.space, self.price, self.given = space, price, tuple(map(float, limits))
-        self.within = FeasibleSampler(space, price)
-        self.within.check(limits)
+        self.space, self.cost_of, self.given = space, cost_of, tuple(map(float, limits))
+        self.sampler = FeasibleSampler(space, cost_of)
+        self.sampler.check(limits)
         if size is None:
             size = min(max(SIZES[0], budget // GENERATIONS), SIZES[1])
         self.limits = np.unique(np.array(limits, dtype=np.float64))  # ascending
@@ -104,7 +104,7 @@ class Annealing:
         slots = (self.next_slot + np.arange(self.size)) % len(self.slot_limits)
         self.next_slot = (self.next_slot + self.size) % len(self.slot_limits)
         empty = ~np.isfinite(self.slots.fitness[slots])
-        drawn = self.within.draw(self.slot_limits[slots[empty]], self.rng)
+        drawn = self.sampler.draw(self.slot_limits[slots[empty]], self.rng)
         population = np.concatenate((drawn, self._children(slots[~empty])))
         self.pending.append((population, np.concatenate((slots[empty], slots[~empty]))))
         return population
@@ -148,7 +148,7 @@ class Annealing:
         children = self._offspring(slots)
         missing = np.arange(len(slots))
         for _ in range(MAX_TRIES - 1):
-            missing = missing[self.price(children[missing]) > self.slot_limits[slots[missing]]]
+            missing = missing[self.cost_of(children[missing]) > self.slot_limits[slots[missing]]]
             children[missing] = self._offspring(slots[missing])
         return children
 
@@ -223,7 +223,7 @@ class Annealing:
         near[rows, columns[one]] = choices[one]
         near[rows, columns[other]] = choices[other]
         near = self.space.canonical(near)
-        near = near[self.price(near) <= answer.limit]
+        near = near[self.cost_of(near) <= answer.limit]
         return near[self.rng.permutation(len(near))]
 
     def _slots_of(self, population: Population) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Genetic search, generation by generation: the published one (Guo et al. 2019, spec 3.1).
+"""Genetic search, generation by generation: the published one (Guo et al. 2019).
 
-Unlike the original it evaluates no architecture twice, evaluates its last offspring, and
-ends where no feasible architecture is left.
+Unlike the original (docs/spec.md, OneShot 3.1) it evaluates no architecture twice, evaluates its
+last offspring, and ends where no feasible architecture is left.
 """
 
 import numpy as np

@@ -39,7 +39,7 @@ class SplitLimits:
         self.bounds.limits = (loosest, *others)
         self.costs = tuple(dict.fromkeys([self.cost, *(limit.cost for limit in others)]))
 
-    def price(self, population: Population) -> np.ndarray:
+    def cost_of(self, population: Population) -> np.ndarray:
         """The cost that is answered one by one, of each row: float64 (n,)."""
         return self.bounds.cost_of(self.cost, population)
 
@@ -82,7 +82,7 @@ def annealing_search(
     """All limits at once, by one population (annealing.py)."""
     split = SplitLimits(limits)
     size, budget = config.population_size, config.population_size * config.num_generations
-    annealing = Annealing(space, split.price, split.maxima, seed, budget=budget, size=size)
+    annealing = Annealing(space, split.cost_of, split.maxima, seed, budget=budget, size=size)
     return ManyLimitsSearch(split, annealing, (split.cost,), size, seed)
 
 
@@ -96,7 +96,7 @@ def staged_search(
     later = max(1, config.num_generations // (num_limits - 1 + ratio))
     staged = Staged(
         space,
-        split.price,
+        split.cost_of,
         split.maxima,
         strategy=strategy,
         seed=seed,

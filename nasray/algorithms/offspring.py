@@ -11,7 +11,7 @@ from nasray.spaces.space import Architecture, Population
 
 BATCH = 64  # children made at once, of which the first new and feasible one is taken
 MAX_BATCHES = 10  # then a random architecture is taken
-NUM_DRAWN = 32  # random architectures drawn at once: thousands are priced to find one
+NUM_DRAWN = 32  # random architectures drawn at once: thousands of costs are computed to find one
 
 
 class Offspring:

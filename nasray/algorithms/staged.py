@@ -1,10 +1,10 @@
-"""The published searches under several limits: vanilla, top-down, bottom-up (spec 2.3 - 2.7).
+"""The published searches under several limits: vanilla, top-down, bottom-up.
 
-All three run the genetic search of Once-for-All for one limit after another; they differ in
-what the next limit starts from. Unlike the originals, an answer never changes after it was
-found, pruning also lowers the resolution, every loop is bounded, and the last generation counts
-like any other. On a pool no architecture is evaluated again for another limit: that search then
-starts without what an earlier one found, except for its answer.
+All three (docs/spec.md, OFA 2.3 to OFA 2.7) run the genetic search of Once-for-All for one limit
+after another; they differ in what the next limit starts from. Unlike the originals, an answer
+never changes after it was found, pruning also lowers the resolution, every loop is bounded, and
+the last generation counts like any other. On a pool no architecture is evaluated again for
+another limit: that search then starts without what an earlier one found, except for its answer.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ TOGETHER = ("kernel", "expand")  # kinds of one block's genes that mutate togeth
 
 
 class Staged:
-    """Searches for `limits` on the cost that `price` returns, until `finished`.
+    """Searches for `limits` on the cost that `cost_of` returns, until `finished`.
 
     `generations` are those for the first limit and for each later one.
 
@@ -34,7 +34,7 @@ class Staged:
     def __init__(
         self,
         space: Space,
-        price: CostOf,
+        cost_of: CostOf,
         limits: list[float],
         *,
         strategy: str,
@@ -44,9 +44,9 @@ class Staged:
         mutation_prob: float = MUTATION_PROB,
     ) -> None:
         assert strategy in STRATEGIES, strategy
-        self.space, self.price, self.given = space, price, tuple(limits)
-        self.within = FeasibleSampler(space, price)
-        self.within.check(limits)
+        self.space, self.cost_of, self.given = space, cost_of, tuple(limits)
+        self.sampler = FeasibleSampler(space, cost_of)
+        self.sampler.check(limits)
         self.strategy, self.size, self.mutation_prob = strategy, size, mutation_prob
         self.rng = np.random.default_rng(seed)
         # Loosest first; bottom-up is top-down's order backwards.
@@ -62,6 +62,7 @@ class Staged:
 
     @property
     def finished(self) -> bool:
+        """Whether all generations of all limits were told."""
         return self.stage == len(self.order)
 
     @property
@@ -99,7 +100,7 @@ class Staged:
 
     def _first_generation(self) -> Population:
         if self.start is None:
-            return self.within.draw(np.full(self.size, self.limit), self.rng)
+            return self.sampler.draw(np.full(self.size, self.limit), self.rng)
         mutants = self._retry(np.repeat(self.start, self.size - len(self.start), axis=0))
         return np.concatenate((self.start, mutants))
 
@@ -116,9 +117,9 @@ class Staged:
             if answer.cost <= self.limit:  # a pool does not evaluate it again
                 self.known = known[:1]
                 self._update_answer()
-            arch = prune(answer.arch, self.limit, self.space, self.price, self.rng)
-            fits = self.price(np.array([arch], dtype=np.int8))[0] <= self.limit
-            self.start = np.array([arch if fits else self.within.smallest], dtype=np.int8)
+            arch = prune(answer.arch, self.limit, self.space, self.cost_of, self.rng)
+            fits = self.cost_of(np.array([arch], dtype=np.int8))[0] <= self.limit
+            self.start = np.array([arch if fits else self.sampler.smallest], dtype=np.int8)
 
     def _update_answer(self) -> None:
         if len(self.known):
@@ -134,7 +135,7 @@ class Staged:
             else:
                 fresh = crossover(mothers[missing], fathers[missing], self.rng)[0]
             fresh = self.space.canonical(fresh)
-            fits = self.price(fresh) <= self.limit
+            fits = self.cost_of(fresh) <= self.limit
             children[missing[fits]] = fresh[fits]
             missing = missing[~fits]
         return np.delete(children, missing, axis=0)
@@ -147,7 +148,7 @@ class Staged:
 
 
 def prune(
-    arch: Architecture, limit: float, space: Space, price: CostOf, rng: np.random.Generator
+    arch: Architecture, limit: float, space: Space, cost_of: CostOf, rng: np.random.Generator
 ) -> Architecture:
     """Lower gene after gene of `arch` until it is within `limit` or at the smallest choices.
 
@@ -158,7 +159,7 @@ def prune(
     first = np.array([gene.first for gene in space.genes], dtype=np.int8)
     kinds = np.array([gene.kind for gene in space.genes])
     for _ in range(sum(len(gene.choices) for gene in space.genes)):
-        if price(pruned)[0] <= limit:
+        if cost_of(pruned)[0] <= limit:
             break
         above = (pruned[0] - first).clip(0)
         open_kinds = np.unique(kinds[above > 0])

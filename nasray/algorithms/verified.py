@@ -42,14 +42,18 @@ class InnerSearch(PopulationSearch, Protocol):
 
     told: int  # candidates
 
-    def answers(self) -> list[Answer]: ...
+    def answers(self) -> list[Answer]:
+        """The best for each limit, in the given order; those without any are left out."""
 
-    def members(self, limit: float) -> Population: ...
+    def members(self, limit: float) -> Population:
+        """The different architectures kept for `limit`, best first: int8 (n, genes)."""
 
 
 class MakeInnerSearch(Protocol):
+    """Begins a search of `budget` predictions under `limits`, in units of `cost_of`."""
+
     def __call__(
-        self, space: Space, price: CostOf, limits: Sequence[float], seed: int, *, budget: int
+        self, space: Space, cost_of: CostOf, limits: Sequence[float], seed: int, *, budget: int
     ) -> InnerSearch: ...
 
 
@@ -108,14 +112,14 @@ class VerifiedSearch:
         """The best unseen of each limit in turn: first the best of all limits, then the next."""
         limits, budget = self.limits, self.config.proposals
         seed = int(np.random.default_rng((self.seed, self.generation, 0)).integers(2**31))
-        search = self.inner_search(self.space, limits.price, limits.maxima, seed, budget=budget)
+        search = self.inner_search(self.space, limits.cost_of, limits.maxima, seed, budget=budget)
 
         def begin(population: Population) -> Callable[[], np.ndarray]:
             top1 = predictor.begin(population)
             feasible = limits.bounds.violation(population) == 0
             return lambda: np.where(feasible, top1(), -np.inf)
 
-        steps = search_predicted(search, limits.price, begin, lag=2)
+        steps = search_predicted(search, limits.cost_of, begin, lag=2)
         while search.told < budget:
             next(steps)
         best = {answer.limit: answer.arch for answer in search.answers()}

@@ -74,9 +74,9 @@ def front(
     accuracy = AccuracyPredictor.load(predictor, space)
     table = None if latency_table is None else LatencyTable.load(latency_table, space)
     try:
-        price = SplitLimits(
+        cost_of = SplitLimits(
             Limits(space, [Limit(cost=cost, max=limit) for limit in limits], table)
-        ).price
+        ).cost_of
     except UserError as error:
         hint = "; for limits in ms give --latency-table" if cost == "macs" else ""
         raise UserError(str(error).replace("search.limits: ", "--limit: ") + hint) from None
@@ -85,12 +85,12 @@ def front(
         raise UserError(f"--budget: {strategy} has a fixed number of generations; leave it out")
     if strategy == "front":
         budget = budget or 2_000_000
-        searched = annealing = Annealing(space, price, limits, seed, budget=budget)
-        steps = search_predicted(annealing, price, accuracy.begin, lag=2)
+        searched = annealing = Annealing(space, cost_of, limits, seed, budget=budget)
+        steps = search_predicted(annealing, cost_of, accuracy.begin, lag=2)
         _run(steps, lambda: annealing.told, budget)
     else:
-        searched = staged = Staged(space, price, list(limits), strategy=strategy, seed=seed)
-        steps = search_predicted(staged, price, accuracy.begin)
+        searched = staged = Staged(space, cost_of, list(limits), strategy=strategy, seed=seed)
+        steps = search_predicted(staged, cost_of, accuracy.begin)
         _run(steps, lambda: staged.num_told, sum(staged.generations))
     answers = searched.answers()
     for missing in sorted(set(limits) - {answer.limit for answer in answers}):

@@ -55,7 +55,7 @@ def measure_latency(
     space = make_space(
         space_name, num_classes=num_classes, resolution=resolution, settings=settings
     ).space
-    sides = None if resolutions is None else [int(_number(r)) for r in resolutions.split(",")]
+    chosen = None if resolutions is None else [_number(r) for r in resolutions.split(",")]
     if labels and not address:
         raise UserError(f"--label {labels[0]} chooses a node of a cluster; give --address too")
     if address:
@@ -63,13 +63,13 @@ def measure_latency(
         from nasray.config import ComputeConfig
         from nasray.costs.latency_cluster import measure_on_cluster
 
-        chosen = dict(key_value("--label", label) for label in labels)
+        wanted_labels = dict(key_value("--label", label) for label in labels)
         compute = ComputeConfig(cpus_per_worker=setup["threads"])
         with ray_cluster(address, compute, verbose=is_verbose()):
-            measure_on_cluster(space, table, setup=setup, resolutions=sides, labels=chosen)
+            measure_on_cluster(space, table, setup=setup, resolutions=chosen, labels=wanted_labels)
     else:
-        with progress("latency", len(wanted_blocks(space, sides))) as show:
-            measure(space, table, setup=Setup(**setup), resolutions=sides, show=show)
+        with progress("latency", len(wanted_blocks(space, chosen))) as show:
+            measure(space, table, setup=Setup(**setup), resolutions=chosen, show=show)
     click.echo(table)
     if warning := doubt(table):
         click.echo(warning, err=True)

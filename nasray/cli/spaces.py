@@ -77,13 +77,13 @@ def profile(
 @space_argument
 @click.argument("archs", nargs=-1, metavar="ARCH...")
 @click.option("--parse", "strings", help="A file of printed module strings, or -, to read.")
-@click.option("--at", "side", type=click.IntRange(32), help="Resolution, if the strings name none.")
+@click.option("--at", type=click.IntRange(32), help="Resolution, if the strings name none.")
 @space_options
 def show(
     space_name: str,
     archs: tuple[str, ...],
     strings: str | None,
-    side: int | None,
+    at: int | None,
     **space_settings: Any,
 ) -> None:
     """Print each ARCH as module strings; with --parse, module strings as an ARCH.
@@ -99,16 +99,16 @@ def show(
         raise UserError(f"{space.name} has no module strings; see `nasray profile {space.name}`")
     if not archs and strings is None:
         raise UserError("give an ARCH, or --parse FILE")
-    if side is not None and strings is None:
-        raise UserError(f"--at {side} goes with --parse; an ARCH has its own resolution")
+    if at is not None and strings is None:
+        raise UserError(f"--at {at} goes with --parse; an ARCH has its own resolution")
     for text in archs:
         click.echo("\n".join(ofa_strings.format(space, design.architecture(text))))
     if strings is not None:
-        for arch in _parsed(space, strings, side):
+        for arch in _parsed(space, strings, at):
             click.echo(json.dumps(space.to_json(arch)))
 
 
-def _parsed(space: Any, strings: str, side: int | None) -> list[tuple[int, ...]]:
+def _parsed(space: Any, strings: str, resolution: int | None) -> list[tuple[int, ...]]:
     """The architectures of a file of module strings."""
     from nasray.spaces import ofa_strings
 
@@ -120,7 +120,7 @@ def _parsed(space: Any, strings: str, side: int | None) -> list[tuple[int, ...]]
     found = []
     for number, lines in enumerate(networks, 1):
         try:
-            found.append(ofa_strings.parse(lines, space, side))
+            found.append(ofa_strings.parse(lines, space, resolution))
         except UserError as error:
             which = f", network {number}" if len(networks) > 1 else ""
             raise UserError(f"--parse {strings}{which}: {error}") from None

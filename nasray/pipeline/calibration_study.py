@@ -1,6 +1,6 @@
 """How many images BN recalibration needs: RUN/calibration.json, by `nasray calibration-study`.
 
-The same random subnets are judged with the supernet's own statistics, with those of each
+The same random subnets are evaluated with the supernet's own statistics, with those of each
 batch, and recalibrated on ever more images. A search needs the right order of subnets, so
 each way is compared with the largest number of images by Kendall's tau.
 """

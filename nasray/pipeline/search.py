@@ -126,15 +126,15 @@ def answers(job: Job, candidates: Sequence[Candidate]) -> list[tuple[Limit | Non
     config = job.search
     if not config.one_by_one or not config.limits:
         return [(None, best) for best in best_first(candidates)[: job.retrain.num_winners]]
-    rungs = [limit for limit in config.limits if limit.cost == limited_cost(config.limits)]
-    found = [(rung, best_within(candidates, _holding(job, rung))) for rung in rungs]
-    return [(rung, answer) for rung, answer in found if answer is not None]
+    own = [limit for limit in config.limits if limit.cost == limited_cost(config.limits)]
+    found = [(limit, best_within(candidates, _limits_of(job, limit))) for limit in own]
+    return [(limit, answer) for limit, answer in found if answer is not None]
 
 
-def _holding(job: Job, rung: Limit | None) -> list[Limit]:
-    """The limits that an answer keeps: all, or of those answered one by one only its `rung`."""
+def _limits_of(job: Job, own: Limit | None) -> list[Limit]:
+    """The limits that an answer keeps: all, or of those answered one by one only its `own`."""
     limits = job.search.limits
-    return [each for each in limits if rung in (None, each) or each.cost != rung.cost]
+    return [each for each in limits if own in (None, each) or each.cost != own.cost]
 
 
 def begin(run: Run, history: History) -> dict[str, Any]:
@@ -177,6 +177,11 @@ def _verified(run: Run, begun: dict[str, Any]) -> Algorithm:
 
 
 def given_predictor(run: Run) -> AccuracyPredictor | None:
+    """The predictor that the job names in search.predictor, if it names one.
+
+    Raises:
+        UserError: the file is absent, damaged, or of another space.
+    """
     path = run.job.search.predictor
     return AccuracyPredictor.load(path, run.space) if path else None
 
@@ -219,7 +224,7 @@ def _compare_with_random(
     number = run.job.search.num_baseline
     if number == 0:
         return None
-    limits = Limits(run.space, _holding(run.job, limit), run.latency)
+    limits = Limits(run.space, _limits_of(run.job, limit), run.latency)
     rng = np.random.default_rng((run.job.seed, 0xBA5E))
     others = limits.draw(number, rng, {winner.arch})
     requests = [Request(arch=arch, on_validation=True) for arch in (winner.arch, *others)]

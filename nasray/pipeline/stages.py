@@ -98,12 +98,12 @@ def export(run: Run) -> list[dict[str, Any]]:
             space, arch, subnet, extra = checkpoint.load_subnet(
                 run.path(layout.retrained(name, layout.MODEL))
             )
-            side = space.resolution_of(arch)
-            images, _ = JobImages(run.job, run.data_path, side).first_validation(64)
+            resolution = space.resolution_of(arch)
+            images, _ = JobImages(run.job, run.data_path, resolution).first_validation(64)
             found = export_onnx(
                 subnet,
                 model,
-                resolution=side,
+                resolution=resolution,
                 classes=extra["classes"],
                 metadata={"space": space.name, "arch": str(space.to_json(arch))},
                 check_images=images,

@@ -28,7 +28,7 @@ class PopulationSearch(Protocol):
 
 
 def search_predicted(
-    search: PopulationSearch, price: CostOf, begin: Begin, *, lag: int = 1
+    search: PopulationSearch, cost_of: CostOf, begin: Begin, *, lag: int = 1
 ) -> Iterator[None]:
     """Search by predictions without end; yields after each generation.
 
@@ -40,5 +40,5 @@ def search_predicted(
             population = search.ask()
             under_way.append((population, begin(population)))
         population, wait = under_way.popleft()
-        search.tell(Evaluated(population, price(population), wait()))
+        search.tell(Evaluated(population, cost_of(population), wait()))
         yield

@@ -47,7 +47,7 @@ def slice_ends(number: int) -> tuple[int, ...]:
 
 
 class EarlyStopping:
-    """The races of one search: what it was told, and the rule for each new candidate.
+    """When evaluations of one search stop: what it was told, and the rule for each candidate.
 
     A candidate must beat the incumbent, the last of the `num_incumbents` best so far.
     """
@@ -65,7 +65,7 @@ class EarlyStopping:
 
     @classmethod
     def of(cls, space: Space, config: SearchConfig, schedule: Schedule) -> "EarlyStopping | None":
-        """The races of a search by `schedule`, if its job asks for them."""
+        """The early stopping of a search by `schedule`, if its job asks for it."""
         if not config.racing:
             return None
         return cls(

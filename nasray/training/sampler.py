@@ -12,7 +12,7 @@ from nasray.spaces.population import as_architectures, random_population
 from nasray.spaces.space import Architecture, Gene, Space
 
 # Channel-selection warm-up: epochs since its start -> index of the lowest scale drawn.
-# The table that OneShot+ published (spec 2.1): scale 1.8 first, 0.2 from the 19th epoch on.
+# The published table (docs/spec.md, OneShot 2.1): scale 1.8 first, 0.2 from the 19th epoch on.
 WARMUP_TABLE = (8, 7, 6, 5, *2 * (4,), *3 * (3,), *4 * (2,), *5 * (1,), 0)
 WARMUP_EPOCHS = 24  # length of the published table, whose last row lasts six epochs
 

@@ -86,8 +86,8 @@ def test_a_verified_search_answers_every_limit(finished_run: FinishedRun, traine
     with opened(str(trained)) as run:
         low, high = run.limits.bounds("macs")
     text = Path(finished_run.job_file).read_text()
-    rungs = [low + share * (high - low) for share in (0.6, 0.2, 0.4)]
-    lines = ", ".join(f'{{ cost = "macs", max = {rung} }}' for rung in rungs)
+    maxima = [low + share * (high - low) for share in (0.6, 0.2, 0.4)]
+    lines = ", ".join(f'{{ cost = "macs", max = {top} }}' for top in maxima)
     one = 'limits = [{ cost = "macs", max = 1.2e6 }]'
     assert one in text
     text = text.replace(one, f"limits = [{lines}]\nproposals = 2000")
@@ -101,7 +101,7 @@ def test_a_verified_search_answers_every_limit(finished_run: FinishedRun, traine
     stdout, stderr = process.communicate(timeout=200)
     assert process.returncode == 0, stderr
     entries = [json.loads(line) for line in stdout.splitlines()]
-    assert [entry["limit"]["max"] for entry in entries] == rungs
+    assert [entry["limit"]["max"] for entry in entries] == maxima
     assert all(entry["macs"] <= entry["limit"]["max"] for entry in entries)
     found = evaluations(trained)
     fitnesses = {arch: fitness for _, arch, fitness in found}

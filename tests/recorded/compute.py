@@ -29,12 +29,12 @@ from nasray.spaces import SPACES, space_class
 from nasray.spaces.population import as_architectures, random_population
 
 # The middle of the range of MACs that both spaces below leave to a search.
-RUNGS = {"tiny": (0.6e6, 0.9e6, 1.2e6), "shufflenet": (230e6, 270e6, 310e6)}
+MAXIMA = {"tiny": (0.6e6, 0.9e6, 1.2e6), "shufflenet": (230e6, 270e6, 310e6)}
 SMALL = {"population_size": 12, "num_generations": 5, "num_parents": 4}
 LARGE = {"population_size": 20, "num_generations": 6, "num_parents": 6}
 MULTI_LIMIT = ("front", "nsga2", "vanilla", "top-down", "bottom-up")
 RACING = ("genetic", "steady")
-NUM_IMAGES = 512  # that a race judges on
+NUM_IMAGES = 512  # that early stopping may evaluate on
 
 
 def histories() -> dict[str, str]:
@@ -46,13 +46,13 @@ def _histories() -> Iterator[tuple[str, str]]:
     for name, sizes in (("tiny", SMALL), ("shufflenet", LARGE)):
         space = space_class(name)()
         free = Limits(space, ())
-        tops = RUNGS[name]
-        ladder = _with(free, [Limit(cost="macs", max=top) for top in tops])
-        one = _with(free, [Limit(cost="macs", min=tops[0], max=tops[2])])
+        maxima = MAXIMA[name]
+        many = _with(free, [Limit(cost="macs", max=each) for each in maxima])
+        one = _with(free, [Limit(cost="macs", min=maxima[0], max=maxima[2])])
         for algorithm in ALGORITHMS:
             choices = {"free": free, "one": one}
             if algorithm in MULTI_LIMIT:
-                choices["ladder"] = ladder
+                choices["ladder"] = many
             for which, limits in choices.items():
                 for seed in (0, 1):
                     found = _search(limits, Direct(_evaluate), seed, algorithm=algorithm, **sizes)
@@ -62,7 +62,7 @@ def _histories() -> Iterator[tuple[str, str]]:
         for seed in (0, 1):
             pool = RacingPool()
             found = _search(_with(free, []), pool, seed, algorithm=algorithm, racing=True, **LARGE)
-            assert any(candidate.judged for candidate in found), "no race dropped a candidate"
+            assert any(candidate.judged for candidate in found), "no candidate was stopped early"
             yield f"shufflenet/{algorithm}/racing/{seed}", _hash_history(found)
 
 
@@ -99,7 +99,7 @@ def _hash_history(candidates: list) -> str:
 
 
 class RacingPool:
-    """Evaluates made-up networks as an evaluator does, with races."""
+    """Evaluates made-up networks as an evaluator does, stopping early."""
 
     def __init__(self) -> None:
         self.waiting: list[tuple[int, tuple[int, ...], StoppingRule | None]] = []

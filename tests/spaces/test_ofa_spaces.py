@@ -95,7 +95,7 @@ def test_a_published_network_has_its_published_size(path):
     assert [row.act for row in rows] == [conv["act_func"] for conv in convs]
     ops = profile(space, arch)
     assert f"{total(ops)['params'] / 1e6:.1f}M" == said["params"]
-    # Not `macs`: that counts biases and global pooling too (cost.py), 0.02 to 0.4 % more.
+    # Not `macs`: that counts biases and global pooling, too, 0.02 to 0.4 % more.
     macs = sum(op.mults for op in ops if op.kernel_size > 0)
     assert (f"{macs / 1e6:.0f}M" == said["macs"]) == (said["id"] not in WRONG_MACS)
     assert macs <= total(ops)["macs"] <= 1.005 * macs
