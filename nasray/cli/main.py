@@ -28,6 +28,12 @@ class Verbs(click.Group):
     """The verbs. A user's mistake is printed as one line, other errors with their traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb that the command line names.
+
+        Raises:
+            Interrupted: Ctrl-C ended it.
+            click.ClickException: the user's mistake, or a file that cannot be read or written.
+        """
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:

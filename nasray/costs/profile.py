@@ -35,6 +35,7 @@ class MicroNetRow:
 
     @property
     def score(self) -> float:
+        """The MicroNet Challenge's score: both counts relative to its baselines, added up."""
         return self.params / MICRONET_PARAMS + self.ops / MICRONET_OPS
 
 

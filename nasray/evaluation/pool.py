@@ -53,6 +53,7 @@ class Task:
 
     @property
     def attempt(self) -> int:
+        """The number of the attempt under way, from 1."""
         return 1 + self.num_lost + self.num_raised
 
 

@@ -83,19 +83,35 @@ class Run:
 
     @cached_property
     def space(self) -> Space:
+        """The job's space, for the classes of the data set.
+
+        Raises:
+            UserError: the data set is not the run's, or the space refuses an option.
+        """
         return make_space(self.job.space, len(self.dataset.classes))
 
     @cached_property
     def limits(self) -> Limits:
+        """The limits of the job's search on costs of the space.
+
+        Raises:
+            UserError: a limit is on an unknown cost, or out of reach.
+        """
         return Limits(self.space, self.job.search.limits, self.latency)
 
     @cached_property
     def latency(self) -> LatencyTable | None:
+        """The latency table that the job names, in ms, if it names one.
+
+        Raises:
+            UserError: the table is absent, damaged, of another space, or lacks a block.
+        """
         path = self.job.search.latency_table
         return LatencyTable.load(path, self.space) if path else None
 
     @property
     def supernet_path(self) -> str:
+        """The path of the trained supernet, RUN/supernet.pt."""
         return self.path(layout.SUPERNET)
 
     @cached_property

@@ -32,6 +32,7 @@ class Evaluation:
 
     @property
     def failed(self) -> bool:
+        """Whether it could not be evaluated; `error` says why."""
         return self.fitness == FAILED
 
 

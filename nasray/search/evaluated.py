@@ -30,6 +30,7 @@ class Evaluated:
 
     @classmethod
     def empty(cls, num_genes: int) -> "Evaluated":
+        """A population of no rows, with one cost."""
         return cls(np.empty((0, num_genes), dtype=np.int8), np.empty(0), np.empty(0))
 
     def __len__(self) -> int:

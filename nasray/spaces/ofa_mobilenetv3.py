@@ -40,6 +40,7 @@ class OfaMobileNetV3(OfaSpace):
 
     @cached_property
     def conditions(self) -> tuple[Condition, ...]:
+        """A stage's depth gene switches off the kernel and expand genes of its last blocks."""
         return ofa_mbconv.make_conditions(NUM_BLOCKS)
 
     @cached_property

@@ -37,6 +37,7 @@ class OfaProxyless(OfaSpace):
 
     @cached_property
     def conditions(self) -> tuple[Condition, ...]:
+        """A stage's depth gene switches off the kernel and expand genes of its last blocks."""
         return ofa_mbconv.make_conditions(NUM_BLOCKS)
 
     @cached_property

@@ -58,6 +58,7 @@ class OfaResNet50D(OfaSpace):
 
     @cached_property
     def conditions(self) -> tuple[Condition, ...]:
+        """A stage's depth gene switches off the expand genes of its last blocks."""
         return tuple(
             Condition(DEPTH + 1 + stage, beyond, (STARTS[stage] + base + beyond - 1,))
             for stage, base in enumerate(BASE_DEPTHS)
