@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from nasray.config import Job, parse_job
 from nasray.errors import UserError
+from nasray.search.history import SINGLE, SOURCE
 from nasray.storage import files as storage
 from nasray.storage import layout
 
@@ -77,13 +78,13 @@ def _num_evaluations(folder: str) -> int:
     """Evaluations on record: those in files of generations, and the single ones beyond them."""
     in_files = 0
     for name in storage.list_names(folder):
-        if name.startswith("search-") and name.endswith(".parquet"):
+        if name.startswith(f"{SOURCE}-") and name.endswith(".parquet"):
             try:
                 content = storage.read(storage.join(folder, name))
                 in_files += pq.read_metadata(io.BytesIO(content)).num_rows
             except (pa.ArrowInvalid, OSError):  # damaged; the run itself mends it
                 continue
-    names = storage.list_names(storage.join(folder, layout.SINGLE_EVALUATIONS, "search"))
+    names = storage.list_names(storage.join(folder, SINGLE, SOURCE))
     positions = [int(name[:-5]) for name in names if name[:-5].isdigit()]
     return in_files + sum(position >= in_files for position in positions)
 

@@ -94,7 +94,7 @@ def read_contents(run_dir: str) -> RunContents:
     ]
     retrain = storage.join(run_dir, layout.RETRAIN)
     export = storage.join(run_dir, layout.EXPORT)
-    exports = [name for name in _in_order(export) if name.endswith(".json")]
+    exports = [name for name in storage.list_numbered(export) if name.endswith(".json")]
     candidate = ("arch", "genes", "fitness")
     return RunContents(
         name=storage.absolute(run_dir).rsplit("/", 1)[-1],
@@ -110,7 +110,7 @@ def read_contents(run_dir: str) -> RunContents:
         search=_load(run_dir, layout.SEARCH, "num_evaluations", "seconds", "limits", "winner"),
         front=_load_rows(run_dir, layout.FRONT, *candidate),
         top=_load_rows(run_dir, layout.TOP, *candidate),
-        retrained=[_read_retrained(retrain, name) for name in _in_order(retrain)],
+        retrained=[_read_retrained(retrain, name) for name in storage.list_numbered(retrain)],
         exports=[
             _load(export, name, "file", "bytes", "max_abs_diff", "num_images", "top1_agreement")
             for name in exports
@@ -122,11 +122,6 @@ def read_contents(run_dir: str) -> RunContents:
         ),
         study=_load(run_dir, layout.CALIBRATION_STUDY, "num_images", "num_archs", "rows"),
     )
-
-
-def _in_order(folder: str) -> list[str]:
-    """The names in `folder`, numbers by their value: 9 before 10."""
-    return sorted(storage.list_names(folder), key=lambda name: (len(name), name))
 
 
 def _read_retrained(folder: str, name: str) -> Retrained:

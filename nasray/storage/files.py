@@ -101,6 +101,11 @@ def list_names(folder: str) -> list[str]:
     return sorted(info.base_name for info in infos)
 
 
+def list_numbered(folder: str) -> list[str]:
+    """The same names, shorter ones first: numbers by their value, 9 before 10."""
+    return sorted(list_names(folder), key=lambda name: (len(name), name))
+
+
 def list_below(folder: str) -> tuple[list[str], list[str]]:
     """Paths of all files and of all folders below `folder`, relative to it, sorted."""
     filesystem, place = resolve(folder)

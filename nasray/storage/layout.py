@@ -40,6 +40,7 @@ TRIAL = "trial-"
 STATE = "state.pt"
 CURVES = "curves.json"
 FAILURE = "failure.json"
+TUNE = "tune"  # beside the trials: what Ray Tune keeps while it runs
 
 
 def generation(source: str, number: int) -> str:

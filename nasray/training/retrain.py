@@ -160,7 +160,7 @@ def _tune(job: Job, trials: list[dict[str, Any]]) -> list[int]:
         trial, tune.PlacementGroupFactory([needs], bundle_label_selector=[labels])
     )
     grace = min(config.grace_epochs, config.epochs)
-    storage_path = storage.join(trials[0]["folder"].rsplit("/", 1)[0], "tune")
+    storage_path = storage.join(trials[0]["folder"].rsplit("/", 1)[0], layout.TUNE)
     storage.remove(storage_path)  # of a run that was killed; trials keep their own state
     tuner = tune.Tuner(
         trainable,
@@ -180,7 +180,7 @@ def _tune(job: Job, trials: list[dict[str, Any]]) -> list[int]:
             trial_dirname_creator=_trial_name,
         ),
         run_config=tune.RunConfig(
-            name="tune",
+            name=layout.TUNE,
             storage_path=trials[0]["folder"].rsplit("/", 1)[0],
             failure_config=tune.FailureConfig(max_failures=compute.max_failures),
             verbose=0,
