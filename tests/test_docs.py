@@ -59,6 +59,8 @@ def test_sections_of_the_spec_that_comments_name_exist():
         text = path.read_text()
         for name in re.findall(r"\b(?:OneShot|OFA) \d\.\d\b", text):
             assert name in known, f"{path}: {name}"
+        # Two sources number their sections alike: a number alone names none.
+        assert not re.search(r"[( ]spec \d", text), f"{path}: says not which spec"
 
 
 def test_the_readme_tells_of_every_algorithm():
