@@ -147,11 +147,12 @@ class RunDirectory:
             return opened.supernet_path
 
     def search(self, *, verify: bool | None = None) -> list[dict[str, Any]]:
-        """Search the supernet on the cluster; return the answers, the best one first.
+        """Search the supernet on the cluster; return the answers.
 
         `verify` sets search.verify: with True, a predictor proposes what is evaluated. Without
         it, a search goes on as it was begun, and begins as the job says. A search that answers
-        each limit by itself returns one answer per limit, others their top k.
+        each limit by itself returns one answer per limit, in the order of the limits; others
+        their top k, the best one first.
 
         Raises:
             UserError: there is no supernet, or the search was begun with another job.
@@ -265,7 +266,7 @@ class RunDirectory:
     def _read_each(self, folder: str, pattern: str) -> list[dict[str, Any]]:
         """The JSON files that `pattern` makes of the names in `folder`, where there are any."""
         place = storage.join(self.folder, folder)
-        names = sorted(storage.list_names(place), key=lambda name: (len(name), name))
+        names = storage.list_numbered(place)
         paths = [storage.join(place, pattern.format(name)) for name in names]
         found = [path for path in paths if path.endswith(".json") and storage.exists(path)]
         return [storage.read_json(path) for path in found]
