@@ -231,3 +231,28 @@ def test_the_notebook_runs(ray_cluster: None, tmp_path: Path, monkeypatch: pytes
 
 if __name__ == "__main__":
     print(page(), end="")
+
+
+def test_paths_may_be_path_objects(tmp_path):
+    job = tmp_path / "job.toml"
+    job.write_text('[space]\nname = "tiny"\nresolution = 32\n[data]\nsource = "synthetic"\n')
+    handle = nasray.open(tmp_path / "run", job, data_path=tmp_path / "data")
+    assert handle.folder == str(tmp_path / "run") and handle.data_path == str(tmp_path / "data")
+    with pytest.raises(UserError, match="model.pt"):
+        nasray.load(tmp_path / "model.pt")
+
+
+def test_what_is_no_list_no_number_and_no_file_is_refused(tmp_path):
+    job = {"space": {"name": "tiny", "resolution": 32}, "data": {"source": "synthetic"}}
+    handle = nasray.open(tmp_path / "run", job)
+    assert handle.evaluate([]) == []
+    for call, words in {
+        lambda: handle.evaluate("smallest"): "takes a list of architectures: ['smallest']",
+        lambda: handle.calibration_study(2): "num_archs = 2 must be 3 or more",
+        lambda: handle.fit_predictor(-1): "sample = -1 must be 0 or more",
+        lambda: nasray.space("tiny").sample(0): "number = 0 must be 1 or more",
+        lambda: nasray.open(tmp_path / "run", "seed = 0\n[data]\n"): "give the path of its file",
+    }.items():
+        with pytest.raises(UserError) as refused:
+            call()
+        assert words in str(refused.value) and "\n" not in str(refused.value)

@@ -1,5 +1,6 @@
 """Runs: `nasray.run`, `nasray.open` and the handle that they return; importing data."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -16,14 +17,15 @@ if TYPE_CHECKING:
     from nasray.pipeline.stages import DatasetInfo
     from nasray.pipeline.status import Stage
 
-AnyJob = str | Mapping[str, Any] | Job  # the path of a TOML file, its content, or a checked job
+AnyPath = str | os.PathLike[str]
+AnyJob = AnyPath | Mapping[str, Any] | Job  # a TOML file, its content as a dict, or a checked job
 
 
 def run(
     job: AnyJob,
-    run_dir: str,
+    run_dir: AnyPath,
     *,
-    data_path: str | None = None,
+    data_path: AnyPath | None = None,
     address: str | None = None,
     verbose: bool = False,
 ) -> "RunDirectory":
@@ -56,10 +58,10 @@ def run(
 
 
 def open(
-    run_dir: str,
+    run_dir: AnyPath,
     job: AnyJob | None = None,
     *,
-    data_path: str | None = None,
+    data_path: AnyPath | None = None,
     address: str | None = None,
     verbose: bool = False,
 ) -> "RunDirectory":
@@ -76,7 +78,8 @@ def open(
     Raises:
         UserError: the job is invalid, or there is none.
     """
-    folder = storage.absolute(run_dir)
+    folder = storage.absolute(os.fspath(run_dir))
+    data_path = None if data_path is None else os.fspath(data_path)
     if job is None:
         if not storage.exists(storage.join(folder, layout.JOB)):
             raise UserError(f"{folder} is not a run directory: it has no job.json")
@@ -85,17 +88,22 @@ def open(
     check_torch()
     from nasray.pipeline.run import check_names
 
-    if isinstance(job, str):
-        parsed = load_job(job, data_path)
+    if isinstance(job, str | os.PathLike):
+        origin = os.fspath(job)
+        if "\n" in origin:
+            raise UserError("the job is TOML text: give the path of its file, or a dict")
+        parsed = load_job(origin, data_path)
     else:
-        parsed = job if isinstance(job, Job) else parse_job(dict(job), "job")
+        origin = "job"
+        parsed = job if isinstance(job, Job) else parse_job(dict(job), origin)
         parsed = with_absolute_paths(parsed, data_path)
-    origin = job if isinstance(job, str) else "job"
     check_names(parsed, origin)
     return RunDirectory(folder, parsed, data_path, address, verbose, origin)
 
 
-def import_data(source: str, destination: str, *, path: str = "", seed: int = 0) -> "DatasetInfo":
+def import_data(
+    source: str, destination: AnyPath, *, path: AnyPath = "", seed: int = 0
+) -> "DatasetInfo":
     """Turn a data set into Parquet shards of encoded images; return its sizes and classes.
 
     Args:
@@ -110,7 +118,9 @@ def import_data(source: str, destination: str, *, path: str = "", seed: int = 0)
     from nasray.pipeline.stages import import_shown
 
     check_torch()
-    job = parse_job({"data": {"source": source, "path": path}}, "nasray data import")
+    destination = os.fspath(destination)
+    values = {"data": {"source": source, "path": os.fspath(path)}}
+    job = parse_job(values, "nasray data import")
     if storage.exists(storage.join(destination, layout.DATASET)):
         raise UserError(f"{destination} holds a data set already; remove it or name another folder")
     return import_shown(job.data, storage.absolute(destination), seed=seed)
@@ -180,6 +190,10 @@ class RunDirectory:
         """
         from nasray.pipeline import search
 
+        if isinstance(archs, str | Mapping):
+            raise UserError(f"evaluate takes a list of architectures: [{archs!r}]")
+        if not archs:
+            return []
         with self._working() as opened:
             parsed = [DesignSpace(opened.space).architecture(arch) for arch in archs]
             search.require_supernet(opened)
@@ -187,7 +201,13 @@ class RunDirectory:
                 return search.evaluate(opened, parsed)
 
     def calibration_study(self, num_archs: int = 30, seed: int = 0) -> dict[str, Any]:
-        """Compare numbers of BN recalibration images on random subnets, on the cluster."""
+        """Compare numbers of BN recalibration images on random subnets, on the cluster.
+
+        Raises:
+            UserError: fewer than three architectures, of which no order can be compared.
+        """
+        if num_archs < 3:
+            raise UserError(f"num_archs = {num_archs} must be 3 or more")
         with self._working() as opened, self._cluster(opened):
             from nasray.pipeline.calibration_study import calibration_study
 
@@ -203,6 +223,8 @@ class RunDirectory:
         """
         from nasray.pipeline import fit_predictor as fit
 
+        if sample < 0:
+            raise UserError(f"sample = {sample} must be 0 or more")
         with self._working() as opened:
             if not fit.is_sampled(opened, sample):
                 with self._cluster(opened):
@@ -271,13 +293,13 @@ class RunDirectory:
         found = [path for path in paths if path.endswith(".json") and storage.exists(path)]
         return [storage.read_json(path) for path in found]
 
-    def read(self, name: str) -> Any:
+    def read(self, name: AnyPath) -> Any:
         """Return the content of one of the run's JSON files, e.g. "retrain/0/result.json".
 
         Raises:
             UserError: there is no such file, or it is not readable.
         """
-        path = storage.join(self.folder, name)
+        path = storage.join(self.folder, os.fspath(name))
         if not storage.exists(path):
             raise UserError(f"{path} is not there yet; see `nasray status {self.folder}`")
         return storage.read_json(path)

@@ -1,6 +1,7 @@
 """Design spaces: `nasray.space` with costs, samples and supernet; `nasray.load`, one network."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 AnyArchitecture = str | Mapping[str, Any] | Sequence[int]
 
 
-def load(path: str) -> "nn.Module":
+def load(path: str | os.PathLike[str]) -> "nn.Module":
     """Load a retrained network, RUN_DIR/retrain/<k>/model.pt, in eval mode on the CPU.
 
     Input: float32 (batch, 3, resolution, resolution), RGB from 0 to 1; normalisation is part of
@@ -33,7 +34,7 @@ def load(path: str) -> "nn.Module":
     from nasray import checkpoint
     from nasray.export import Normalised
 
-    space, arch, subnet, extra = checkpoint.load_subnet(path)
+    space, arch, subnet, extra = checkpoint.load_subnet(os.fspath(path))
     model: Any = Normalised(subnet).eval()
     model.classes = list(extra.get("classes", ()))
     model.resolution = space.resolution_of(arch)
@@ -123,8 +124,10 @@ class DesignSpace:
 
         Raises:
             InfeasibleError: no architecture is within the limits.
-            UserError: an invalid limit.
+            UserError: an invalid limit, number or seed.
         """
+        if number < 1 or seed < 0:
+            raise UserError(f"number = {number} must be 1 or more, seed = {seed} 0 or more")
         import numpy as np
 
         from nasray.costs.latency import LatencyTable
