@@ -43,13 +43,9 @@ def search(run: Run) -> list[Candidate]:
     """
     config, history = run.job.search, run.history
     run.supernet_digest  # noqa: B018  asked for to be checked
-    if storage.exists(run.path(layout.SEARCH)):
-        found = storage.read_json(run.path(layout.SEARCH))["num_evaluations"]
-        if found != len(history.candidates):
-            raise UserError(
-                f"{run.path(layout.SEARCH)} tells of {found} evaluations, {history.folder} holds "
-                f"{len(history.candidates)}; remove search.json and retrain/ to search them again"
-            )
+    if is_finished(run):
+        if not all(storage.exists(run.path(name)) for name in (layout.FRONT, layout.TOP)):
+            _write_best(run, run.candidates)  # one was removed, or damaged and removed
         return run.candidates
     require_supernet(run)
     if config.algorithm in ONE_AT_A_TIME and run.job.compute.num_evaluators > config.lag:
@@ -82,10 +78,7 @@ def search(run: Run) -> list[Candidate]:
             raise EvaluationError(f"no architecture could be evaluated: {every[-1].error}")
         answered = answers(run.job, candidates)
         baseline = _compare_with_random(run, pool, *answered[0]) if answered else None
-    ranked = best_first(candidates)
-    front = pareto_front(candidates, limited_cost(config.limits))
-    storage.write_json(run.path(layout.FRONT), [_entry(run, found) for found in front])
-    storage.write_json(run.path(layout.TOP), [_entry(run, c) for c in ranked[: config.top_k]])
+    ranked = _write_best(run, candidates)
     storage.write_json(
         run.path(layout.SEARCH),
         {
@@ -105,6 +98,35 @@ def search(run: Run) -> list[Candidate]:
     )
     history.close()
     return candidates
+
+
+def is_finished(run: Run) -> bool:
+    """Whether the search has ended; then its history must hold all that it evaluated.
+
+    Raises:
+        UserError: evaluations are missing, or search.json is not as it was written.
+    """
+    path, history = run.path(layout.SEARCH), run.history
+    if not storage.exists(path):
+        return False
+    summary = storage.read_json(path)
+    found = summary.get("num_evaluations") if isinstance(summary, dict) else None
+    if found != len(history.candidates):
+        raise UserError(
+            f"{path} tells of {found} evaluations, {history.folder} holds "
+            f"{len(history.candidates)}; remove search.json and retrain/ to search them again"
+        )
+    return True
+
+
+def _write_best(run: Run, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Write the Pareto front and the top k; return all, the best first."""
+    ranked = best_first(candidates)
+    front = pareto_front(candidates, limited_cost(run.job.search.limits))
+    top = ranked[: run.job.search.top_k]
+    storage.write_json(run.path(layout.FRONT), [_entry(run, found) for found in front])
+    storage.write_json(run.path(layout.TOP), [_entry(run, found) for found in top])
+    return ranked
 
 
 def evaluators(run: Run) -> "EvaluatorPool":

@@ -18,7 +18,7 @@ from nasray.data.shards import DatasetInfo
 from nasray.data.splits import JobImages
 from nasray.errors import UserError
 from nasray.pipeline.run import Run
-from nasray.pipeline.search import answers, given_predictor
+from nasray.pipeline.search import answers, given_predictor, is_finished
 from nasray.progress import progress
 from nasray.storage import files as storage
 from nasray.storage import layout
@@ -70,7 +70,7 @@ def retrain(run: Run) -> list[dict[str, Any]]:
     """Train the best candidates from scratch, and profile each."""
     from nasray.training.retrain import retrain as tune
 
-    if not storage.exists(run.path(layout.SEARCH)):
+    if not is_finished(run):
         raise UserError(f"{run.folder} has no finished search; run `nasray search` first")
     results = []
     archs = dict.fromkeys(found.arch for _, found in answers(run.job, run.candidates))

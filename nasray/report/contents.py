@@ -148,6 +148,8 @@ def _load_rows(folder: str, name: str, *keys: str) -> list[Entry]:
     """Read a JSON list of objects that must have `keys`; empty if the file is absent."""
     path = storage.join(folder, name)
     rows = _parse(path) or []
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: not a list; remove the file and run again")
     for row in rows:
         _check(path, row, keys)
     return rows
@@ -156,12 +158,7 @@ def _load_rows(folder: str, name: str, *keys: str) -> list[Entry]:
 def _parse(path: str) -> Any:
     if not storage.exists(path):
         return None
-    try:
-        return storage.read_json(path)
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise UserError(
-            f"{path}: not readable as JSON ({error}); remove the file and run again"
-        ) from None
+    return storage.read_json(path)
 
 
 def _check(path: str, value: Any, keys: Sequence[str]) -> None:

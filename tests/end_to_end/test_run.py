@@ -253,8 +253,22 @@ def test_a_retraining_waits_for_the_search_and_belongs_to_its_winner(
 def test_a_history_shorter_than_its_summary_is_refused(finished_run: FinishedRun, tmp_path: Path):
     copy = shutil.copytree(finished_run.folder, tmp_path / "run")
     max((copy / "history").glob("search-*")).unlink()
+    for again in (search, retrain):  # which would take another winner
+        with opened(str(copy)) as run, pytest.raises(UserError, match=r"remove search\.json"):
+            again(run)
+    storage.write_json(f"{copy}/search.json", {})
     with opened(str(copy)) as run, pytest.raises(UserError, match=r"remove search\.json"):
         search(run)
+
+
+def test_a_front_that_was_lost_is_written_again(finished_run: FinishedRun, tmp_path: Path):
+    copy = shutil.copytree(finished_run.folder, tmp_path / "run")
+    kept = {name: (copy / name).read_text() for name in ("front.json", "top.json")}
+    for name in kept:
+        (copy / name).unlink()
+        with opened(str(copy)) as run:
+            search(run)
+        assert {name: (copy / name).read_text() for name in kept} == kept
 
 
 def test_where_data_lie_and_how_many_evaluate_may_change(
