@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from supernet_step import RECIPE
 from table import Row, median_ratio, show
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -28,16 +29,8 @@ from nasray.data.transforms import normalize
 from nasray.spaces import make_space
 from nasray.spaces.population import as_architectures, random_population
 from nasray.training.gradients import GradientAverager
-from nasray.training.loop import Recipe, clear_gradients, make_optimizer
+from nasray.training.loop import clear_gradients, make_optimizer
 
-RECIPE = Recipe(
-    epochs=1,
-    learning_rate=0.1,
-    warmup_epochs=0,
-    momentum=0.9,
-    weight_decay=3e-5,
-    label_smoothing=0.1,
-)
 WORKERS = 2
 SPACES = ("shufflenet", "ofa_mobilenetv3")
 

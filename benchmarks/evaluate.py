@@ -32,7 +32,7 @@ from nasray import checkpoint
 from nasray.config import parse_job
 from nasray.data.importing import import_dataset
 from nasray.data.transforms import normalize
-from nasray.devices import amp_dtype
+from nasray.devices import autocast
 from nasray.evaluation.evaluate import evaluate
 from nasray.evaluation.evaluator import EvaluationTask, EvaluatorPool, Request
 from nasray.spaces import make_space
@@ -103,7 +103,7 @@ def make_job(options, folder):
 
 def time_single(supernet, archs, options):
     torch.set_num_threads(1)
-    device, dtype = options.device, amp_dtype(options.device)
+    device = options.device
     supernet = supernet.to(device)
     rng = np.random.default_rng(1)
     shape = (2 * options.images, 3, options.side, options.side)
@@ -116,8 +116,7 @@ def time_single(supernet, archs, options):
     ]
 
     def bare(subnet):
-        autocast = torch.autocast(device, dtype=dtype, enabled=dtype is not None)
-        with torch.inference_mode(), autocast:
+        with torch.inference_mode(), autocast(device):
             for batch in ready:
                 subnet(batch)
             if device == "cuda":

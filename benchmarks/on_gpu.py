@@ -44,7 +44,7 @@ from nasray.config import parse_job
 from nasray.data.importing import import_dataset
 from nasray.data.loader import train_batches
 from nasray.data.transforms import normalize
-from nasray.devices import amp_dtype, choose_kernels
+from nasray.devices import autocast, choose_kernels
 from nasray.evaluation.evaluate import correct_mask, evaluate, fold_bn, recalibrate_bn
 from nasray.spaces import make_space
 from nasray.spaces.population import as_architectures, random_population
@@ -432,19 +432,14 @@ def _bare_step(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -
     device = images.device.type
     for param in network.parameters():
         param.grad = None
-    with _autocast(device):
+    with autocast(device):
         loss = F.cross_entropy(network(images), labels)
     loss.backward()
 
 
-def _autocast(device: str) -> torch.autocast:
-    dtype = amp_dtype(device)
-    return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
-
-
 @torch.inference_mode()
 def _forward_all(network: nn.Module, batches: list[torch.Tensor], device: str) -> None:
-    with _autocast(device):
+    with autocast(device):
         for batch in batches:
             network(batch)
 

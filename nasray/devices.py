@@ -22,6 +22,12 @@ def amp_dtype(device: str) -> torch.dtype | None:
     return torch.bfloat16 if native else torch.float16
 
 
+def autocast(device: str) -> torch.autocast:
+    """Mixed precision on `device` by its amp_dtype(); on a CPU, nothing changes."""
+    dtype = amp_dtype(device)
+    return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
+
+
 def choose_kernels(*, deterministic: bool) -> None:
     """Have cuDNN and cuBLAS take deterministic kernels, or time all and take the fastest.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from nasray.data.transforms import normalize, resized
-from nasray.devices import amp_dtype
+from nasray.devices import autocast
 from nasray.evaluation.batches import UInt8Images, on_batches
 from nasray.search.racing import StoppingRule
 
@@ -98,7 +98,7 @@ def recalibrate_bn(
     numbers: dict[torch.Size, Tensor] = {}  # of values per channel, by the shape of a batch
 
     def add_statistics(batch: Tensor) -> Tensor:
-        with _autocast(device):
+        with autocast(device):
             subnet(_prepared(batch, resolution))
         if batch.shape not in numbers:  # copied once, as the host waits for it
             numbers[batch.shape] = torch.tensor(
@@ -197,7 +197,7 @@ def correct_mask(
     """
 
     def predict(batch: Tensor) -> Tensor:
-        with _autocast(device):
+        with autocast(device):
             outputs = subnet(_prepared(batch, resolution))
         return outputs.argmax(1).where(outputs.isfinite().all(1), -1)
 
@@ -209,11 +209,6 @@ def correct_mask(
 def _prepared(batch: Tensor, resolution: int | None) -> Tensor:
     batch = normalize(batch)
     return batch if resolution is None else resized(batch, resolution)
-
-
-def _autocast(device: str) -> torch.autocast:
-    dtype = amp_dtype(device)
-    return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
 
 
 def _counter(values: list[int], index: int) -> Callable[[nn.Module, tuple[Tensor]], None]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nasray.data.transforms import normalize
-from nasray.devices import amp_dtype
+from nasray.devices import amp_dtype, autocast
 from nasray.training.gradients import GradientAverager, Slices
 
 
@@ -190,7 +190,6 @@ def train_epoch(
     `forward(images, step)` gives logits (n, classes). Data-parallel workers average the gradients
     of `slices(step)` by `averager`; the metrics are means over the images of all workers.
     """
-    dtype = amp_dtype(device)
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, images
     check = FiniteCheck(epoch)
     for step, (images, labels) in enumerate(prefetched(batches, device)):
@@ -198,7 +197,7 @@ def train_epoch(
         for group in optimizer.param_groups:
             group["lr"] = rate
         clear_gradients(optimizer)
-        with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+        with autocast(device):
             logits = forward(normalize(images), step)
             loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
         if averager is not None:

@@ -107,17 +107,17 @@ def test_evaluation_is_that_of_double_precision_on_a_cpu(monkeypatch, device, dt
     """Statistics are exact means whatever the type of the activations is."""
     if device == "cpu" and dtype is torch.float16:
         pytest.skip("torch's float16 convolutions are for GPUs")
-    monkeypatch.setattr(evaluate, "amp_dtype", lambda device: dtype)
+    monkeypatch.setattr(devices, "amp_dtype", lambda device: dtype)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     images, labels = pictures(230)  # batches of 46
     [arch] = architectures(SHUFFLENET, 1)
     exact = supernet_of().extract(arch).double()
     monkeypatch.setattr(evaluate, "normalize", lambda batch: evaluate_normalize(batch).double())
-    monkeypatch.setattr(evaluate, "amp_dtype", lambda device: None)
+    monkeypatch.setattr(devices, "amp_dtype", lambda device: None)
     recalibrate_bn(exact, images, batch_size=50)
     expected = correct_mask(exact, images, labels, batch_size=50)
     monkeypatch.setattr(evaluate, "normalize", evaluate_normalize)
-    monkeypatch.setattr(evaluate, "amp_dtype", lambda device: dtype)
+    monkeypatch.setattr(devices, "amp_dtype", lambda device: dtype)
 
     subnet = supernet_of().extract(arch).to(device)
     recalibrate_bn(subnet, images, batch_size=50, device=device)
@@ -245,7 +245,8 @@ def test_two_runs_and_a_resumed_one_are_equal_to_the_last_bit(device):
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_mixed_precision_trains_and_resumes(monkeypatch, dtype):
-    monkeypatch.setattr(train, "amp_dtype", lambda device: dtype)
+    for module in (devices, train):  # of the activations, and of the loss's scale
+        monkeypatch.setattr(module, "amp_dtype", lambda device: dtype)
     states = train_supernet("cuda")
     assert bool(states[-1]["scaler"]) is (dtype is torch.float16)
     assert np.isfinite([epoch["loss"] for epoch in states[-1]["curves"]]).all()
