@@ -34,7 +34,7 @@ def load_supernet(
             another digest than `digest` (if given), or holds weights that are not finite.
     """
     content = load(path, device, digest=digest)
-    found = _space_of(content, path)
+    found = space_of(content, path)
     if space is not None and found != space:
         raise UserError(
             f"{path} is a supernet of {describe(found)}, but the job's [space] is "
@@ -65,7 +65,7 @@ def load_subnet(path: str) -> tuple[Space, Architecture, nn.Sequential, dict[str
         UserError: there is no such file, it is damaged, or it holds a supernet.
     """
     content = load(path)
-    space = _space_of(content, path)
+    space = space_of(content, path)
     if "arch" not in content:
         raise UserError(f"{path} holds a supernet, not one subnet")
     arch = tuple(content["arch"])
@@ -106,7 +106,12 @@ def _save(path: str, content: dict[str, Any]) -> None:
     storage.write(path, buffer.getvalue())
 
 
-def _space_of(content: dict[str, Any], path: str) -> Space:
+def space_of(content: dict[str, Any], path: str) -> Space:
+    """Return the space that the content of the file `path` is of.
+
+    Raises:
+        UserError: it is no checkpoint of nasray.
+    """
     if not isinstance(content, dict) or not {"space", "state"} <= content.keys():
         raise UserError(f"{path} is not a nasray checkpoint: it names no space")
     try:

@@ -36,6 +36,7 @@ ARROWS = {
     "search": "costs spaces config storage errors",
     "costs": "spaces cluster storage devices progress errors",
     "predictors": "spaces storage devices progress errors",
+    "pretrained": "checkpoint spaces storage progress errors",
     "checkpoint": "spaces storage errors",
     "export": "data storage errors version",
     "spaces": "config errors",
@@ -50,7 +51,7 @@ ARROWS = {
 }
 # Arrows between modules that break a rule below until what they are for has been redesigned.
 TOLERATED: set[tuple[str, str]] = set()
-MOST_ARROWS = 100  # between packages
+MOST_ARROWS = 110  # between packages
 
 RAY = {
     "cluster.connect",

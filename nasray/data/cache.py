@@ -31,14 +31,6 @@ CHECKSUM_BYTES = 4
 log = logging.getLogger(__name__)
 
 
-def default_folder() -> str:
-    """Return the folder of caches on this node."""
-    if "NASRAY_CACHE" in os.environ:
-        return os.environ["NASRAY_CACHE"]
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.path.join(root, "nasray")
-
-
 def cached_images(
     dataset: Dataset, split: str, indices: np.ndarray, *, resolution: int, folder: str
 ) -> tuple[np.ndarray, np.ndarray]:

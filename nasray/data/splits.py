@@ -10,9 +10,10 @@ from functools import cached_property
 import numpy as np
 
 from nasray.config import Job
-from nasray.data.cache import cached_images, default_folder
+from nasray.data.cache import cached_images
 from nasray.data.loader import TrainBatches, calibration_subset, holdout_split, train_batches
 from nasray.data.shards import Dataset, open_dataset
+from nasray.storage.files import cache_folder
 
 Images = tuple[np.ndarray, np.ndarray]  # uint8 (n, 3, height, width), int64 labels (n,)
 
@@ -98,5 +99,5 @@ class JobImages:
             split,
             indices,
             resolution=self.resolution,
-            folder=default_folder(),
+            folder=cache_folder(),
         )

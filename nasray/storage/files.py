@@ -27,6 +27,14 @@ RETRY_S = 300.0  # for how long a failing write to an object store is repeated
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a write to a full disk raises
 
 
+def cache_folder() -> str:
+    """Return the folder on this node of what can be made or fetched again."""
+    if "NASRAY_CACHE" in os.environ:
+        return os.environ["NASRAY_CACHE"]
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(root, "nasray")
+
+
 def is_uri(path: str) -> bool:
     """Whether `path` is a URI, not a local path."""
     return "://" in path

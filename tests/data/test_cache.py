@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nasray.config import DataConfig
-from nasray.data.cache import cached_images, default_folder
+from nasray.data.cache import cached_images
 from nasray.data.importing import import_dataset
 from nasray.data.shards import Dataset, open_dataset
 from nasray.data.transforms import decode, eval_transform
@@ -119,14 +119,3 @@ def test_two_that_ask_at_once_build_one_cache(dataset, tmp_path):
     with ThreadPoolExecutor(2) as pool:
         assert len(set(pool.map(ask, range(2)))) == 1
     assert len(cache_files(tmp_path)) == 1
-
-
-def test_the_default_folder_follows_the_environment(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/someone")
-    monkeypatch.delenv("NASRAY_CACHE", raising=False)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert default_folder() == "/home/someone/.cache/nasray"
-    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache")
-    assert default_folder() == "/var/cache/nasray"
-    monkeypatch.setenv("NASRAY_CACHE", "/scratch")
-    assert default_folder() == "/scratch"

@@ -153,3 +153,14 @@ def test_a_write_to_a_disk_is_repeated_only_on_demand(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         storage.write(path, b"", retry_s=0.05)
     assert pauses
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.delenv("NASRAY_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert storage.cache_folder() == "/home/someone/.cache/nasray"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/cache")
+    assert storage.cache_folder() == "/var/cache/nasray"
+    monkeypatch.setenv("NASRAY_CACHE", "/scratch")
+    assert storage.cache_folder() == "/scratch"

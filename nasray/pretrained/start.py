@@ -1,0 +1,197 @@
+"""Start a supernet from weights in a file, nasray's own or published ones.
+
+This is the one place that tells what a file is. Training continues from the supernet that
+start_from() returns, as it is.
+"""
+
+import dataclasses
+import logging
+import pkgutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nasray import checkpoint
+from nasray.errors import UserError
+from nasray.pretrained import files
+from nasray.spaces import describe
+from nasray.spaces.space import Space
+from nasray.spaces.supernet import Supernet
+
+# By space: what gives published tensors our supernet's names, called with the space and the
+# tensors of the file by name. Its UserErrors go on after the name of the file. Imported when
+# asked for.
+PUBLISHED = {
+    "ofa_mobilenetv3": "nasray.pretrained.ofa:ofa_tensors",
+    "ofa_proxyless": "nasray.pretrained.ofa:ofa_tensors",
+    "ofa_resnet50d": "nasray.pretrained.ofa:ofa_tensors",
+}
+# Options of a space that change no weight but the classifier's.
+FREE_OPTIONS = ("num_classes", "resolution", "resolutions")
+# Looked at when shapes differ; published ones first.
+WIDTHS = (1.0, 1.2, 1.3, *(step / 20 for step in range(2, 41)))
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Started:
+    """A supernet with weights from a file."""
+
+    supernet: Supernet  # in eval mode, on the CPU
+    new_head: bool  # its classifier is not the file's, but drawn: without training, it guesses
+
+
+def start_from(space: Space, path: str, *, sha256: str = "", seed: int) -> Started:
+    """Build the supernet of `space` with the weights in `path`.
+
+    A file of another number of classes than `space` gives all weights but the classifier's,
+    which are drawn from `seed` as those of a supernet that is trained from the beginning.
+
+    Args:
+        space: its supernet is built.
+        path: supernet.pt of nasray, or a published file; read_state() says from where.
+        sha256: the digest that the file must have, in hexadecimal, if given.
+        seed: of the classifier, if it is new.
+
+    Raises:
+        UserError: the file cannot be read, is of another space, has another digest, or holds
+            weights that do not fit or are not finite.
+    """
+    tensors, names = _read(space, path, sha256)
+    supernet = space.supernet()
+    space.initialize(supernet, torch.Generator().manual_seed(seed))
+    head = _classifier(space)
+    number = _num_classes(tensors, head, space)
+    if number == space.num_classes:
+        _load(supernet, tensors, path, names)
+        return Started(supernet.eval(), new_head=False)
+    others = {name: tensor for name, tensor in tensors.items() if name not in head}
+    _load(supernet, others, path, names, missing=head)
+    log.info(
+        "%s is of %d classes, not %d: the classifier starts anew", path, number, space.num_classes
+    )
+    return Started(supernet.eval(), new_head=True)
+
+
+def import_from(space: Space, path: str, *, sha256: str = "") -> Supernet:
+    """Return the supernet in `path` with its own classifier, however many classes it has.
+
+    The supernet is that of `space` for this number of classes, in eval mode; arguments and
+    errors as those of start_from().
+    """
+    tensors, names = _read(space, path, sha256)
+    number = _num_classes(tensors, _classifier(space), space)
+    supernet = _changed(space, num_classes=number).supernet()
+    _load(supernet, tensors, path, names)
+    return supernet.eval()
+
+
+def _read(space: Space, path: str, sha256: str) -> tuple[dict[str, Tensor], dict[int, str]]:
+    """Read the tensors of `path` under our names, and the names in the file by tensors' ids."""
+    content = files.read_content(path, sha256)
+    if isinstance(content, dict) and {"space", "state"} <= content.keys():
+        _check_same(space, content, path)
+        tensors = state = files.state_of(content["state"], path)
+    elif space.name in PUBLISHED:
+        state = files.state_of(content, path)
+        try:
+            tensors = pkgutil.resolve_name(PUBLISHED[space.name])(space, state)
+        except UserError as error:
+            raise UserError(f"{path} {error}") from None
+    else:
+        raise UserError(
+            f"{path} is no supernet.pt of nasray, and of {space.name} no published weights are "
+            "known; give a supernet.pt"
+        )
+    return tensors, {id(tensor): name for name, tensor in state.items()}
+
+
+def _check_same(space: Space, content: dict[str, Any], path: str) -> None:
+    """Check that a checkpoint of nasray is a supernet with weights like those of `space`."""
+    if "arch" in content:
+        raise UserError(f"{path} holds one subnet; give the supernet.pt of a run directory")
+    found, wanted = describe(checkpoint.space_of(content, path)), describe(space)
+    if found["name"] != wanted["name"]:
+        raise UserError(
+            f"{path} is a supernet of {found['name']}, not of {wanted['name']}; set "
+            f"space.name = {found['name']!r}, or give another file"
+        )
+    for key, value in found.items():
+        if key not in FREE_OPTIONS and value != wanted[key]:
+            raise UserError(
+                f"{path} is a supernet with space.{key} = {value!r}, not {wanted[key]!r}; set "
+                f"space.{key} to that, or give another file"
+            )
+
+
+def _changed(space: Any, **options: Any) -> Any:
+    return dataclasses.replace(space, **options)
+
+
+def _shapes(space: Space) -> dict[str, torch.Size]:
+    """The shapes of all tensors of the supernet of `space`, which is not allocated."""
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in space.supernet().state_dict().items()}
+
+
+def _classifier(space: Space) -> list[str]:
+    """The names of the tensors of which the first dimension is the number of classes."""
+    shapes = _shapes(space)
+    more = _shapes(_changed(space, num_classes=space.num_classes + 1))
+    return [name for name, shape in shapes.items() if shape != more[name]]
+
+
+def _num_classes(tensors: Mapping[str, Tensor], head: list[str], space: Space) -> int:
+    """The number of classes of the classifier in `tensors`; that of `space` if it is unclear."""
+    numbers = {
+        tensors[name].shape[0] if name in tensors and tensors[name].ndim else 0 for name in head
+    }
+    return numbers.pop() if len(numbers) == 1 and 0 not in numbers else space.num_classes
+
+
+def _load(
+    supernet: Supernet,
+    tensors: Mapping[str, Tensor],
+    path: str,
+    names: Mapping[int, str],
+    missing: Sequence[str] = (),
+) -> None:
+    """Copy `tensors` into `supernet`; it keeps its own where they are in `missing`.
+
+    Counts of batches, which no computation uses, may be absent.
+    """
+    own = supernet.state_dict()
+    for name, tensor in tensors.items():
+        called = names.get(id(tensor), name)
+        if name not in own:
+            raise UserError(f"{path} holds {called}, which {supernet.space.name} does not have")
+        if tensor.shape != own[name].shape:
+            raise UserError(
+                f"{path}: {called} is {tuple(tensor.shape)}, where {supernet.space.name} has "
+                f"{tuple(own[name].shape)}; {_cause(supernet.space, tensors)}"
+            )
+        if own[name].is_floating_point() and not tensor.is_floating_point():
+            raise UserError(
+                f"{path}: {called} is of {tensor.dtype}; give weights in floating point"
+            )
+    for name in own:
+        if name not in tensors and name not in missing and not name.endswith("num_batches_tracked"):
+            raise UserError(f"{path} lacks {name}; a whole supernet of the space is needed")
+    supernet.load_state_dict(own | dict(tensors))
+    for name, value in supernet.state_dict().items():
+        if not value.isfinite().all():
+            called = names.get(id(tensors.get(name)), name)
+            raise UserError(f"{path}: {called} has values that are not finite; give another file")
+
+
+def _cause(space: Any, tensors: Mapping[str, Tensor]) -> str:
+    """Say how to mend a space of which the shapes are not those of `tensors`."""
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    for width in WIDTHS if hasattr(space, "width") else ():
+        shapes = _shapes(_changed(space, width=width))
+        if all(shapes.get(name) == shape for name, shape in found.items()):
+            return f"the file has another width: set space.width = {width}"
+    return "the file is of another space, or of other options of it"
