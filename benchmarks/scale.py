@@ -4,9 +4,10 @@
 
 The job is jobs/oneshot_imagenet.toml with steady-state search. Measured here, in CPU time of one
 thread so that other programs disturb it little: passes of the network, decoding. All else is in
-ASSUMPTIONS, each an option. GPUs are taken to be bound by their memory: EfficientNet-B0 trains on
-Titan RTX, V100 and RTX 3090 at 0.67 to 0.68 MACs of a forward pass for each byte that their memory
-could move meanwhile (timm's author, gist bb59f9e245162cee0e38bd66bd8cd77f).
+ASSUMPTIONS, each an option. GPUs are taken to be bound by their memory, all at the rates measured
+on one H200 (benchmarks/on_gpu.py): MACs of a forward pass for each byte that the card's memory
+could move meanwhile, by its data sheet. EfficientNet-B0 trains on Titan RTX, V100 and RTX 3090 at
+0.67 to 0.68 (timm's author, gist bb59f9e245162cee0e38bd66bd8cd77f).
 """
 
 import argparse
@@ -64,9 +65,9 @@ ASSUMPTIONS = (
     ("vcpus", None, "a GPU", "published", "the same"),
     ("network", None, "Gb/s a node", "published", "the same"),
     ("dollars", None, "a GPU-hour", "published", "the same, on demand"),
-    ("training_macs", 0.45, "MACs/byte", "assumed", "0.6 of MobileNetV2's, timm's RTX 3090: 0.77"),
-    ("evaluation_macs", 1.9, "MACs/byte", "assumed", "0.6 of MobileNetV2's, the same: 3.2"),
-    ("recalibration", None, "evaluations", "measured", "of an image: train-mode BN / folded BN"),
+    ("training_macs", 0.47, "MACs/byte", "measured", "an H200, batch 1,024: docs/results.md"),
+    ("evaluation_macs", 1.5, "MACs/byte", "measured", "the same card, batch 250"),
+    ("recalibration", 1.47, "evaluations", "measured", "of an image: the same card, batch 250"),
     ("dispatch_ms", None, "ms a step", "measured", "2 images of 32 px: mostly Python"),
     ("decode_training", None, "a core-second", "measured", "JPEGs of 500 x 375, augmented"),
     ("decode_crops", None, "a core-second", "measured", "the same, evaluation crop"),
@@ -135,21 +136,19 @@ def main():
 
 
 def count_networks():
-    """Mean MACs of what each stage runs, and the parameters that have gradients."""
+    """Mean MACs of what each stage runs, and the parameters whose gradients are averaged."""
     space, rng = ShuffleNet(resolution=SIDE), np.random.default_rng(0)
     table = CostTable(space)
     drawn = [
         np.array([sample(space, JOB.supernet, seed=0, epoch=e, step=s) for s in range(50)])
         for e in range(JOB.supernet.epochs)
     ]
-    wide = np.concatenate(drawn)
-    wide[:, 1::2] = len(SCALES) - 1  # gradients are of whole blocks, zero around the slices
     feasible = np.array(Limits(space, JOB.search.limits).draw(500, rng, set()))
     winner = table(np.stack(PUBLISHED["oneshot-s+"], axis=1).reshape(1, -1))
     return SimpleNamespace(
         space=space,
         schedule=[float(table(epoch)["macs"].mean()) for epoch in drawn],
-        supernet_params=float(table(wide)["params"].mean()),
+        supernet_params=float(table(np.concatenate(drawn))["params"].mean()),
         validated=float(table(random_population(space.genes, 500, rng))["macs"].mean()),
         candidate=float(table(feasible)["macs"].mean()),
         winner=float(winner["macs"][0]),
@@ -166,7 +165,6 @@ def measure(nets, repeats):
     nets.kept = kept_bytes(nets.space, repeats)
     step = spent["forward"] + spent["backward"]
     measured = {
-        "recalibration": spent["recalibration"] / spent["evaluation"],
         "dispatch_ms": 2e3 * (small["forward"] + small["backward"]),
         "decode_training": 1 / decoding["augmented"],
         "decode_crops": 1 / decoding["cropped"],
