@@ -47,6 +47,7 @@ setup(
             "ruff>=0.8",
             "mypy>=1.13",
             "pre-commit>=4",
+            "safetensors>=0.4",  # pretrained/ reads its files if it is there
         ],
     },
     entry_points={"console_scripts": ["nasray = nasray.cli.main:main"]},

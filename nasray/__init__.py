@@ -8,9 +8,27 @@ from typing import TYPE_CHECKING, Any
 from nasray.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from nasray.api import DesignSpace, RunDirectory, import_data, load, open, run, space
+    from nasray.api import (
+        DesignSpace,
+        RunDirectory,
+        import_data,
+        load,
+        load_supernet,
+        open,
+        run,
+        space,
+    )
 
-__all__ = ["DesignSpace", "RunDirectory", "import_data", "load", "open", "run", "space"]
+__all__ = [
+    "DesignSpace",
+    "RunDirectory",
+    "import_data",
+    "load",
+    "load_supernet",
+    "open",
+    "run",
+    "space",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -113,7 +113,10 @@ def space_of(content: dict[str, Any], path: str) -> Space:
         UserError: it is no checkpoint of nasray.
     """
     if not isinstance(content, dict) or not {"space", "state"} <= content.keys():
-        raise UserError(f"{path} is not a nasray checkpoint: it names no space")
+        raise UserError(
+            f"{path} is not a nasray checkpoint: it names no space; `nasray import-weights` makes "
+            "one of published weights"
+        )
     try:
         return space_by_name(**content["space"])
     except TypeError:

@@ -37,7 +37,8 @@ MODULES = r"collections\.abc\.|typing\.|nasray\.config\.|['\"]"  # left out of s
 def page() -> str:
     """The text of docs/api.md."""
     parts = [INTRODUCTION]
-    for name in ("run", "open", "load", "space", "import_data", "RunDirectory", "DesignSpace"):
+    functions = ("run", "open", "load", "load_supernet", "space", "import_data")
+    for name in (*functions, "RunDirectory", "DesignSpace"):
         found = getattr(nasray, name)
         parts.append(_described(f"## nasray.{name}", found))
         if inspect.isclass(found):
@@ -120,6 +121,22 @@ def test_a_retrained_network_is_loaded_with_its_normalisation(tmp_path: Path):
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     with torch.no_grad():
         torch.testing.assert_close(model(images), subnet((255 * images - mean) / std))
+
+
+def test_a_supernet_is_loaded_to_run_and_to_extract_from(tmp_path: Path):
+    space = nasray.space("tiny", num_classes=5, resolution=32)
+    checkpoint.save_supernet(f"{tmp_path}/supernet.pt", space.supernet(seed=3))
+    supernet = nasray.load_supernet(tmp_path / "supernet.pt")
+    assert supernet.space == space.space and not supernet.training
+    arch = supernet.space.from_json(space.describe("largest"))
+    assert arch == nasray.DesignSpace(supernet.space).architecture("largest")
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        logits = supernet(images, arch)
+        torch.testing.assert_close(supernet.extract(arch)(images), logits)
+        torch.testing.assert_close(space.supernet(seed=3).eval()(images, arch), logits)
+    with pytest.raises(UserError, match="nothing.pt does not exist"):
+        nasray.load_supernet(tmp_path / "nothing.pt")
 
 
 def test_what_is_no_network_is_refused(tmp_path: Path):

@@ -26,7 +26,8 @@ ARROWS = {
     "cli": "nasray pipeline algorithms search costs predictors spaces data cluster "
     "config storage progress errors",
     "nasray": "api version",
-    "api": "pipeline report export checkpoint search costs spaces cluster config storage errors",
+    "api": "pipeline report export pretrained checkpoint search costs spaces cluster config "
+    "storage errors",
     "pipeline": "training evaluation algorithms export checkpoint predictors search costs data "
     "spaces config storage progress errors version",
     "training": "evaluation checkpoint data spaces cluster config storage devices progress errors",

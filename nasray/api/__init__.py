@@ -1,6 +1,15 @@
 """The Python API, whose names `import nasray` offers; the command line is a layer over it."""
 
 from nasray.api.runs import RunDirectory, import_data, open, run
-from nasray.api.spaces import DesignSpace, load, space
+from nasray.api.spaces import DesignSpace, load, load_supernet, space
 
-__all__ = ["DesignSpace", "RunDirectory", "import_data", "load", "open", "run", "space"]
+__all__ = [
+    "DesignSpace",
+    "RunDirectory",
+    "import_data",
+    "load",
+    "load_supernet",
+    "open",
+    "run",
+    "space",
+]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nasray.config import Limit, parse_job
 from nasray.errors import UserError
+from nasray.storage import files as storage
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,6 +41,22 @@ def load(path: str | os.PathLike[str]) -> "nn.Module":
     model.resolution = space.resolution_of(arch)
     model.arch = space.to_json(arch)
     return model
+
+
+def load_supernet(path: str | os.PathLike[str]) -> "Supernet":
+    """Load a supernet, RUN_DIR/supernet.pt or what `nasray import-weights` wrote, in eval mode.
+
+    supernet(images, arch) maps float32 (batch, 3, resolution, resolution), normalised, to logits
+    (batch, classes) by the subnet `arch`; supernet.extract(arch) is that subnet as a network of
+    its own. `arch` is one choice index per gene, as supernet.space.from_json() and
+    nasray.DesignSpace(supernet.space).architecture() return it. The weights are on the CPU.
+
+    Raises:
+        UserError: there is no such file, it holds no supernet, or weights that are not finite.
+    """
+    from nasray import checkpoint
+
+    return checkpoint.load_supernet(os.fspath(path))
 
 
 def space(name: str, **options: Any) -> "DesignSpace":
@@ -151,6 +168,43 @@ class DesignSpace:
         self.space.initialize(supernet, torch.Generator().manual_seed(seed))
         return supernet
 
+    def import_weights(
+        self, path: str | os.PathLike[str], out: str | os.PathLike[str], *, sha256: str = ""
+    ) -> None:
+        """Write the supernet of this space with the weights in `path` to `out`.
+
+        Args:
+            path: a published file or nasray's supernet.pt: a local path, a URI of a storage, or
+                an http(s) address. docs/pretrained.md says which files are known.
+            out: a path or URI; load_supernet() and a job take this file.
+            sha256: the digest that the file must have, in hexadecimal, if given.
+
+        Raises:
+            UserError: the file cannot be read, is not of this space and its number of classes, or
+                has another digest; or `out` exists with other content.
+        """
+        from nasray import checkpoint
+        from nasray.pretrained.start import start_from
+
+        out = os.fspath(out)
+        exists = storage.exists(out)  # before a long download: it may be no place to write to
+        supernet = start_from(self.space, os.fspath(path), sha256=sha256, seed=None).supernet
+        if not exists:
+            checkpoint.save_supernet(out, supernet)
+        elif not _holds(out, supernet):
+            raise UserError(f"{out} exists with other content; remove it or give another name")
+
     def extract(self, supernet: "Supernet", arch: AnyArchitecture) -> "nn.Sequential":
         """Return `arch` as a network of its own, with a copy of its weights in `supernet`."""
         return supernet.extract(self.architecture(arch))
+
+
+def _holds(path: str, supernet: "Supernet") -> bool:
+    """Whether the file at `path` is that of `supernet`."""
+    from nasray import checkpoint
+
+    try:
+        found = checkpoint.load_supernet(path, supernet.space).state_dict()
+    except (UserError, OSError):  # damaged, something else, or a folder
+        return False
+    return all(tensor.equal(found[name]) for name, tensor in supernet.state_dict().items())

@@ -14,7 +14,7 @@ from nasray.cli import runs
 from nasray.cli.cluster import status, stop, submit
 from nasray.cli.front import front
 from nasray.cli.latency import latency, measure_latency
-from nasray.cli.spaces import profile, show, spaces
+from nasray.cli.spaces import import_weights, profile, show, spaces
 from nasray.errors import EvaluationError, UserError
 
 
@@ -71,6 +71,7 @@ for verb in (
     spaces,
     profile,
     show,
+    import_weights,
     measure_latency,
     latency,
     front,

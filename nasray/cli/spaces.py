@@ -1,4 +1,4 @@
-"""The verbs that need a design space and no run: spaces, profile, show, latency."""
+"""The verbs that need a design space and no run: spaces, profile, show, import-weights."""
 
 import json
 from typing import Any
@@ -106,6 +106,25 @@ def show(
     if strings is not None:
         for arch in _parsed(space, strings, at):
             click.echo(json.dumps(space.to_json(arch)))
+
+
+@click.command("import-weights")
+@space_argument
+@click.argument("weights", metavar="FILE")
+@click.argument("out", metavar="OUT")
+@click.option("--sha256", default="", metavar="HEX", help="The digest that FILE must have.")
+@space_options
+def import_weights(
+    space_name: str, weights: str, out: str, sha256: str, **space_settings: Any
+) -> None:
+    """Write the published supernet in FILE to OUT, as nasray trains, searches and exports it.
+
+    FILE is a path, s3:// and the like, or an http(s) address; docs/pretrained.md says of which
+    networks. The options of SPACE must be those of FILE, e.g. --set width=1.0.
+    """
+    space = make_space(space_name, **space_settings)
+    space.import_weights(weights, out, sha256=sha256)
+    click.echo(f"{out}: a supernet of {space_name}")
 
 
 def _parsed(space: Any, strings: str, resolution: int | None) -> list[tuple[int, ...]]:

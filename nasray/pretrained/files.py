@@ -139,9 +139,10 @@ def _downloaded(url: str) -> bytes:
     """Download a whole file."""
     content = bytearray()
     try:
-        # Some servers refuse the name that urllib gives itself.
+        # Some servers refuse the name that urllib gives itself. An opener of its own follows the
+        # proxies that the environment names now; urlopen() follows those of its first call.
         request = urllib.request.Request(url, headers={"User-Agent": "nasray"})
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+        with urllib.request.build_opener().open(request, timeout=TIMEOUT_S) as response:
             length = response.length  # None where the server does not say
             size = f"{length / 1e6:.1f} MB" if length else "size not told"
             log.info("downloading %s (%s)", url, size)
@@ -162,11 +163,11 @@ def _downloaded(url: str) -> bytes:
 def _shown(response: http.client.HTTPResponse, length: int | None) -> Iterator[bytes]:
     """Yield the chunks of an answer, with progress in MB if its length is known."""
     done = 0
-    with progress("download", -(-(length or 0) // CHUNK_BYTES)) as show:
+    with progress("download, MB", -(-(length or 0) // CHUNK_BYTES)) as show:
         while chunk := response.read(CHUNK_BYTES):
             done += len(chunk)
             if length:
-                show(-(-done // CHUNK_BYTES), "MB")
+                show(-(-done // CHUNK_BYTES), "")
             yield chunk
 
 

@@ -31,7 +31,7 @@ PUBLISHED = {
 # Options of a space that change no weight but the classifier's.
 FREE_OPTIONS = ("num_classes", "resolution", "resolutions")
 # Looked at when shapes differ; published ones first.
-WIDTHS = (1.0, 1.2, 1.3, *(step / 20 for step in range(2, 41)))
+WIDTHS = (1.0, 1.2, 1.3, 0.25, 0.35, 0.5, 0.75, 0.8, 1.4, 1.5, 2.0)
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Started:
     new_head: bool  # its classifier is not the file's, but drawn: without training, it guesses
 
 
-def start_from(space: Space, path: str, *, sha256: str = "", seed: int) -> Started:
+def start_from(space: Space, path: str, *, sha256: str = "", seed: int | None) -> Started:
     """Build the supernet of `space` with the weights in `path`.
 
     A file of another number of classes than `space` gives all weights but the classifier's,
@@ -52,9 +52,9 @@ def start_from(space: Space, path: str, *, sha256: str = "", seed: int) -> Start
 
     Args:
         space: its supernet is built.
-        path: supernet.pt of nasray, or a published file; read_state() says from where.
+        path: supernet.pt of nasray, or a published file; files.read_state() says from where.
         sha256: the digest that the file must have, in hexadecimal, if given.
-        seed: of the classifier, if it is new.
+        seed: of the classifier, if it is new; None refuses another number of classes.
 
     Raises:
         UserError: the file cannot be read, is of another space, has another digest, or holds
@@ -62,31 +62,22 @@ def start_from(space: Space, path: str, *, sha256: str = "", seed: int) -> Start
     """
     tensors, names = _read(space, path, sha256)
     supernet = space.supernet()
-    space.initialize(supernet, torch.Generator().manual_seed(seed))
     head = _classifier(space)
     number = _num_classes(tensors, head, space)
     if number == space.num_classes:
         _load(supernet, tensors, path, names)
         return Started(supernet.eval(), new_head=False)
+    if seed is None:
+        raise UserError(
+            f"{path} is of {number} classes, not {space.num_classes}; set num_classes = {number}"
+        )
+    space.initialize(supernet, torch.Generator().manual_seed(seed))
     others = {name: tensor for name, tensor in tensors.items() if name not in head}
     _load(supernet, others, path, names, missing=head)
     log.info(
         "%s is of %d classes, not %d: the classifier starts anew", path, number, space.num_classes
     )
     return Started(supernet.eval(), new_head=True)
-
-
-def import_from(space: Space, path: str, *, sha256: str = "") -> Supernet:
-    """Return the supernet in `path` with its own classifier, however many classes it has.
-
-    The supernet is that of `space` for this number of classes, in eval mode; arguments and
-    errors as those of start_from().
-    """
-    tensors, names = _read(space, path, sha256)
-    number = _num_classes(tensors, _classifier(space), space)
-    supernet = _changed(space, num_classes=number).supernet()
-    _load(supernet, tensors, path, names)
-    return supernet.eval()
 
 
 def _read(space: Space, path: str, sha256: str) -> tuple[dict[str, Tensor], dict[int, str]]:

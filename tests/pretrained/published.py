@@ -5,6 +5,8 @@ architectures, and the logits that the original code computes with these weights
 """
 
 import json
+import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,31 @@ def expected_logits(net: str) -> np.ndarray:
 
 
 def formula_state(net: str) -> dict[str, torch.Tensor]:
-    """The state of a published network, its weights made by a formula."""
+    """The state of a published network, its weights made by a formula; not to be changed."""
+    return dict(_formula_state(net))
+
+
+def respelled(state: dict[str, torch.Tensor], *, plain: bool, older: bool) -> Any:
+    """The state with the names of static networks, or of the first versions, or both."""
+    found = {}
+    for name, tensor in state.items():
+        if plain:
+            name = re.sub(r"\b(bn|linear)\.\1\.", r"\1.", name)
+            name = name.replace(".conv.conv.weight", ".conv.weight")
+        if older:
+            name = re.sub(r"^(blocks\.\d+)\.conv\.", r"\1.mobile_inverted_conv.", name)
+        found[name] = tensor
+    return found
+
+
+def static_state(net: str) -> dict[str, torch.Tensor]:
+    """The state of the largest network as a static one, which has no kernel matrices."""
+    state = respelled(formula_state(net), plain=True, older=True)
+    return {name: tensor for name, tensor in state.items() if not name.endswith("_matrix")}
+
+
+@cache
+def _formula_state(net: str) -> dict[str, torch.Tensor]:
     return {
         name: torch.from_numpy(_weights(name, tuple(shape), number))
         for number, (name, shape) in enumerate(published(net)["keys"])
