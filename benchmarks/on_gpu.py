@@ -165,12 +165,12 @@ def _training_of(
     report(f"{what}: first step of an architecture", first, "s")
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    ours = _epoch_seconds(supernet, lambda images, step: supernet(images, arch), batches, device)
+    ours = _epoch_seconds(supernet, lambda images: supernet(images, arch), batches, device)
     report(f"{what}: supernet step", batch_size / ours, "images/s")
     if device == "cuda":
         memory = torch.cuda.max_memory_allocated() / batch_size / 1e6
         report(f"{what}: memory of an image at the peak", memory, "MB")
-    its = _epoch_seconds(subnet, lambda images, step: subnet(images), batches, device)
+    its = _epoch_seconds(subnet, subnet, batches, device)
     report(f"{what}: extracted subnet's step", batch_size / its, "images/s")
     report(f"{what}: supernet step / extracted subnet's", ours / its, "ratio")
     bare = _median_seconds(settings, lambda: _bare_step(subnet, *ready))
@@ -316,12 +316,12 @@ def _compile_of(name: str, batch_size: int, settings: Settings, report: Report) 
     batches = [(images, labels)] * settings.steps
     subnet = supernet.extract(arch).train()
     what = f"{name}, {settings.side} px, batch {batch_size}: fixed subnet"
-    eager = _epoch_seconds(subnet, lambda images, step: subnet(images), batches, device)
+    eager = _epoch_seconds(subnet, subnet, batches, device)
     report(f"{what}, eager", batch_size / eager, "images/s")
     compiled = torch.compile(subnet)
     ready = normalize(images.to(device)), labels.to(device)
     report(f"{what}, compiling it", _seconds(settings, lambda: _bare_step(compiled, *ready)), "s")
-    its = _epoch_seconds(subnet, lambda images, step: compiled(images), batches, device)
+    its = _epoch_seconds(subnet, compiled, batches, device)
     report(f"{what}, compiled", batch_size / its, "images/s")
     report(f"{what}, eager / compiled", eager / its, "ratio")
 
@@ -413,7 +413,7 @@ def _epoch_seconds(network: nn.Module, forward, batches, device: str) -> float:
     for _ in range(2):
         started = time.monotonic()
         train_epoch(
-            forward,
+            lambda step: [forward],
             batches,
             optimizer,
             scaler,

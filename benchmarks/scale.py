@@ -140,7 +140,7 @@ def count_networks():
     space, rng = ShuffleNet(resolution=SIDE), np.random.default_rng(0)
     table = CostTable(space)
     drawn = [
-        np.array([sample(space, JOB.supernet, seed=0, epoch=e, step=s) for s in range(50)])
+        np.array([sample(space, JOB.supernet, seed=0, epoch=e, step=s)[0] for s in range(50)])
         for e in range(JOB.supernet.epochs)
     ]
     feasible = np.array(Limits(space, JOB.search.limits).draw(500, rng, set()))

@@ -16,7 +16,13 @@ from nasray.errors import UserError, did_you_mean
 from nasray.storage import files as storage
 
 # Keys that hold paths: a job file may be relative to where nasray is called, a run is not.
-PATHS = (("data", "path"), ("search", "latency_table"), ("search", "predictor"))
+PATHS = (
+    ("data", "path"),
+    ("supernet", "init"),
+    ("supernet", "teacher"),
+    ("search", "latency_table"),
+    ("search", "predictor"),
+)
 
 
 class Section(BaseModel):
@@ -80,10 +86,29 @@ class ComputeConfig(Section):
     evaluator_labels: dict[str, str] = {}
 
 
-class SupernetConfig(Section):
-    """Supernet training. Defaults are the published recipe (batch over all workers)."""
+# The defaults of [supernet] where training begins with trained weights, `init`.
+FROM_INIT: dict[str, Any] = {
+    "epochs": 12,
+    "batch_size": 32,
+    "learning_rate": 0.05,
+    "warmup_epochs": 1,
+    "weight_decay": 4e-5,
+    "channel_warmup_start": 0,
+    "channel_warmup_epochs": 0,
+    "sampling": "sandwich",
+    "distillation": 1.0,
+}
 
-    epochs: int = Field(120, ge=1)
+
+class SupernetConfig(Section):
+    """Supernet training. Defaults are the published recipe (batch over all workers).
+
+    With `init`, they are those of FROM_INIT.
+    """
+
+    init: str = ""  # path or URL of trained weights to begin with; empty: random ones
+    init_sha256: str = ""  # that the file must have
+    epochs: int = Field(120, ge=0)  # 0: the supernet that `init` names, as it is
     batch_size: int = Field(1024, ge=2)
     learning_rate: float = Field(1.3, gt=0)  # peak
     warmup_epochs: float = Field(5, ge=0)
@@ -95,18 +120,60 @@ class SupernetConfig(Section):
     # thousand steps before random paths agree on anything; small data sets lack them.
     shared_start_epochs: int = Field(0, ge=0)
     # Channel-selection warm-up: full width before this epoch (0-based), then the published
-    # table of ever smaller scales, stretched or squeezed to `channel_warmup_epochs`.
+    # table of ever smaller scales, stretched or squeezed to `channel_warmup_epochs`; 0: all at
+    # once.
     channel_warmup_start: int = Field(60, ge=0)
-    channel_warmup_epochs: int = Field(24, ge=1)
+    channel_warmup_epochs: int = Field(24, ge=0)
     smallest_scale: float = Field(0.2, gt=0)  # nothing narrower is ever trained
     num_val_archs: int = Field(4, ge=1)  # fixed architectures, the mean of whose top-1 is shown
     val_calibration_images: int = Field(2000, ge=2)
     val_every: int = Field(1, ge=1)  # epochs
+    # The subnets of a step: one, drawn uniformly; or the sandwich rule (BigNAS, Yu et al. 2020),
+    # the largest, the smallest and `sandwich_random` random ones, whose gradients are summed.
+    sampling: Literal["uniform", "sandwich"] = "uniform"
+    sandwich_random: int = Field(2, ge=0)
+    # The share of soft labels in the loss: those of `teacher`, for all subnets; without one,
+    # those of the step's largest subnet, for the others (in-place distillation, ibid.).
+    distillation: float = Field(0.0, ge=0, le=1)
+    teacher: str = ""  # path of a supernet.pt, or of a model.pt of retraining
+    ema: float = Field(0.0, ge=0, lt=1)  # decay per step of the averaged weights kept; 0: none
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_for_init(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not values.get("init"):
+            return values
+        filled = FROM_INIT | values
+        if filled["sampling"] == "uniform" and not values.get("teacher"):
+            filled["distillation"] = values.get("distillation", 0.0)  # no soft labels
+        return filled
+
+    @model_validator(mode="after")
+    def _begins_with_weights(self) -> "SupernetConfig":
+        if self.epochs == 0 and not self.init:
+            raise ValueError(
+                "epochs = 0 takes a supernet as it is: name its file in `init`, or set epochs to "
+                "1 or more"
+            )
+        if self.init_sha256 and not self.init:
+            raise ValueError("init_sha256 is of the file `init`, which is not given; give both")
+        return self
+
+    @model_validator(mode="after")
+    def _has_soft_labels(self) -> "SupernetConfig":
+        if self.teacher and not self.distillation:
+            raise ValueError("a teacher teaches nothing with distillation = 0; set it to 0.5, say")
+        if self.distillation and not self.teacher and self.sampling == "uniform":
+            raise ValueError(
+                f"distillation = {self.distillation} needs soft labels: set sampling to "
+                '"sandwich", whose largest subnets give them, or name a `teacher`'
+            )
+        return self
 
     @model_validator(mode="after")
     def _starts_in_order(self) -> "SupernetConfig":
         start, shared = self.channel_warmup_start, self.shared_start_epochs
-        if not shared <= start < self.epochs:
+        if self.epochs and not shared <= start < self.epochs:
             raise ValueError(
                 f"channel_warmup_start = {start} must be at least shared_start_epochs = {shared} "
                 f"and below epochs = {self.epochs}, or no width but the full one is trained"
@@ -268,7 +335,7 @@ def with_absolute_paths(job: Job, data_path: str | None = None) -> Job:
     for section, key in PATHS:
         values = getattr(job, section)
         path = data_path if data_path and section == "data" else getattr(values, key)
-        if path:
+        if path and not path.startswith(("http://", "https://")):
             values = values.model_copy(update={key: storage.absolute(path)})
             job = job.model_copy(update={section: values})
     return job

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from nasray.algorithms import ALGORITHMS
-from nasray.config import Job, SupernetConfig, load_job, parse_job
+from nasray.config import FROM_INIT, Job, SupernetConfig, load_job, parse_job
 from nasray.errors import UserError
 from nasray.pipeline.run import check_names
 
@@ -99,6 +99,10 @@ def test_docs_tell_every_key_and_its_default():
         ({"search": {"limits": [{"cost": "macs", "max": float("nan")}]}}, "finite number"),
         ({"supernet": {"epochs": 30}}, "channel_warmup_start = 60 must be at least"),
         ({"supernet": {"shared_start_epochs": 61}}, "shared_start_epochs = 61"),
+        ({"supernet": {"epochs": 0}}, "epochs = 0 takes a supernet as it is: name its file"),
+        ({"supernet": {"init_sha256": "ab"}}, "init_sha256 is of the file `init`, which is not"),
+        ({"supernet": {"distillation": 0.5}}, "distillation = 0.5 needs soft labels: set sampling"),
+        ({"supernet": {"teacher": "model.pt"}}, "teaches nothing with distillation = 0; set it"),
         ({"retrain": {"label_smoothing": 1.5}}, "label_smoothing = 1.5 must be below 1"),
         ({"seed": "x"}, "seed: input should be a valid integer"),
     ],
@@ -174,6 +178,25 @@ def test_published_recipe_is_the_default():
     assert (search.population_size, search.num_generations, search.num_parents) == (50, 20, 10)
     assert (search.random_parent_prob, search.mutation_prob) == (0.1, 0.1)
     assert search.calibration_images == 20_000
+
+
+def test_what_begins_with_trained_weights_has_other_defaults():
+    begun = SupernetConfig(init="supernet.pt")
+    assert {key: getattr(begun, key) for key in FROM_INIT} == FROM_INIT
+    own = SupernetConfig(init="supernet.pt", epochs=3, sampling="uniform")
+    assert (own.epochs, own.batch_size, own.sampling) == (3, 32, "uniform")
+    assert own.distillation == 0  # there are no soft labels
+    assert SupernetConfig(init="a.pt", sampling="uniform", teacher="b.pt").distillation == 1
+    assert SupernetConfig(init="supernet.pt", epochs=0).epochs == 0  # no warm-up is asked for
+    assert SupernetConfig(sampling="sandwich").distillation == 0
+    assert SupernetConfig.model_validate(begun.model_dump()) == begun
+
+
+def test_a_file_to_begin_with_becomes_absolute_and_a_url_stays(tmp_path):
+    path = tmp_path / "job.toml"
+    for init, found in (("a.pt", os.path.abspath("a.pt")), ("https://host/a.pt?v=1",) * 2):
+        path.write_text(f'[data]\nsource = "synthetic"\n[supernet]\ninit = "{init}"\n')
+        assert load_job(str(path)).supernet.init == found
 
 
 def test_the_imagenet_job_is_the_published_one():

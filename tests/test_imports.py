@@ -28,8 +28,8 @@ ARROWS = {
     "nasray": "api version",
     "api": "pipeline report export pretrained checkpoint search costs spaces cluster config "
     "storage errors",
-    "pipeline": "training evaluation algorithms export checkpoint predictors search costs data "
-    "spaces config storage progress errors version",
+    "pipeline": "training evaluation algorithms export predictors pretrained checkpoint search "
+    "costs data spaces config storage progress errors version",
     "training": "evaluation checkpoint data spaces cluster config storage devices progress errors",
     "evaluation": "search checkpoint data spaces cluster config devices errors",
     "algorithms": "search spaces config",

@@ -43,11 +43,13 @@ def run(
     require_packages("the model that a run ends with")
     handle = open(run_dir, job, data_path=data_path, address=address, verbose=verbose)
     from nasray.pipeline import search, stages
+    from nasray.pipeline.start import prepare_start
     from nasray.report.build import build_report
 
     with handle._working() as opened:
         stages.prepare_data(opened)
         stages.check(opened)
+        prepare_start(opened)
         with handle._cluster(opened):
             stages.train(opened)
             search.search(opened)
@@ -148,10 +150,14 @@ class RunDirectory:
             UserError: training failed for a reason the user can mend.
         """
         from nasray.pipeline import stages
+        from nasray.pipeline.start import prepare_start
 
         with self._working() as opened:
             stages.prepare_data(opened)
             stages.check(opened)
+            prepare_start(opened)
+            if not opened.job.supernet.epochs:
+                return opened.supernet_path
             with self._cluster(opened):
                 stages.train(opened)
             return opened.supernet_path

@@ -179,7 +179,8 @@ def opened(folder: str, job: Job | None = None, data_path: str | None = None) ->
             if recorded is not None and _begun(folder):
                 _check_same(recorded, job, folder)
             else:
-                storage.remove(storage.join(folder, layout.FINGERPRINT))
+                for made in (layout.FINGERPRINT, layout.START):
+                    storage.remove(storage.join(folder, made))
             _record_job(recorded_path, job)
         yield Run(folder, job)
 

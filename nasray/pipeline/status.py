@@ -53,7 +53,7 @@ def _data(folder: str, job: Job) -> Stage:
 
 def _supernet(folder: str, job: Job) -> Stage:
     epochs = _curves(storage.join(folder, layout.SUPERNET_CURVES))
-    text = f"epoch {len(epochs)} of {job.supernet.epochs}"
+    text = f"epoch {len(epochs)} of {job.supernet.epochs}" if job.supernet.epochs else "as it was"
     if shown := [epoch["val_top1"] for epoch in epochs if epoch.get("val_top1") is not None]:
         text += f", validation {shown[-1]:.1%}"
     if storage.exists(storage.join(folder, layout.SUPERNET)):

@@ -52,6 +52,11 @@ def read_state(path: str, sha256: str = "") -> dict[str, Tensor]:
 
 def read_content(path: str, sha256: str = "") -> Any:
     """Read what a file of weights holds, tensors on the CPU; arguments and errors as above."""
+    return _parsed(read_bytes(path, sha256), path)
+
+
+def read_bytes(path: str, sha256: str = "") -> bytes:
+    """Read a file of weights as it is; arguments and errors as above."""
     sha256 = sha256.lower()
     if sha256 and (len(sha256) != 64 or set(sha256) - set(string.hexdigits)):
         raise UserError(f"sha256 = {sha256!r} must be 64 hexadecimal digits, or be left out")
@@ -61,7 +66,7 @@ def read_content(path: str, sha256: str = "") -> Any:
             f"{path} has the SHA-256 {_digest(content)}, not {sha256}; fetch the file again, or "
             "correct the digest"
         )
-    return _parsed(content, path)
+    return content
 
 
 def state_of(content: Any, path: str) -> dict[str, Tensor]:

@@ -10,6 +10,11 @@ DATASET = "dataset.json"  # in the folder of every imported data set; written la
 LOCK = "lock"  # local disks
 LEASES = "_leases"  # object stores
 
+START = "init"  # what training begins with, where the job names files for it
+START_DIGESTS = "init/digests.json"  # of these files
+INIT = "init/supernet.pt"
+TEACHER = "init/teacher.pt"
+
 SUPERNET = "supernet.pt"
 SUPERNET_CURVES = "curves/supernet.json"
 TRAIN = "train"  # checkpoints of Ray Train

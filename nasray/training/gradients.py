@@ -1,11 +1,12 @@
-"""Averages the gradients of a step over data-parallel workers: of its subnet, nothing else.
+"""Averages the gradients of a step over data-parallel workers: of its subnets, nothing else.
 
 torch's DistributedDataParallel waits for a gradient of every parameter, or sends zeros for those
-that a step did not touch. Here all workers train the same subnet, so what is sent grows with it:
-the leading slices that it uses of the stored weights.
+that a step did not touch. Here all workers train the same subnets, so what is sent grows with
+them: the leading slices that they use of the stored weights.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,15 @@ from nasray.spaces.supernet import leading_slice
 
 # What a step touches: parameters, and of each the shape of the leading slice that it uses.
 Slices = Sequence[tuple[nn.Parameter, torch.Size]]
+
+
+def union(passes: Iterable[Slices]) -> Slices:
+    """What several passes touch together: of each parameter the smallest slice with all theirs."""
+    found: dict[nn.Parameter, torch.Size] = {}
+    for param, shape in chain.from_iterable(passes):
+        found[param] = torch.Size(map(max, shape, found.get(param, shape)))
+    return list(found.items())
+
 
 BUCKET_BYTES = 1 << 20  # sent at once; the last buckets, of the first layers, cannot be hidden
 
@@ -53,9 +63,10 @@ class _Bucket:
 class GradientAverager:
     """Averages gradients over the workers, in buckets; does nothing with one worker.
 
-    begin() before the backward pass says what the step touches; finish() after it waits until
-    every such gradient is the mean over the workers. On GPUs, a bucket is sent while the backward
-    pass still computes the gradients of earlier layers; a CPU's cores are busy with those.
+    begin() before the last backward pass of a step says what the step touches; finish() after it
+    waits until every such gradient is the mean over the workers. On GPUs, a bucket is sent while
+    the backward pass still computes the gradients of earlier layers; a CPU's cores are busy with
+    those.
     """
 
     def __init__(self, network: nn.Module) -> None:

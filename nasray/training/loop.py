@@ -6,8 +6,9 @@ Imports no Ray. Training is data-parallel if torch.distributed is initialised.
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,10 +16,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from nasray.data.transforms import normalize
 from nasray.devices import amp_dtype, autocast
 from nasray.training.gradients import GradientAverager, Slices
+
+# Maps normalised images (n, 3, height, width) to logits (n, classes).
+Forward = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,8 @@ class Recipe:
     momentum: float
     weight_decay: float
     label_smoothing: float
+    distillation: float = 0.0  # share of the soft labels in the loss, where there are any
+    ema: float = 0.0  # decay per step of the averaged weights; 0: none
 
 
 class SizedBatches(Protocol):
@@ -51,7 +58,7 @@ class LossNotFiniteError(RuntimeError):
 
 def fit(
     network: nn.Module,
-    forward: Callable[[Tensor, int, int], Tensor],
+    passes: Callable[[int, int], Sequence[Forward]],
     recipe: Recipe,
     *,
     batches: Callable[[int], SizedBatches],
@@ -62,15 +69,18 @@ def fit(
     seed: int,
     begin_epoch: Callable[[int], None] = lambda epoch: None,
     slices: Callable[[int, int], Slices | None] = lambda epoch, step: None,
+    teacher: Forward | None = None,
 ) -> list[dict]:
     """Train `network` for `recipe.epochs` and return one dict of metrics per epoch.
 
     A resumed training ends in the same weights as one that was not interrupted: everything drawn
-    is a function of the seed and the epoch.
+    is a function of the seed and the epoch. With `recipe.ema`, `network` has the averaged weights
+    whenever it is validated, and in the end.
 
     Args:
         network: what is optimised, on `device`.
-        forward: forward(images, epoch, step) -> logits (n, classes); images are normalised.
+        passes: passes(epoch, step) -> the forward passes of a step, whose gradients are summed:
+            one or more of (parts of) `network`, all on the same images.
         recipe: how to optimise.
         batches: the data of an epoch.
         validate: metrics that are computed after an epoch, by name.
@@ -79,19 +89,22 @@ def fit(
         device: "cpu" or "cuda".
         seed: of dropout, different on each data-parallel worker.
         begin_epoch: called before an epoch; may change the weights, not the set of parameters.
-        slices: slices(epoch, step) -> what forward() uses of the weights, in that order, and
+        slices: slices(epoch, step) -> what the passes use of the weights, in that order, and
             data-parallel workers average the gradients of; None: of all weights.
+        teacher: gives the soft labels of all passes; without one, the first pass of a step gives
+            those of the others.
 
     Raises:
         LossNotFiniteError: the loss became NaN or infinite.
     """
     optimizer, scaler = make_optimizer(network, recipe), make_scaler(device)
-    averager = GradientAverager(network)
+    averager, averaged = GradientAverager(network), AveragedWeights(network, recipe.ema)
     curves: list[dict] = []
     if resume is not None:
         network.load_state_dict(resume["state"])
         optimizer.load_state_dict(resume["optimizer"])
         scaler.load_state_dict(resume["scaler"])
+        averaged.load(resume.get("ema", {}))
         curves = list(resume["curves"])
 
     def state() -> dict:
@@ -99,6 +112,7 @@ def fit(
             "state": network.state_dict(),
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
+            "ema": averaged.means,
             "curves": curves,
         }
 
@@ -111,7 +125,7 @@ def fit(
         data = batches(epoch)
         network.train()
         metrics = train_epoch(
-            lambda images, step, epoch=epoch: forward(images, epoch, step),
+            lambda step, epoch=epoch: passes(epoch, step),
             data,
             optimizer,
             scaler,
@@ -121,8 +135,11 @@ def fit(
             device=device,
             averager=averager,
             slices=lambda step, epoch=epoch: slices(epoch, step),
+            teacher=teacher,
+            averaged=averaged,
         )
-        metrics |= validate(epoch)
+        with averaged.in_use():
+            metrics |= validate(epoch)
         metrics |= {
             "epoch": epoch,
             "learning_rate": learning_rate(recipe, epoch),
@@ -130,6 +147,7 @@ def fit(
         }
         curves.append(metrics)
         report(curves, state)
+    averaged.keep()
     return curves
 
 
@@ -173,7 +191,7 @@ def make_scaler(device: str) -> torch.amp.GradScaler:
 
 
 def train_epoch(
-    forward: Callable[[Tensor, int], Tensor],
+    passes: Callable[[int], Sequence[Forward]],
     batches: Iterable[tuple[Tensor, Tensor]],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
@@ -184,11 +202,14 @@ def train_epoch(
     device: str,
     averager: GradientAverager | None = None,
     slices: Callable[[int], Slices | None] = lambda step: None,
+    teacher: Forward | None = None,
+    averaged: "AveragedWeights | None" = None,
 ) -> dict[str, float]:
     """Train one epoch on `batches` of uint8 images; return its "loss" and "train_top1".
 
-    `forward(images, step)` gives logits (n, classes). Data-parallel workers average the gradients
-    of `slices(step)` by `averager`; the metrics are means over the images of all workers.
+    A step sums the gradients of all `passes(step)`. Data-parallel workers average those of
+    `slices(step)` by `averager`; the metrics are means over the passes and the images of all
+    workers.
     """
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, images
     check = FiniteCheck(epoch)
@@ -197,24 +218,89 @@ def train_epoch(
         for group in optimizer.param_groups:
             group["lr"] = rate
         clear_gradients(optimizer)
-        with autocast(device):
-            logits = forward(normalize(images), step)
-            loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-        if averager is not None:
-            averager.begin(lambda step=step: slices(step))
-        scaler.scale(loss).backward()
+        images, forwards = normalize(images), passes(step)
+        soft_labels = None if teacher is None else _soft_labels(teacher, images, device)
+        for index, forward in enumerate(forwards):
+            with autocast(device):
+                logits = forward(images)
+                loss = loss_of(logits, labels, soft_labels, recipe)
+            if averager is not None and index == len(forwards) - 1:
+                averager.begin(lambda step=step: slices(step))
+            scaler.scale(loss).backward()
+            if soft_labels is None and recipe.distillation:
+                soft_labels = logits.detach().float().softmax(1)
+            sums[0] += loss.detach() * (len(labels) / len(forwards))
+            sums[1] += (logits.argmax(1) == labels).sum() / len(forwards)
         if averager is not None:
             averager.finish()
         scaler.step(optimizer)
         scaler.update()
-        correct = (logits.argmax(1) == labels).sum()
-        sums[0] += loss.detach() * len(labels)
-        sums[1] += correct
+        if averaged is not None:
+            averaged.update(epoch * num_steps + step)
         sums[2] += len(labels)
         if step % FINITE_CHECK_STEPS == FINITE_CHECK_STEPS - 1:
             check.update(sums)
     loss_sum, num_correct, num_images = check.finish(sums)
     return {"loss": loss_sum / num_images, "train_top1": num_correct / num_images}
+
+
+def loss_of(logits: Tensor, labels: Tensor, soft_labels: Tensor | None, recipe: Recipe) -> Tensor:
+    """The mean cross-entropy of `logits` (n, classes), with `labels` (n,) and `soft_labels`.
+
+    `soft_labels` (n, classes) are a teacher's probabilities; only `labels` are smoothed.
+    """
+    loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+    if soft_labels is None:
+        return loss
+    soft_loss = F.cross_entropy(logits, soft_labels)
+    return (1 - recipe.distillation) * loss + recipe.distillation * soft_loss
+
+
+@torch.no_grad()
+def _soft_labels(teacher: Forward, images: Tensor, device: str) -> Tensor:
+    with autocast(device):
+        return teacher(images).float().softmax(1)
+
+
+class AveragedWeights:
+    """Exponential moving averages of a network's parameters over the steps; none if `decay` is 0.
+
+    The first steps' decay is smaller, (1 + step) / (10 + step), lest a short training keep the
+    weights that it began with.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.params = dict(network.named_parameters()) if decay else {}
+        self.means = {name: param.detach().clone() for name, param in self.params.items()}
+
+    def load(self, means: dict[str, Tensor]) -> None:
+        """Go on from the `means` of an earlier run."""
+        for name, mean in self.means.items():
+            mean.copy_(means[name])
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the parameters after `step`, which counts from 0 over all epochs."""
+        if self.params:
+            average = get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))
+            average(list(self.means.values()), list(self.params.values()), None)
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Give the network the averages as its parameters."""
+        for name, param in self.params.items():
+            param.copy_(self.means[name])
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Give the network the averages during the block, then its own parameters again."""
+        own = {name: param.detach().clone() for name, param in self.params.items()}
+        self.keep()
+        yield
+        with torch.no_grad():
+            for name, param in self.params.items():
+                param.copy_(own[name])
 
 
 class FiniteCheck:

@@ -1,6 +1,6 @@
-"""Which subnet a training step uses: a pure function of (space, config, seed, epoch, step).
+"""Which subnets a training step uses: a pure function of (space, config, seed, epoch, step).
 
-Data-parallel workers call it with the same arguments, so they train the same subnet at every
+Data-parallel workers call it with the same arguments, so they train the same subnets at every
 step without communication. Imports neither torch nor Ray.
 """
 
@@ -23,13 +23,29 @@ SHRINKING = {"kernel": 0, "depth": 1, "expand": 2, "width": 2}
 
 def sample(
     space: Space, config: SupernetConfig, *, seed: int, epoch: int, step: int
-) -> Architecture:
-    """Draw the architecture of one training step, uniformly among the choices of the warm-up."""
+) -> list[Architecture]:
+    """Draw the architectures of one training step among the choices of the warm-up.
+
+    One, uniformly; or by the sandwich rule (Yu et al. 2020, section 3.2) the largest, the
+    smallest and some random ones, each once. Operations have no order, so they are random in
+    the largest and the smallest, too.
+    """
     rng = np.random.default_rng((seed, epoch, step))
     lowest = [_lowest_drawn(gene, config, epoch) for gene in space.genes]
     shared = epoch < config.shared_start_epochs
     sizes = [1 if shared and gene.kind == "op" else len(gene.choices) for gene in space.genes]
-    return tuple(rng.integers(lowest, sizes).tolist())
+    if config.sampling == "uniform":
+        return [tuple(rng.integers(lowest, sizes).tolist())]
+    drawn = rng.integers(lowest, sizes, (2 + config.sandwich_random, len(sizes)))
+    ordered = [gene.kind != "op" for gene in space.genes]
+    drawn[0, ordered] = np.array(sizes)[ordered] - 1
+    drawn[1, ordered] = np.array(lowest)[ordered]
+    return list(dict.fromkeys(as_architectures(drawn)))
+
+
+def largest(space: Space) -> Architecture:
+    """The architecture of the last choice of every gene: the costliest, but for operations."""
+    return tuple(len(gene.choices) - 1 for gene in space.genes)
 
 
 def lowest_scale(space: Space, config: SupernetConfig, epoch: int) -> float | None:
@@ -44,7 +60,7 @@ def check_trained_widths(space: Space, config: SupernetConfig) -> None:
     Raises:
         UserError: the search range begins below the narrowest width that is trained.
     """
-    for gene in space.genes:
+    for gene in space.genes if config.epochs else ():
         lowest = _lowest_drawn(gene, config, config.epochs - 1)
         if lowest > gene.first:
             raise UserError(
@@ -66,6 +82,8 @@ def lowest_scale_index(num_scales: int, config: SupernetConfig, epoch: int) -> i
     since = epoch - config.channel_warmup_start
     if since < 0:
         return num_scales - 1
+    if since >= config.channel_warmup_epochs:
+        return 0
     row = since * WARMUP_EPOCHS // config.channel_warmup_epochs
     return WARMUP_TABLE[min(row, len(WARMUP_TABLE) - 1)] * num_scales // 10
 

@@ -13,6 +13,8 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import ray
@@ -38,8 +40,10 @@ from nasray.spaces.space import Architecture
 from nasray.spaces.supernet import Supernet
 from nasray.storage import files as storage
 from nasray.storage import layout
-from nasray.training.loop import LossNotFiniteError, Recipe, fit
+from nasray.training.gradients import Slices, union
+from nasray.training.loop import Forward, LossNotFiniteError, Recipe, fit
 from nasray.training.sampler import fixed_architectures, lowest_scale, sample
+from nasray.training.teacher import load_teacher
 from nasray.training.workers import check_batches, scaling, use_own_gpu
 
 
@@ -120,9 +124,16 @@ def _train_worker(task: dict[str, Any]) -> str | None:
 
     # The same supernet on all workers.
     space = make_space(job.space, len(images.dataset.classes))
-    supernet = space.supernet()
-    space.initialize(supernet, torch.Generator().manual_seed(job.seed))
+    if job.supernet.init:
+        supernet = checkpoint.load_supernet(storage.join(task["run_dir"], layout.INIT), space)
+    else:
+        supernet = space.supernet()
+        space.initialize(supernet, torch.Generator().manual_seed(job.seed))
     supernet.to(device)
+    teacher = None
+    if job.supernet.teacher:
+        path = storage.join(task["run_dir"], layout.TEACHER)
+        teacher = load_teacher(path, images, device)
 
     # The last checkpoint, if it has run before.
     resume = None
@@ -157,22 +168,29 @@ def _train_worker(task: dict[str, Any]) -> str | None:
             kept = Checkpoint.from_directory(folder) if rank == 0 else None
             ray.train.report(curves[-1], checkpoint=kept)
 
-    def arch_of(epoch: int, step: int) -> Architecture:
+    def archs_of(epoch: int, step: int) -> list[Architecture]:
         return sample(space, job.supernet, seed=job.seed, epoch=epoch, step=step)
 
-    def forward(batch: Tensor, epoch: int, step: int) -> Tensor:
-        arch = arch_of(epoch, step)
-        drawn.update(bytes(arch))
+    def forward(arch: Architecture, batch: Tensor) -> Tensor:
         return supernet(resized(batch, space.resolution_of(arch)), arch)
+
+    def passes(epoch: int, step: int) -> list[Forward]:
+        archs = archs_of(epoch, step)
+        drawn.update(bytes(chain.from_iterable(archs)))
+        return [partial(forward, arch) for arch in archs]
+
+    def slices(epoch: int, step: int) -> Slices:
+        return union(supernet.slices_of(arch) for arch in archs_of(epoch, step))
 
     try:
         fit(
             supernet,
-            forward,
+            passes,
             recipe_of(job.supernet),
             begin_epoch=begin_epoch,
             batches=epoch_batches,
-            slices=lambda epoch, step: supernet.slices_of(arch_of(epoch, step)),
+            slices=slices,
+            teacher=teacher,
             validate=validate,
             report=report,
             resume=resume,
@@ -182,7 +200,8 @@ def _train_worker(task: dict[str, Any]) -> str | None:
     except (LossNotFiniteError, WorkersDifferError) as error:  # a restart would only repeat it
         return str(error)
     if rank == 0:
-        checkpoint.save_supernet(storage.join(task["run_dir"], layout.SUPERNET), supernet)
+        path = storage.join(task["run_dir"], layout.SUPERNET)
+        checkpoint.save_supernet(path, supernet, classes=list(images.dataset.classes))
     return None
 
 

@@ -80,7 +80,7 @@ def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: 
     try:
         fit(
             subnet,
-            lambda batch, epoch, step: network(batch),
+            lambda epoch, step: [network],
             Recipe(
                 epochs=config.epochs,
                 warmup_epochs=config.warmup_epochs,

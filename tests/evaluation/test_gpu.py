@@ -211,9 +211,10 @@ def train_supernet(device, *, epochs=2, resume=None):
     config = SupernetConfig(channel_warmup_start=0, channel_warmup_epochs=2)
     fit(
         supernet,
-        lambda images, epoch, step: F.dropout(
-            supernet(images, sample(TINY, config, seed=0, epoch=epoch, step=step)), 0.5
-        ),
+        lambda epoch, step: [
+            lambda images, arch=arch: F.dropout(supernet(images, arch), 0.5)
+            for arch in sample(TINY, config, seed=0, epoch=epoch, step=step)
+        ],
         Recipe(**{**RECIPE.__dict__, "epochs": epochs}),
         batches=batches,
         validate=lambda epoch: {},
@@ -279,15 +280,18 @@ def test_a_loss_that_is_not_finite_ends_training_in_one_line(monkeypatch, device
     monkeypatch.setattr(train, "FINITE_CHECK_STEPS", 2)
     steps = []
 
-    def forward(images, epoch, step):
+    def passes(epoch, step):
         steps.append(step)
+        return [forward]
+
+    def forward(images):
         return torch.full((len(images), 10), float("nan"), device=device, requires_grad=True)
 
     network = torch.nn.Linear(2, 2).to(device)
     with pytest.raises(train.LossNotFiniteError, match="the loss became nan in epoch 1"):
         fit(
             network,
-            forward,
+            passes,
             RECIPE,
             batches=lambda epoch: batches(epoch, number=20),
             validate=lambda epoch: {},

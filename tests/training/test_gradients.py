@@ -1,17 +1,21 @@
 """Averaging over data-parallel workers: what is sent, and that all workers trained the same."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from nasray.config import SpaceConfig
+from nasray.config import SpaceConfig, SupernetConfig
 from nasray.spaces import make_space
 from nasray.spaces.population import as_architectures, random_population
 from nasray.training import gradients
 from nasray.training.gradients import GradientAverager
-from nasray.training.supernet import WorkersDifferError, check_same_on_all_workers
+from nasray.training.loop import make_optimizer, make_scaler, train_epoch
+from nasray.training.sampler import sample
+from nasray.training.supernet import WorkersDifferError, check_same_on_all_workers, recipe_of
 
 WORKERS = 2
 
@@ -85,6 +89,52 @@ def test_workers_send_the_slices_that_a_step_uses_and_get_their_means(tmp_path, 
     for first, second in zip(one, alone, strict=True):
         for found, wanted in zip(first, second, strict=True):
             np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def averaged_sandwich(rank, overlaps=False):
+    """Gradients, by name, of a step of three subnets on this worker's images."""
+    space = make_space(SpaceConfig(name="tiny", resolution=32), 4)
+    supernet = space.supernet().train()
+    space.initialize(supernet, torch.Generator().manual_seed(0))
+    gradients.BUCKET_BYTES = 1 << 10
+    averager = GradientAverager(supernet)
+    if overlaps:
+        for param in supernet.parameters():
+            param.register_post_accumulate_grad_hook(averager._computed)
+    config = SupernetConfig(sampling="sandwich", sandwich_random=1, channel_warmup_start=0)
+    archs = sample(space, config, seed=0, epoch=50, step=0)
+    assert len(archs) == 3
+    generator = torch.Generator().manual_seed(rank)
+    images = torch.randint(0, 256, (4, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    recipe = recipe_of(config)
+    train_epoch(
+        lambda step: [partial(supernet, arch=arch) for arch in archs],
+        [(images, torch.arange(4))],
+        make_optimizer(supernet, recipe),
+        make_scaler("cpu"),
+        recipe,
+        epoch=0,
+        num_steps=1,
+        device="cpu",
+        averager=averager,
+        slices=lambda step: gradients.union(supernet.slices_of(arch) for arch in archs),
+    )
+    return {
+        name: None if param.grad is None else param.grad.numpy().copy()
+        for name, param in supernet.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_a_step_of_several_subnets_is_averaged_once_over_what_they_use(tmp_path, overlaps):
+    one, other = spawned(averaged_sandwich, tmp_path, overlaps)
+    alone = [averaged_sandwich(rank) for rank in range(WORKERS)]
+    touched = {name for name, grad in one.items() if grad is not None}
+    assert touched == {name for name, grad in alone[0].items() if grad is not None}
+    for name in touched:
+        assert np.array_equal(one[name], other[name])
+        mean = sum(grads[name] for grads in alone) / WORKERS
+        np.testing.assert_allclose(one[name], mean, rtol=1e-4, atol=1e-5)
 
 
 def compared(rank, digests):

@@ -3,14 +3,25 @@
 import copy
 import math
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from nasray.config import SupernetConfig
+from nasray.data.transforms import normalize
 from nasray.spaces.tiny import Tiny
-from nasray.training.loop import LossNotFiniteError, Recipe, fit, learning_rate, make_optimizer
+from nasray.training.loop import (
+    LossNotFiniteError,
+    Recipe,
+    fit,
+    learning_rate,
+    make_optimizer,
+    make_scaler,
+    train_epoch,
+)
 from nasray.training.sampler import sample
 
 RECIPE = Recipe(
@@ -35,7 +46,13 @@ def batches(epoch, number=3):
     ]
 
 
-def train_supernet(recipe, *, resume=None, stop_after=None, networks=None):
+WARMUP = SupernetConfig(channel_warmup_start=1, channel_warmup_epochs=2)
+SANDWICH = SupernetConfig(
+    channel_warmup_start=0, channel_warmup_epochs=2, sampling="sandwich", distillation=0.5
+)
+
+
+def train_supernet(recipe, config=WARMUP, *, resume=None, stop_after=None):
     """Train a tiny supernet; return (its state, the last state() that was reported)."""
     supernet = SPACE.supernet()
     SPACE.initialize(supernet, torch.Generator().manual_seed(0))
@@ -49,13 +66,13 @@ def train_supernet(recipe, *, resume=None, stop_after=None, networks=None):
         if len(curves) == stop_after:
             raise Stop
 
-    config = SupernetConfig(channel_warmup_start=1, channel_warmup_epochs=2)
     try:
         fit(
             supernet,
-            lambda images, epoch, step: torch.dropout(
-                supernet(images, sample(SPACE, config, seed=0, epoch=epoch, step=step)), 0.5, True
-            ),
+            lambda epoch, step: [
+                lambda images, arch=arch: torch.dropout(supernet(images, arch), 0.5, True)
+                for arch in sample(SPACE, config, seed=0, epoch=epoch, step=step)
+            ],
             recipe,
             batches=batches,
             validate=lambda epoch: {},
@@ -66,7 +83,7 @@ def train_supernet(recipe, *, resume=None, stop_after=None, networks=None):
         )
     except Stop:
         pass
-    return supernet.state_dict(), states[-1]
+    return supernet.state_dict(), states[-1] if states else resume
 
 
 def test_learning_rate_rises_linearly_then_falls_as_a_cosine():
@@ -93,7 +110,7 @@ def test_blocks_that_are_not_chosen_get_no_decay_and_no_momentum():
     states = [copy.deepcopy(supernet.state_dict())]
     fit(
         supernet,
-        lambda images, epoch, step: supernet(images, (min(epoch, 1), 2) * 3),
+        lambda epoch, step: [lambda images: supernet(images, (min(epoch, 1), 2) * 3)],
         RECIPE,
         batches=batches,
         validate=lambda epoch: {},
@@ -110,14 +127,140 @@ def test_blocks_that_are_not_chosen_get_no_decay_and_no_momentum():
                 assert torch.equal(tensor, before[name]) is not trained, (epoch, name)
 
 
-@pytest.mark.parametrize("stop_after", [1, 3])
-def test_a_resumed_run_is_the_same_run(stop_after):
-    undisturbed, _ = train_supernet(RECIPE)
-    _, kept = train_supernet(RECIPE, stop_after=stop_after)
-    resumed, state = train_supernet(RECIPE, resume=kept)
+@pytest.mark.parametrize(
+    ("changes", "config", "stop_after"),
+    [({}, WARMUP, 1), ({}, WARMUP, 3), ({"distillation": 0.5, "ema": 0.9}, SANDWICH, 2)],
+)
+def test_a_resumed_run_is_the_same_run(changes, config, stop_after):
+    recipe = replace(RECIPE, **changes)
+    undisturbed, _ = train_supernet(recipe, config)
+    _, kept = train_supernet(recipe, config, stop_after=stop_after)
+    resumed, state = train_supernet(recipe, config, resume=kept)
     assert [epoch["epoch"] for epoch in state["curves"]] == [0, 1, 2, 3]
+    ended, _ = train_supernet(recipe, config, resume=state)  # stopped before it was saved
     for name, tensor in undisturbed.items():
         assert torch.equal(resumed[name], tensor), name
+        assert torch.equal(ended[name], tensor), name
+
+
+def gradients_of(passes, recipe, *, teacher=None):
+    """The gradients of one step on one batch, by name, and the metrics of that step."""
+    supernet = SPACE.supernet().train()
+    SPACE.initialize(supernet, torch.Generator().manual_seed(0))
+    optimizer = make_optimizer(supernet, recipe)
+    metrics = train_epoch(
+        lambda step: [partial(supernet, arch=arch) for arch in passes],
+        batches(0, number=1),
+        optimizer,
+        make_scaler("cpu"),
+        recipe,
+        epoch=0,
+        num_steps=1,
+        device="cpu",
+        teacher=teacher,
+    )
+    return {name: param.grad for name, param in supernet.named_parameters()}, metrics
+
+
+LARGE, SMALL = (1, 2) * 3, (0, 0) * 3
+ARCHS = [LARGE, SMALL, (0, 1, 1, 0, 0, 2), (1, 1, 0, 1, 1, 0)]
+
+
+def summed(*each):
+    """Sum gradients by name; None where all are None."""
+    found = {}
+    for name in each[0]:
+        grads = [grads[name] for grads in each if grads[name] is not None]
+        found[name] = sum(grads) if grads else None
+    return found
+
+
+def assert_close(found, wanted):
+    assert found.keys() == wanted.keys()
+    for name, grad in wanted.items():
+        if grad is None:
+            assert found[name] is None, name
+        else:
+            torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_step_sums_the_gradients_of_its_passes():
+    each = [gradients_of([arch], RECIPE) for arch in ARCHS]
+    found, metrics = gradients_of(ARCHS, RECIPE)
+    assert_close(found, summed(*(grads for grads, _ in each)))
+    for key in ("loss", "train_top1"):
+        assert metrics[key] == pytest.approx(sum(one[key] for _, one in each) / len(each))
+
+
+def test_the_first_pass_teaches_the_others_with_its_soft_labels():
+    """Against the loss written out: (1 - w) CE(smoothed labels) + w CE(the first one's softmax)."""
+    recipe = replace(RECIPE, distillation=0.3)
+    [(images, labels)] = batches(0, number=1)
+    supernet = SPACE.supernet().train()
+    SPACE.initialize(supernet, torch.Generator().manual_seed(0))
+    inputs = normalize(images)
+    smoothed = torch.nn.functional.one_hot(labels, 4) * 0.9 + 0.1 / 4
+    first, *others = (supernet(inputs, arch).log_softmax(1) for arch in ARCHS)
+    loss = -(smoothed * first).sum(1).mean()
+    for logits in others:
+        loss = loss - 0.7 * (smoothed * logits).sum(1).mean()
+        loss = loss - 0.3 * (first.detach().exp() * logits).sum(1).mean()
+    loss.backward()
+    found, metrics = gradients_of(ARCHS, recipe)
+    assert_close(found, {name: param.grad for name, param in supernet.named_parameters()})
+    assert metrics["loss"] == pytest.approx(loss.item() / len(ARCHS), rel=1e-5)
+
+
+def test_a_teacher_teaches_all_passes():
+    teacher, recipe = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4)), RECIPE
+    nn.init.normal_(teacher[1].weight, generator=torch.Generator().manual_seed(1))
+    [(images, _)] = batches(0, number=1)
+    soft_labels = teacher(normalize(images)).softmax(1).detach()
+    supernet = SPACE.supernet().train()
+    SPACE.initialize(supernet, torch.Generator().manual_seed(0))
+    for arch in (LARGE, SMALL):
+        logits = supernet(normalize(images), arch)
+        (-(soft_labels * logits.log_softmax(1)).sum(1).mean()).backward()
+    recipe = replace(RECIPE, distillation=1.0)
+    found, _ = gradients_of([LARGE, SMALL], recipe, teacher=teacher)
+    assert_close(found, {name: param.grad for name, param in supernet.named_parameters()})
+    assert all(param.grad is None for param in teacher.parameters())
+
+
+def test_averaged_weights_are_what_is_validated_and_kept():
+    recipe = replace(RECIPE, epochs=2, ema=0.5, learning_rate=1e-3)
+    network, raw, validated = nn.Linear(3 * 32 * 32, 4), [], []
+    nn.init.zeros_(network.bias)
+    nn.init.constant_(network.weight, 0.01)
+    mean = network.bias.detach().clone()
+
+    def forward(images):
+        raw.append(network.bias.detach().clone())  # before the step
+        return network(images.flatten(1))
+
+    def report(curves, state):
+        assert not torch.equal(state()["state"]["bias"], state()["ema"]["bias"])
+        raw.append(network.bias.detach().clone())
+
+    fit(
+        network,
+        lambda epoch, step: [forward],
+        recipe,
+        batches=batches,
+        validate=lambda epoch: validated.append(network.bias.detach().clone()) or {},
+        report=report,
+        resume=None,
+        device="cpu",
+        seed=0,
+    )
+    after = [*raw[1:4], *raw[5:8]]  # of each step
+    for step, weights in enumerate(after):
+        decay = min(0.5, (1 + step) / (10 + step))
+        mean = decay * mean + (1 - decay) * weights
+        if step in (2, 5):
+            torch.testing.assert_close(validated[step // 3], mean)
+    assert torch.equal(network.bias, validated[-1])
+    assert not torch.equal(network.bias, raw[-1])
 
 
 def train_with_copy(*, resume=None, stop_after=None):
@@ -143,7 +286,7 @@ def train_with_copy(*, resume=None, stop_after=None):
     with suppress(Stop):
         fit(
             network,
-            lambda images, epoch, step: network(images.flatten(1)),
+            lambda epoch, step: [lambda images: network(images.flatten(1))],
             Recipe(**{**RECIPE.__dict__, "epochs": 3}),
             batches=batches,
             validate=lambda epoch: {},
@@ -173,7 +316,7 @@ def test_training_learns():
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))
     curves = fit(
         network,
-        lambda images, epoch, step: network(images),
+        lambda epoch, step: [network],
         recipe,
         batches=lambda epoch: batches(0),
         validate=lambda epoch: {},
@@ -190,14 +333,16 @@ def test_a_loss_that_is_not_finite_stops_the_training():
     supernet = SPACE.supernet()
     reported = []
 
-    def forward(images, epoch, step):
-        logits = supernet(images, (0, 2) * 3)
-        return logits * float("nan") if epoch == 2 else logits
+    def forward(images, factor):
+        return supernet(images, (0, 2) * 3) * factor
+
+    def passes(epoch, step):
+        return [partial(forward, factor=float("nan") if epoch == 2 else 1.0)]
 
     with pytest.raises(LossNotFiniteError, match="epoch 3"):
         fit(
             supernet,
-            forward,
+            passes,
             RECIPE,
             batches=batches,
             validate=lambda epoch: {},

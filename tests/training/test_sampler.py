@@ -8,14 +8,20 @@ from nasray.errors import UserError
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
 from nasray.spaces.shufflenet import SCALES, ShuffleNet
 from nasray.spaces.tiny import Tiny
-from nasray.training.sampler import check_trained_widths, fixed_architectures, lowest_scale, sample
+from nasray.training.sampler import (
+    check_trained_widths,
+    fixed_architectures,
+    largest,
+    lowest_scale,
+    sample,
+)
 
 SPACE = ShuffleNet()
 PUBLISHED = SupernetConfig()
 
 
 def drawn(config, epoch, steps=300):
-    archs = [sample(SPACE, config, seed=0, epoch=epoch, step=step) for step in range(steps)]
+    archs = [sample(SPACE, config, seed=0, epoch=epoch, step=step)[0] for step in range(steps)]
     return np.array(archs)
 
 
@@ -68,7 +74,7 @@ def test_operations_and_scales_are_uniform_and_independent():
 def test_a_step_is_a_pure_function_of_seed_epoch_and_step():
     def at(**changes):
         place = {"seed": 1, "epoch": 119, "step": 7} | changes
-        return sample(SPACE, PUBLISHED, **place)
+        return sample(SPACE, PUBLISHED, **place)[0]
 
     assert at() == at()
     assert len({at(), at(seed=2), at(epoch=118), at(step=8)}) == 4
@@ -116,7 +122,7 @@ def test_an_elastic_space_shrinks_kernels_then_depths_then_expansions():
     opened = {"kernel": 4, "depth": 7, "expand": 10}
     for epoch in (0, 3, 4, 6, 7, 9, 10, 19):
         archs = np.array(
-            [sample(space, config, seed=0, epoch=epoch, step=step) for step in range(60)]
+            [sample(space, config, seed=0, epoch=epoch, step=step)[0] for step in range(60)]
         )
         for column, gene in enumerate(space.genes):
             full = {len(gene.choices) - 1} if epoch < opened.get(gene.kind, 0) else None
@@ -129,3 +135,39 @@ def test_choices_that_no_epoch_opens_are_refused_before_training():
     with pytest.raises(UserError, match="expands below 6 are never trained"):
         check_trained_widths(space, config)
     check_trained_widths(space, config.model_copy(update={"epochs": 11}))
+
+
+SANDWICH = SupernetConfig(
+    epochs=4, channel_warmup_start=1, channel_warmup_epochs=0, sampling="sandwich"
+)
+
+
+def test_a_sandwich_is_the_largest_the_smallest_and_random_ones():
+    space = OfaMobileNetV3(resolution=64, resolutions=(48, 64))
+    full, small = largest(space), (0,) * len(space.genes)
+    steps = [sample(space, SANDWICH, seed=0, epoch=1, step=step) for step in range(50)]
+    assert all(step[:2] == [full, small] and len(step) == 4 for step in steps)
+    drawn = np.array([arch for step in steps for arch in step[2:]])
+    for column, gene in enumerate(space.genes):
+        assert set(drawn[:, column]) == set(range(len(gene.choices)))
+    assert steps[0] == sample(space, SANDWICH, seed=0, epoch=1, step=0) != steps[1]
+
+
+def test_the_operations_of_a_sandwich_are_all_drawn_at_both_ends():
+    steps = [sample(SPACE, SANDWICH, seed=0, epoch=1, step=step) for step in range(50)]
+    for end, scale in ((0, 9), (1, 0)):
+        archs = np.array([step[end] for step in steps])
+        assert set(archs[:, 1::2].ravel()) == {scale}
+        assert set(archs[:, 0::2].ravel()) == {0, 1, 2, 3}
+
+
+def test_a_sandwich_of_what_is_open_holds_no_subnet_twice():
+    space = OfaMobileNetV3(resolution=64, resolutions=(64,))
+    assert sample(space, SANDWICH, seed=0, epoch=0, step=0) == [largest(space)]
+
+
+def test_a_warmup_of_no_epochs_opens_everything_at_once():
+    assert [lowest_scale(SPACE, SANDWICH, epoch) for epoch in range(3)] == [2.0, 0.2, 0.2]
+    check_trained_widths(SPACE, SANDWICH)
+    check_trained_widths(SPACE, SupernetConfig(init="supernet.pt"))
+    check_trained_widths(SPACE, SupernetConfig(init="supernet.pt", epochs=0, smallest_scale=1))
