@@ -127,6 +127,8 @@ def _fetched(url: str, sha256: str) -> bytes:
     content = _downloaded(url)
     if sha256 in ("", _digest(content)):
         try:
+            for name in kept:  # what the address held before
+                storage.remove(storage.join(folder, name))
             storage.write(storage.join(folder, f"{address}-{_digest(content)}"), content)
         except OSError as error:
             log.warning("%s is not kept in %s: %s; set NASRAY_CACHE", url, folder, error.strerror)

@@ -241,12 +241,14 @@ def test_a_kept_file_that_was_damaged_or_is_another_is_fetched_again(server, cac
     kept.write_bytes(SAVED[:-1])
     assert_read(read_state(url))
     assert len(server.asked) == 2
+    assert [file.read_bytes() for file in cache.iterdir()] == [SAVED]
     newer = as_bytes(STATE)
     server.pages["net"] = newer
     assert_read(read_state(url, hashlib.sha256(newer).hexdigest()))
     assert len(server.asked) == 3
     assert_read(read_state(url, hashlib.sha256(newer).hexdigest()))
     assert len(server.asked) == 3
+    assert [file.read_bytes() for file in cache.iterdir()] == [newer]
     server.pages["other"] = SAVED
     read_state(server.url("other"))
     assert len(server.asked) == 4
