@@ -13,7 +13,15 @@ from torch import Tensor, nn
 _CONTAINERS = {"stem", "head", "main", "projection"}
 
 # Not run while counting: without storage they take three quarters of the time.
-_SHAPE_KEEPING = (nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid)
+_SHAPE_KEEPING = (
+    nn.BatchNorm2d,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.SiLU,
+    nn.Sigmoid,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +245,11 @@ COUNTERS: dict[type[nn.Module], Callable[..., list[OpCount]]] = {
     nn.Hardsigmoid: _elementwise(
         (("__plusscalar0", 0, 1), ("__clip", 1, 0), ("__divscalar0", 1, 0))
     ),
+    # Mobile papers leave exponentials out; a swish is counted as its hard form is, in one row.
+    nn.SiLU: _elementwise((("__sigmoid", 2, 1), ("__mul0", 1, 0))),
+    nn.Sigmoid: _elementwise((("__sigmoid", 2, 1),)),
     nn.Dropout: _count_nothing,
+    nn.ZeroPad2d: _count_nothing,
     nn.Flatten: _count_nothing,
     nn.Identity: _count_nothing,
 }

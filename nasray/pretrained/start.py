@@ -24,12 +24,13 @@ from nasray.spaces.supernet import Supernet
 # tensors of the file by name. Its UserErrors go on after the name of the file. Imported when
 # asked for.
 PUBLISHED = {
+    "mbconv": "nasray.pretrained.plain:plain_tensors",
     "ofa_mobilenetv3": "nasray.pretrained.ofa:ofa_tensors",
     "ofa_proxyless": "nasray.pretrained.ofa:ofa_tensors",
     "ofa_resnet50d": "nasray.pretrained.ofa:ofa_tensors",
 }
-# Options of a space that change no weight but the classifier's.
-FREE_OPTIONS = ("num_classes", "resolution", "resolutions")
+# Options of a space that change no stored weight but the classifier's.
+FREE_OPTIONS = ("num_classes", "resolution", "resolutions", "expand_shares")
 # Looked at when shapes differ; published ones first.
 WIDTHS = (1.0, 1.2, 1.3, 0.25, 0.35, 0.5, 0.75, 0.8, 1.4, 1.5, 2.0)
 

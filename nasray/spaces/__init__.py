@@ -6,11 +6,12 @@ import typing
 from typing import Any
 
 from nasray.config import SpaceConfig
-from nasray.errors import UserError
+from nasray.errors import UserError, did_you_mean
 from nasray.spaces.space import Space
 
 # Imported when asked for, so that search/ and algorithms/ do not load torch.
 SPACES = {
+    "mbconv": "nasray.spaces.mbconv:MBConv",
     "ofa_mobilenetv3": "nasray.spaces.ofa_mobilenetv3:OfaMobileNetV3",
     "ofa_proxyless": "nasray.spaces.ofa_proxyless:OfaProxyless",
     "ofa_resnet50d": "nasray.spaces.ofa_resnet50d:OfaResNet50D",
@@ -47,7 +48,8 @@ def space_by_name(name: str, **options: Any) -> Space:
         UserError: the name, an option or its value is wrong.
     """
     if name not in SPACES:
-        raise UserError(f"space.name = {name!r} is unknown; there are {sorted(SPACES)}")
+        hint = did_you_mean(name, list(SPACES)) or ";"
+        raise UserError(f"space.name = {name!r} is unknown{hint} there are {sorted(SPACES)}")
     make = space_class(name)
     fields = {field.name: field for field in dataclasses.fields(make)}
     for key in options:

@@ -39,14 +39,13 @@ class OfaSpace(SlicedSpace):
     num_classes: int = 1000
     resolution: int = 224  # of the images that are loaded, pixels
     resolutions: tuple[int, ...] = (160, 176, 192, 208, 224)  # of the network's input, pixels
-    width: float = 1.0  # multiplies all channels
 
     def __post_init__(self) -> None:
         """Check the options.
 
         Raises:
             UserError: resolutions are not ascending or exceed that of the loaded images, or
-                the width is out of range.
+                the width, in the spaces that have this option, is out of range.
         """
         resolutions = list(self.resolutions)
         if not resolutions or resolutions != sorted(set(resolutions)):
@@ -58,8 +57,9 @@ class OfaSpace(SlicedSpace):
                 f"space.resolutions = {resolutions} must not exceed "
                 f"space.resolution = {self.resolution}, the side of the loaded images"
             )
-        if not 0 < self.width <= 8:
-            raise UserError(f"space.width = {self.width} must be above 0 and at most 8")
+        width = getattr(self, "width", 1.0)
+        if not 0 < width <= 8:
+            raise UserError(f"space.width = {width} must be above 0 and at most 8")
 
     @property
     def conditions(self) -> tuple[Condition, ...]:

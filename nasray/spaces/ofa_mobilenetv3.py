@@ -32,7 +32,7 @@ class OfaMobileNetV3(OfaSpace):
     name = "ofa_mobilenetv3"
     keys = ofa_mbconv.KEYS
 
-    width: float = 1.2
+    width: float = 1.2  # multiplies all channels
 
     @cached_property
     def genes(self) -> tuple[Gene, ...]:

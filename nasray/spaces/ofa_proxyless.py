@@ -29,7 +29,7 @@ class OfaProxyless(OfaSpace):
     name = "ofa_proxyless"
     keys = ofa_mbconv.KEYS
 
-    width: float = 1.3
+    width: float = 1.3  # multiplies all channels
 
     @cached_property
     def genes(self) -> tuple[Gene, ...]:

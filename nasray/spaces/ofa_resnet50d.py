@@ -43,7 +43,7 @@ class OfaResNet50D(OfaSpace):
 
     resolution: int = 256  # of the images that are loaded, pixels
     resolutions: tuple[int, ...] = (128, 144, 160, 176, 192, 224, 240, 256)  # of the input
-    width: float = 1.0  # published; smaller for trials
+    width: float = 1.0  # multiplies all channels; smaller for trials
 
     @cached_property
     def genes(self) -> tuple[Gene, ...]:

@@ -32,6 +32,11 @@ OPTIONS = {
         {"resolution": 64, "layout": "shufflenetv2plus", "head": "shufflenetv2plus"},
         {"resolution": 32, "se": False, "head": "spos"},
     ],
+    "mbconv": [
+        {**RESOLUTIONS, "base": "efficientnet_lite0"},
+        {**RESOLUTIONS, "base": "mobilenet_v3_small"},
+        {**RESOLUTIONS, "base": "proxylessnas_mobile"},
+    ],
     "ofa_mobilenetv3": [{**RESOLUTIONS, "width": 0.4}],
     "ofa_proxyless": [{**RESOLUTIONS, "width": 0.4}],
     "ofa_resnet50d": [{**RESOLUTIONS, "width": 0.6}],
@@ -358,7 +363,7 @@ def test_mutation_redraws_the_given_share_of_genes():
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"name": "shufflenets"}, "there are \\['ofa_mobilenetv3', .*'tiny'\\]"),
+        ({"name": "shufflenets"}, "did you mean 'shufflenet'.* there are \\['mbconv', .*'tiny'\\]"),
         ({"name": "shufflenet", "layot": "oneshot"}, "unknown key 'space.layot'"),
         ({"name": "shufflenet", "layout": "twoshot"}, "space.layout = 'twoshot'"),
         ({"name": "shufflenet", "se": "yes"}, "space.se = 'yes' must be of type bool"),
