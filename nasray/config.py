@@ -279,21 +279,83 @@ class SearchConfig(Section):
         return self
 
 
-class RetrainConfig(Section):
-    """Retraining from scratch. A pair [low, high] is tuned (log-uniformly for the rates)."""
+# The defaults of [retrain] where it begins with the supernet's weights.
+FROM_SUPERNET: dict[str, Any] = {
+    "num_winners": 0,
+    "epochs": 0,
+    "batch_size": 32,
+    "learning_rate": 0.01,
+    "weight_decay": 4e-5,
+    "warmup_epochs": 0.5,
+    "distillation": 0.5,
+}
 
-    num_winners: int = Field(1, ge=1)
+Way = Literal["supernet", "fine-tuned", "scratch"]
+
+
+class RetrainConfig(Section):
+    """How networks get the weights that they are shipped with.
+
+    From scratch, or from the supernet's on, with the defaults of FROM_SUPERNET. A pair
+    [low, high] is tuned (log-uniformly for the rates).
+    """
+
+    init: Literal["scratch", "supernet"] = "scratch"  # in a job with supernet.init: "supernet"
+    num_winners: int = Field(1, ge=0)  # 0: all answers of the search
     num_trials: int = Field(1, ge=1)  # recipes tried per winner
-    epochs: int = Field(360, ge=1)
+    epochs: int = Field(360, ge=0)  # 0: the supernet's weights, BN recalibrated
     batch_size: int = Field(1024, ge=2)
     learning_rate: float | tuple[float, float] = 1.3
     weight_decay: float | tuple[float, float] = 3e-5
     label_smoothing: float | tuple[float, float] = 0.1
     warmup_epochs: float = Field(5, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1)
+    # The share of soft labels in the loss: those of [supernet] teacher, or of the largest subnet.
+    distillation: float = Field(0.0, ge=0, le=1)
     grace_epochs: int = Field(30, ge=1)  # ASHA stops nothing earlier
     reduction_factor: int = Field(3, ge=2)  # ASHA keeps one in this many
     compile: bool = False  # on GPUs, by torch.compile, where Triton and a C compiler are there
+    also: tuple["RetrainConfig", ...] = ()  # other ways, for comparison
+
+    @property
+    def way(self) -> Way:
+        """How the weights come about."""
+        if self.init == "scratch":
+            return "scratch"
+        return "fine-tuned" if self.epochs else "supernet"
+
+    @property
+    def ways(self) -> tuple["RetrainConfig", ...]:
+        """This way, the first, and the others."""
+        return (self, *self.also)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_for_init(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("init") == "supernet":
+            return FROM_SUPERNET | values
+        return values
+
+    @model_validator(mode="after")
+    def _trains_from_scratch(self) -> "RetrainConfig":
+        if self.init == "scratch" and self.epochs == 0:
+            raise ValueError(
+                'epochs = 0 ships the supernet\'s weights: set init to "supernet", or epochs to '
+                "1 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ways_differ(self) -> "RetrainConfig":
+        if any(other.also for other in self.also):
+            raise ValueError("`also` within `also`; list all other ways in [[retrain.also]] alone")
+        found = [each.way for each in self.ways]
+        for way in found:
+            if found.count(way) > 1:
+                raise ValueError(
+                    f"two ways are {way!r}, by their init and epochs; each can be there once"
+                )
+        return self
 
     @model_validator(mode="after")
     def _ranges_in_order(self) -> "RetrainConfig":
@@ -317,6 +379,18 @@ class Job(Section):
     supernet: SupernetConfig = SupernetConfig()
     search: SearchConfig = SearchConfig()
     retrain: RetrainConfig = RetrainConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _goes_on_with_trained_weights(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        supernet, retrain = values.get("supernet"), values.get("retrain", {})
+        if isinstance(supernet, SupernetConfig):
+            supernet = supernet.model_dump()
+        if isinstance(supernet, dict) and supernet.get("init") and isinstance(retrain, dict):
+            return values | {"retrain": {"init": "supernet"} | retrain}
+        return values
 
 
 def load_job(path: str, data_path: str | None = None) -> Job:
@@ -379,6 +453,6 @@ def _known_keys(keys: list[str]) -> list[str]:
         field = model.model_fields.get(key)
         if field is not None and isinstance(field.annotation, type):
             model = field.annotation
-        elif key == "limits" or key.isdigit():
+        elif key == "limits":
             model = Limit
     return sorted(model.model_fields)

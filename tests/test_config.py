@@ -10,7 +10,15 @@ import pytest
 from pydantic import BaseModel
 
 from nasray.algorithms import ALGORITHMS
-from nasray.config import FROM_INIT, Job, SupernetConfig, load_job, parse_job
+from nasray.config import (
+    FROM_INIT,
+    FROM_SUPERNET,
+    Job,
+    RetrainConfig,
+    SupernetConfig,
+    load_job,
+    parse_job,
+)
 from nasray.errors import UserError
 from nasray.pipeline.run import check_names
 
@@ -103,6 +111,13 @@ def test_docs_tell_every_key_and_its_default():
         ({"supernet": {"init_sha256": "ab"}}, "init_sha256 is of the file `init`, which is not"),
         ({"supernet": {"distillation": 0.5}}, "distillation = 0.5 needs soft labels: set sampling"),
         ({"supernet": {"teacher": "model.pt"}}, "teaches nothing with distillation = 0; set it"),
+        ({"retrain": {"epochs": 0}}, "epochs = 0 ships the supernet's weights: set init to"),
+        ({"retrain": {"also": [{}]}}, "two ways are 'scratch', by their init and epochs"),
+        ({"retrain": {"also": [{"epoch": 1}]}}, "'retrain.also.0.epoch'; did you mean 'epochs'?"),
+        (
+            {"retrain": {"also": [{"init": "supernet", "also": [{}]}]}},
+            "`also` within `also`; list all",
+        ),
         ({"retrain": {"label_smoothing": 1.5}}, "label_smoothing = 1.5 must be below 1"),
         ({"seed": "x"}, "seed: input should be a valid integer"),
     ],
@@ -190,6 +205,23 @@ def test_what_begins_with_trained_weights_has_other_defaults():
     assert SupernetConfig(init="supernet.pt", epochs=0).epochs == 0  # no warm-up is asked for
     assert SupernetConfig(sampling="sandwich").distillation == 0
     assert SupernetConfig.model_validate(begun.model_dump()) == begun
+
+
+def test_what_begins_with_trained_weights_is_shipped_with_them():
+    for supernet in ({"init": "a.pt"}, SupernetConfig(init="a.pt")):
+        job = Job.model_validate(MINIMAL | {"supernet": supernet})
+        assert job.retrain.way == "supernet"
+        assert {key: getattr(job.retrain, key) for key in FROM_SUPERNET} == FROM_SUPERNET
+    begun = MINIMAL | {"supernet": {"init": "a.pt"}}
+    longer = parse_job(begun | {"retrain": {"epochs": 3}}, "job.toml").retrain
+    assert (longer.way, longer.epochs, longer.learning_rate) == ("fine-tuned", 3, 0.01)
+    scratch = parse_job(begun | {"retrain": {"init": "scratch"}}, "job.toml").retrain
+    assert scratch == RetrainConfig() and scratch.way == "scratch"
+    also = [{"init": "supernet", "epochs": 3}, {"epochs": 90}]
+    job = parse_job(begun | {"retrain": {"also": also}}, "job.toml")
+    assert [each.way for each in job.retrain.ways] == ["supernet", "fine-tuned", "scratch"]
+    assert [each.batch_size for each in job.retrain.ways] == [32, 32, 1024]
+    assert Job.model_validate_json(job.model_dump_json()) == job
 
 
 def test_a_file_to_begin_with_becomes_absolute_and_a_url_stays(tmp_path):

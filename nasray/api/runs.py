@@ -238,7 +238,10 @@ class RunDirectory:
             return fit.fit_predictor(opened)
 
     def retrain(self) -> list[dict[str, Any]]:
-        """Train the winners of the search from scratch on the cluster; return their results.
+        """Give the answers of the search their weights, on the cluster; return their results.
+
+        In the ways of the job's [retrain]: trained from scratch or from the supernet's weights
+        on, or the supernet's.
 
         Raises:
             UserError: the search is not finished, or no recipe trained to the end.
@@ -249,7 +252,7 @@ class RunDirectory:
             return stages.retrain(opened)
 
     def export(self) -> list[dict[str, Any]]:
-        """Write the retrained networks as ONNX; return the check of each against torch.
+        """Write the networks of retrain/ as ONNX; return the check of each against torch.
 
         Raises:
             UserError: nothing is retrained, or the [export] extra is not installed.

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 job_argument = click.argument("job")
 run_argument = click.argument("run_dir")
+WEIGHTS = {  # by what result.json says was shipped
+    "supernet": "With the supernet's weights",
+    "fine-tuned": "Fine-tuned",
+    "scratch": "Retrained from scratch",
+}
 data_option = click.option(
     "--data", "data_path", help="Path of the data set, instead of the job's data.path."
 )
@@ -163,7 +168,10 @@ def fit_predictor(run_dir: str, sample: int, data_path: str | None, address: str
 @data_option
 @address_option
 def retrain(job: str, run_dir: str, data_path: str | None, address: str | None) -> None:
-    """Train the winners of the search in RUN_DIR from scratch, under Ray Tune."""
+    """Give the answers of the search in RUN_DIR their weights, in the ways of [retrain].
+
+    Trained from scratch or from the supernet's weights on, under Ray Tune, or the supernet's.
+    """
     for result in _open(run_dir, job, data_path, address).retrain():
         click.echo(json.dumps(result))
 
@@ -220,9 +228,9 @@ def _summarise(run: "RunDirectory") -> None:
             f"{baseline['random_mean_top1']:.1%} (mean of {len(baseline['random_top1'])})"
         )
     for result in run.results():
-        costs = result["costs"]
+        costs, way = result["costs"], result.get("shipped", "scratch")
         click.echo(
-            f"Retrained from scratch: {result['val_top1']:.1%} top-1 on "
+            f"{WEIGHTS[way]}: {result['val_top1']:.1%} top-1 on "
             f"{result['num_val_images']} validation images, {costs['params'] / 1e6:.2f} M "
             f"parameters, {costs['macs'] / 1e6:.1f} M MACs"
         )

@@ -147,7 +147,8 @@ def answers(job: Job, candidates: Sequence[Candidate]) -> list[tuple[Limit | Non
     """What a search was for: the best for each limit in turn, or the best within all of them."""
     config = job.search
     if not config.one_by_one or not config.limits:
-        return [(None, best) for best in best_first(candidates)[: job.retrain.num_winners]]
+        number = max(1, *(way.num_winners for way in job.retrain.ways))
+        return [(None, best) for best in best_first(candidates)[:number]]
     own = [limit for limit in config.limits if limit.cost == limited_cost(config.limits)]
     found = [(limit, best_within(candidates, _limits_of(job, limit))) for limit in own]
     return [(limit, answer) for limit, answer in found if answer is not None]

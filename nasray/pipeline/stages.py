@@ -67,30 +67,38 @@ def train(run: Run) -> None:
 
 
 def retrain(run: Run) -> list[dict[str, Any]]:
-    """Train the best candidates from scratch, and profile each."""
+    """Give the answers of the search weights to be shipped with, and profile each.
+
+    In every way that the job names; the folders of the first are numbers, 0 and up, and those of
+    another way end in its name: 0-scratch.
+    """
     from nasray.training.retrain import retrain as tune
 
     if not is_finished(run):
         raise UserError(f"{run.folder} has no finished search; run `nasray search` first")
+    if storage.exists(run.supernet_path):
+        run.supernet_digest  # noqa: B018  asked for to be checked
     results = []
-    archs = dict.fromkeys(found.arch for _, found in answers(run.job, run.candidates))
-    for index, arch in enumerate(list(archs)[: run.job.retrain.num_winners]):
-        name = str(index)
-        ops = profile(run.space, arch)
-        result = tune(run.job, run.folder, run.data_path, arch, name)
-        storage.write_json(run.path(layout.retrained(name, layout.PROFILE)), profile_json(ops))
-        results.append(result | {"costs": total(ops)})
-        storage.write_json(run.path(layout.retrained(name, layout.RESULT)), results[-1])
+    archs = list(dict.fromkeys(found.arch for _, found in answers(run.job, run.candidates)))
+    for position, config in enumerate(run.job.retrain.ways):
+        job = run.job.model_copy(update={"retrain": config})
+        for index, arch in enumerate(archs[: config.num_winners or None]):
+            name = f"{index}-{config.way}" if position else str(index)
+            ops = profile(run.space, arch)
+            result = tune(job, run.folder, run.data_path, arch, name)
+            storage.write_json(run.path(layout.retrained(name, layout.PROFILE)), profile_json(ops))
+            results.append(result | {"costs": total(ops)})
+            storage.write_json(run.path(layout.retrained(name, layout.RESULT)), results[-1])
     return results
 
 
 def export(run: Run) -> list[dict[str, Any]]:
-    """Write each retrained winner as ONNX, checked against torch on validation images."""
+    """Write each network of RUN/retrain/ as ONNX, checked against torch on validation images."""
     from nasray.export import export_onnx
 
     exported = []
     run.dataset  # noqa: B018  opened to be checked
-    for name in storage.list_names(run.path(layout.RETRAIN)):
+    for name in storage.list_numbered(run.path(layout.RETRAIN)):
         if not storage.exists(run.path(layout.retrained(name, layout.RESULT))):
             continue  # still being trained
         done, model = (run.path(layout.exported(name, suffix)) for suffix in ("json", "onnx"))

@@ -53,7 +53,9 @@ def _data(folder: str, job: Job) -> Stage:
 
 def _supernet(folder: str, job: Job) -> Stage:
     epochs = _curves(storage.join(folder, layout.SUPERNET_CURVES))
-    text = f"epoch {len(epochs)} of {job.supernet.epochs}" if job.supernet.epochs else "as it was"
+    text = (
+        f"epoch {len(epochs)} of {job.supernet.epochs}" if job.supernet.epochs else "taken as it is"
+    )
     if shown := [epoch["val_top1"] for epoch in epochs if epoch.get("val_top1") is not None]:
         text += f", validation {shown[-1]:.1%}"
     if storage.exists(storage.join(folder, layout.SUPERNET)):
@@ -90,9 +92,8 @@ def _num_evaluations(folder: str) -> int:
 
 
 def _retrain(folder: str) -> Iterator[Stage]:
-    winners = [
-        name for name in storage.list_names(storage.join(folder, layout.RETRAIN)) if name.isdigit()
-    ]
+    names = storage.list_numbered(storage.join(folder, layout.RETRAIN))
+    winners = [name for name in names if name.partition("-")[0].isdigit()]
     for name in winners:
         place = storage.join(folder, layout.retrained(name))
         result = storage.join(place, layout.RESULT)

@@ -18,13 +18,20 @@ from nasray.report.page import (
     amount,
     duration,
     embed,
-    number,
     percent,
     plotly_script,
     render,
 )
 from nasray.report.scatter import search_figure
-from nasray.report.tables import candidates_table, costs_of, exports_table, profile_tables
+from nasray.report.tables import (
+    WAYS,
+    candidates_table,
+    costs_of,
+    exports_table,
+    profile_tables,
+    recipes_table,
+    shipped_table,
+)
 from nasray.storage import files as storage
 from nasray.storage import layout
 
@@ -52,7 +59,7 @@ def build_report(run_dir: str) -> str:
         "tiles": _tiles(run),
         "winner": _winner(run),
         "candidates": _candidates(run),
-        "profiles": profile_tables(run.retrained),
+        "profiles": profile_tables(run.networks),
         "exports": exports_table(run.exports),
     }
     if not any(figured.values()) and not any(plain.values()):
@@ -75,10 +82,12 @@ def _facts(run: RunContents) -> list[str]:
     if run.job is None:
         return []
     job, versions = run.job["job"], run.job["versions"]
+    init = job.get("supernet", {}).get("init")
     return [
         f"space {job['space']['name']}",
         f"data {job['data']['source']}",
         f"seed {job['seed']}",
+        *([f"begun with {init}"] if init else []),
         f"started {run.job['started']}",
         ", ".join(f"{name} {version}" for name, version in versions.items()),
     ]
@@ -90,7 +99,8 @@ def _tiles(run: RunContents) -> list[tuple[str, str, str]]:
     retrained, winner, candidates = run.retrained_winner, run.winner, run.candidates
     if retrained:
         images = retrained.get("num_val_images")
-        note = "winner, retrained" + (f"; {images:,} validation images" if images else "")
+        way = WAYS.get(retrained.get("shipped", "scratch"), "")
+        note = f"winner, {way}" + (f"; {images:,} validation images" if images else "")
         tiles.append((percent(retrained["val_top1"]), "top-1", note))
     elif winner or candidates:
         best = winner["fitness"] if winner else max(c.fitness for c in candidates)
@@ -226,22 +236,22 @@ def _study(run: RunContents) -> Part:
 
 
 def _retraining(run: RunContents) -> Part:
-    rows = [
-        [
-            each.name,
-            percent(each.result["val_top1"]),
-            *(amount(cost, costs_of(each.result).get(cost)) for cost in figures.COSTS),
-            ", ".join(f"{k} {number(v)}" for k, v in each.result.get("recipe", {}).items()),
-        ]
-        for each in run.retrained
-        if each.result
-    ]
+    """The networks to be shipped, by the way they got their weights, and how they were trained."""
     plots = [
         (each.name, embed(figures.retraining_figure(each.curves), f"retraining-plot-{position}"))
         for position, each in enumerate(run.retrained)
         if each.curves
     ]
-    labels = [label for label, _ in figures.COSTS.values()]
-    header = ["network", "validation top-1", *labels, "recipe"]
-    results = Table(header=header, rows=rows, text_last=True)
-    return {"results": results, "plots": plots} if rows or plots else None
+    shipped = shipped_table(run.retrained, run.answers)
+    if not shipped.rows and not plots:
+        return None
+    note = "Top-1 on validation images ± its standard error, sqrt(p (1 - p) / n), in points."
+    if plots:
+        note += " Lines: hold-out images; dotted: training images, augmented."
+    return {
+        "title": "Retraining" if plots else "Shipped networks",
+        "note": note,
+        "shipped": shipped,
+        "recipes": recipes_table(run.retrained),
+        "plots": plots,
+    }

@@ -22,6 +22,16 @@ class Retrained:
     curves: list[Entry]
     profile: Entry | None
 
+    @property
+    def number(self) -> str:
+        """Of the network, the same whichever way it got its weights: "0" of "0-scratch"."""
+        return self.name.partition("-")[0]
+
+    @property
+    def way(self) -> str:
+        """How the network got its weights: a key of tables.WAYS."""
+        return str((self.result or {}).get("shipped", "scratch"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunContents:
@@ -51,6 +61,14 @@ class RunContents:
     def candidates(self) -> list[Candidate]:
         """The candidates of all generations, in order."""
         return [candidate for generation in self.generations for candidate in generation]
+
+    @property
+    def networks(self) -> list[Retrained]:
+        """The networks of RUN/retrain/, each in the first of the ways that it got weights."""
+        first: dict[str, Retrained] = {}
+        for each in self.retrained:
+            first.setdefault(each.number, each)
+        return list(first.values())
 
     @property
     def results(self) -> list[Entry]:

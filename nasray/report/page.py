@@ -77,6 +77,12 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.2f} %"
 
 
+def percent_of(fraction: float, number: int | None) -> str:
+    """A fraction of `number` images with its standard error: "50.00 % ± 0.50"; None: without."""
+    error = f" ± {100 * (fraction * (1 - fraction) / number) ** 0.5:.2f}" if number else ""
+    return f"{percent(fraction)}{error}"
+
+
 def amount(cost: str, value: float | None) -> str:
     """A cost: counts in millions; None is empty."""
     if value is None:

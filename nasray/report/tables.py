@@ -8,7 +8,14 @@ from markupsafe import Markup
 from nasray.report import figures
 from nasray.report.contents import Entry, Retrained
 from nasray.report.drawing import arch_text
-from nasray.report.page import Table, amount, number, percent
+from nasray.report.page import Table, amount, number, percent, percent_of
+
+# How a network got its weights, as result.json has it and as a reader does.
+WAYS = {
+    "supernet": "supernet's weights",
+    "fine-tuned": "fine-tuned",
+    "scratch": "from scratch",
+}
 
 
 def candidates_table(entries: Sequence[Entry], paired: bool) -> Table:
@@ -31,6 +38,60 @@ def candidates_table(entries: Sequence[Entry], paired: bool) -> Table:
 def costs_of(entry: Entry) -> Entry:
     """Costs of an entry, which holds them beside its other keys or under "costs"."""
     return entry.get("costs", entry)
+
+
+def shipped_table(retrained: Sequence[Retrained], answers: Sequence[Entry]) -> Table:
+    """The validation top-1 of each network by the way it got its weights, its costs, its limits.
+
+    `answers` are those of a search that answers each limit by itself.
+    """
+    networks: dict[str, dict[str, Entry]] = {}  # by number, then by way
+    for each in retrained:
+        if each.result:
+            networks.setdefault(each.number, {})[each.way] = each.result
+    ways = [way for way in WAYS if any(_top1(found, way) for found in networks.values())]
+    rows = []
+    for name, found in networks.items():
+        result = next(iter(found.values()))
+        limits = [_limit(each["limit"]) for each in answers if each["genes"] == result["genes"]]
+        images = result.get("num_val_images")
+        rows.append(
+            [
+                name,
+                *([", ".join(limits)] if answers else []),
+                *(_top1(found, way) for way in ways),
+                number(images),
+                *(amount(cost, costs_of(result).get(cost)) for cost in figures.COSTS),
+            ]
+        )
+    header = ["network", *(["limit"] if answers else []), *(WAYS[way] for way in ways)]
+    header += ["validation images", *(label for label, _ in figures.COSTS.values())]
+    return Table(header=header, rows=rows)
+
+
+def _top1(found: dict[str, Entry], way: str) -> str:
+    """The top-1 of a network in one way, with its standard error; empty if it has none."""
+    if way in found:
+        return percent_of(found[way]["val_top1"], found[way].get("num_val_images"))
+    inherited = [each for each in found.values() if each.get("supernet_top1") is not None]
+    if way == "supernet" and inherited:
+        return percent_of(inherited[0]["supernet_top1"], inherited[0].get("num_val_images"))
+    return ""
+
+
+def recipes_table(retrained: Sequence[Retrained]) -> Table | None:
+    """The best recipe of each network that was trained."""
+    rows = [
+        [each.name, WAYS.get(each.way, each.way), _recipe(each.result["recipe"])]
+        for each in retrained
+        if each.result and each.result.get("recipe")
+    ]
+    header = ["network", "weights", "recipe"]
+    return Table(header=header, rows=rows, text_last=True) if rows else None
+
+
+def _recipe(recipe: Entry) -> str:
+    return ", ".join(f"{key} {number(value)}" for key, value in recipe.items())
 
 
 def profile_tables(retrained: Sequence[Retrained]) -> list[dict[str, Any]]:

@@ -1,10 +1,11 @@
-"""Retraining of the winners from scratch: Ray Tune over the recipe, with ASHA.
+"""Weights for the answers of a search: Ray Tune over the recipe, with ASHA; or the supernet's.
 
 Each trial (trial.py) writes a checkpoint of its own every epoch. A run that was killed starts a
 new experiment whose trials first report what they had recorded. So ASHA sees the same results in
 the same order and makes the same decisions, and no state of Tune itself has to survive.
 """
 
+import time
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from nasray.cluster.placement import on_gpu, worker_labels
 from nasray.cluster.worker import raise_user_error
 from nasray.config import Job, RetrainConfig, parse_job
 from nasray.errors import UserError
-from nasray.progress import following
+from nasray.progress import following, progress
 from nasray.spaces.space import Architecture
 from nasray.storage import files as storage
 from nasray.storage import layout
@@ -32,36 +33,50 @@ TUNED = ("learning_rate", "weight_decay", "label_smoothing")
 
 
 def retrain(job: Job, run_dir: str, data_path: str, arch: Architecture, name: str) -> dict:
-    """Train `arch` from scratch under each recipe of the job; return the winner's result.
+    """Give `arch` weights in the way of job.retrain; return the result.
 
-    Writes RUN/retrain/<name>/: model.pt, result.json, curves.json and the trials' state.
+    Trains under each recipe of the job, from scratch or from the supernet's weights on, or takes
+    these. Writes RUN/retrain/<name>/: model.pt, result.json, curves.json and the trials' state.
     The validation images are used once, on the best model; recipes compete on the hold-out.
 
     Raises:
         UserError: the folder is of another architecture, or no recipe trained to the end.
     """
-    folder = storage.join(run_dir, layout.retrained(name))
+    folder, config = storage.join(run_dir, layout.retrained(name)), job.retrain
     result_path = storage.join(folder, layout.RESULT)
     _check_same_arch(folder, arch)
     if storage.exists(result_path):
         return storage.read_json(result_path)
-    check_batches(job, data_path, job.retrain.batch_size, job.compute.workers_per_trial)
-    recipes = draw_recipes(job.retrain, job.seed)
+    supernet = storage.join(run_dir, layout.SUPERNET)
+    teacher = storage.join(run_dir, layout.TEACHER) if job.supernet.teacher else supernet
+    task = {"job": job.model_dump(), "data_path": data_path, "arch": list(arch)}
+    task |= {"supernet": supernet, "teacher": teacher, "folder": folder}
+    if config.epochs:
+        result = _train(job, task, name)
+    else:
+        started = time.monotonic()
+        with progress(f"ship {name}", 1) as show:
+            result = _measure(job, task, folder)
+            show(1, f"validation {result['val_top1']:.1%}")
+        result["seconds"] = time.monotonic() - started
+    storage.write_json(result_path, result)
+    return result
+
+
+def _train(job: Job, task: dict[str, Any], name: str) -> dict[str, Any]:
+    """Train by each recipe of the job; return the result of the best."""
+    folder, config = task["folder"], job.retrain
+    check_batches(job, task["data_path"], config.batch_size, job.compute.workers_per_trial)
+    recipes = draw_recipes(config, job.seed)
     trials = [
-        {
-            "job": job.model_dump(),
-            "data_path": data_path,
-            "arch": list(arch),
-            "folder": storage.join(folder, f"{layout.TRIAL}{index}"),
-            "recipe": recipe,
-        }
+        task | {"folder": storage.join(folder, f"{layout.TRIAL}{index}"), "recipe": recipe}
         for index, recipe in enumerate(recipes)
     ]
-    total = len(trials) * job.retrain.epochs  # an upper bound: ASHA stops some
+    total = len(trials) * config.epochs  # an upper bound: ASHA stops some
     with following(f"retrain {name}", total, lambda: _progress(trials)):
         lengths = _run(job, trials)
     curves = [
-        _read_trial(trial, length, job.retrain.epochs)
+        _read_trial(trial, length, config.epochs)
         for trial, length in zip(trials, lengths, strict=True)
     ]
     storage.write_json(storage.join(folder, layout.CURVES), curves)
@@ -70,6 +85,13 @@ def retrain(job: Job, run_dir: str, data_path: str, arch: Architecture, name: st
         reasons = {str(curve.get("failure", "it was stopped")) for curve in curves}
         raise UserError(f"{folder}: no recipe trained to the end: {'; '.join(sorted(reasons))}")
     best = max(finished, key=lambda index: (curves[index]["epochs"][-1]["holdout_top1"], -index))
+    result = _measure(job, trials[best], folder) | {"trial": best, "recipe": recipes[best]}
+    result["seconds"] = sum(epoch["seconds"] for curve in curves for epoch in curve["epochs"])
+    return result
+
+
+def _measure(job: Job, task: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Write model.pt into `folder`; return its top-1, measured on a node for training."""
     compute = job.compute
     gpu = on_gpu(compute, 1)
     measure = measure_on_validation.options(
@@ -78,11 +100,11 @@ def retrain(job: Job, run_dir: str, data_path: str, arch: Architecture, name: st
         max_retries=compute.max_failures,
         label_selector=worker_labels(compute, gpu=gpu),
     )
-    result = ray.get(measure.remote(trials[best], storage.join(folder, layout.MODEL)))
-    result |= {"trial": best, "recipe": recipes[best]}
-    result["seconds"] = sum(epoch["seconds"] for curve in curves for epoch in curve["epochs"])
-    storage.write_json(result_path, result)
-    return result
+    try:
+        return ray.get(measure.remote(task, storage.join(folder, layout.MODEL)))
+    except RayTaskError as error:
+        raise_user_error(error)
+        raise
 
 
 def _check_same_arch(folder: str, arch: Architecture) -> None:

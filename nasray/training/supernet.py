@@ -57,7 +57,9 @@ def train_supernet(job: Job, run_dir: str, data_path: str) -> str:
     if storage.exists(path):
         return path
     check_batches(job, data_path, job.supernet.batch_size, job.compute.num_workers)
-    check_batches(job, data_path, job.retrain.batch_size, job.compute.workers_per_trial)
+    for way in job.retrain.ways:
+        if way.epochs:
+            check_batches(job, data_path, way.batch_size, job.compute.workers_per_trial)
     curves = storage.join(run_dir, layout.SUPERNET_CURVES)
 
     def progress() -> tuple[int, str]:

@@ -1,5 +1,7 @@
 """What one trial of retraining does: it trains a subnet by one recipe, on one worker or several.
 
+It begins with random weights, or with the supernet's.
+
 Ray calls these functions where it has placed the trial. A trial writes a checkpoint of its own
 after every epoch and goes on from it when it is started again.
 """
@@ -12,19 +14,22 @@ import ray
 import ray.train
 import torch
 from ray import tune
+from torch import Tensor, nn
 
 from nasray import checkpoint
 from nasray.cluster.worker import worker_device
 from nasray.config import Job, parse_job
 from nasray.data.splits import JobImages
+from nasray.data.transforms import resized
 from nasray.devices import Compiled, can_compile, choose_kernels
-from nasray.evaluation.evaluate import top1
+from nasray.evaluation.evaluate import recalibrate_bn, top1
 from nasray.spaces import make_space
 from nasray.spaces.space import Architecture, Space
 from nasray.spaces.supernet import build_subnet
 from nasray.storage import files as storage
 from nasray.storage import layout
 from nasray.training.loop import LossNotFiniteError, Recipe, fit
+from nasray.training.teacher import load_teacher
 from nasray.training.workers import use_own_gpu
 
 
@@ -52,13 +57,19 @@ def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: 
     choose_kernels(deterministic=job.compute.deterministic)
     device = worker_device(job.compute.cpus_per_trial)
     space, arch, images = _arch_and_images(job, trial)
-    subnet = build_subnet(space.decode(arch))
-    space.initialize(subnet, torch.Generator().manual_seed(job.seed))
-    subnet.to(device)
-
-    # Replay what an earlier run of this trial reported, in the same order.
     state_path = storage.join(trial["folder"], layout.STATE)
     resume = checkpoint.load(state_path, device) if storage.exists(state_path) else None
+    if config.init == "supernet" and resume is None:
+        subnet = _with_supernet_weights(trial["supernet"], space, arch, images, device)
+    else:
+        subnet = build_subnet(space.decode(arch))
+        space.initialize(subnet, torch.Generator().manual_seed(job.seed))
+    subnet.to(device)
+    teacher = load_teacher(trial["teacher"], images, device) if config.distillation else None
+    # A teacher sees what the subnet sees, at a resolution of its own.
+    shown = max(images.resolution, teacher.resolution if teacher else 0)
+
+    # Replay what an earlier run of this trial reported, in the same order.
     for epoch in resume["curves"] if resume else []:
         report(_metrics(epoch))
 
@@ -77,17 +88,22 @@ def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: 
 
     compiles = config.compile and device == "cuda" and can_compile()
     network = Compiled(subnet) if compiles else subnet
+
+    def forward(batch: Tensor) -> Tensor:
+        return network(resized(batch, images.resolution))
+
     try:
         fit(
             subnet,
-            lambda epoch, step: [network],
+            lambda epoch, step: [forward],
             Recipe(
                 epochs=config.epochs,
                 warmup_epochs=config.warmup_epochs,
                 momentum=config.momentum,
+                distillation=config.distillation,
                 **trial["recipe"],
             ),
-            batches=lambda epoch: images.training_batches(
+            batches=lambda epoch: replace(images, other_resolution=shown).training_batches(
                 config.batch_size, epoch, rank=rank, world_size=world_size
             ),
             validate=validate,
@@ -95,6 +111,7 @@ def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: 
             resume=resume,
             device=device,
             seed=job.seed * world_size + rank,
+            teacher=teacher,
         )
     except LossNotFiniteError as error:  # only this recipe has failed
         if rank == 0:
@@ -104,27 +121,44 @@ def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: 
 
 @ray.remote
 def measure_on_validation(trial: dict[str, Any], path: str) -> dict[str, Any]:
-    """Save the best trial's subnet at `path`; return its top-1 on all validation images."""
+    """Save at `path` the subnet of the best trial, or without epochs the supernet's subnet.
+
+    Returns its top-1 on all validation images, and that of the supernet's, if there is one.
+    """
     job = parse_job(trial["job"], trial["folder"])
     choose_kernels(deterministic=job.compute.deterministic)
     device = worker_device(job.compute.cpus_per_trial)
     space, arch, images = _arch_and_images(job, trial)
-    subnet = build_subnet(space.decode(arch))
-    state = checkpoint.load(storage.join(trial["folder"], layout.STATE))["state"]
-    subnet.load_state_dict(state)
-    checkpoint.save_subnet(path, space, arch, subnet, classes=list(images.dataset.classes))
-    accuracy = top1(
-        subnet.to(device).eval(),
-        *images.validation,
-        batch_size=job.search.batch_size,
-        device=device,
-    )
-    return {
-        "arch": space.to_json(arch),
-        "genes": list(arch),
-        "val_top1": accuracy,
-        "num_val_images": images.dataset.num("val"),
-    }
+    found = {"arch": space.to_json(arch), "genes": list(arch), "shipped": job.retrain.way}
+
+    def measured(subnet: nn.Module) -> float:
+        size = job.search.batch_size
+        return top1(subnet.to(device).eval(), *images.validation, batch_size=size, device=device)
+
+    if job.retrain.init == "supernet" or storage.exists(trial["supernet"]):
+        inherited = _with_supernet_weights(trial["supernet"], space, arch, images, device)
+        found["supernet_top1"] = measured(inherited)
+    if job.retrain.epochs:
+        subnet = build_subnet(space.decode(arch))
+        state = checkpoint.load(storage.join(trial["folder"], layout.STATE))["state"]
+        subnet.load_state_dict(state)
+        found["val_top1"] = measured(subnet)
+    else:
+        subnet, found["val_top1"] = inherited, found["supernet_top1"]
+    classes = list(images.dataset.classes)
+    checkpoint.save_subnet(path, space, arch, subnet.cpu(), classes=classes)
+    return found | {"num_val_images": images.dataset.num("val")}
+
+
+def _with_supernet_weights(
+    path: str, space: Space, arch: Architecture, images: JobImages, device: str
+) -> nn.Sequential:
+    """The subnet of the supernet at `path`, its BN recalibrated as for the search."""
+    job = images.job
+    subnet = checkpoint.load_supernet(path, space, device).extract(arch)
+    calibration = images.calibration(job.search.calibration_images)
+    recalibrate_bn(subnet, calibration, batch_size=job.search.batch_size, device=device)
+    return subnet
 
 
 def _arch_and_images(job: Job, trial: dict[str, Any]) -> tuple[Space, Architecture, JobImages]:

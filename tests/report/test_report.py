@@ -4,6 +4,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 
 import numpy as np
@@ -268,6 +269,67 @@ def test_a_run_that_has_one_part_shows_that_part(write, parts, tmp_path):
     page = read_page(tmp_path)
     Tags(page)
     assert headings(page) == parts
+
+
+def write_shipped(run_dir: str) -> None:
+    """Two networks with the supernet's weights; the first fine-tuned and from scratch, too."""
+    rng = np.random.default_rng(3)
+    networks = [entry(make_candidate(rng, 0)) for _ in range(2)]
+    answers = [
+        {"limit": {"cost": "macs", "max": limit, "min": None}, **network}
+        for limit, network in ((200e6, networks[0]), (300e6, networks[1]), (400e6, networks[1]))
+    ]
+    search = {"num_evaluations": 60, "seconds": 9.0, "limits": [], "winner": networks[0]}
+    storage.write_json(f"{run_dir}/search.json", search | {"answers": answers})
+    for name, way, top1 in (
+        ("0", "supernet", 0.64),
+        ("1", "supernet", 0.5),
+        ("0-fine-tuned", "fine-tuned", 0.8),
+        ("0-scratch", "scratch", 0.36),
+    ):
+        number = int(name[0])
+        result = networks[number] | {"shipped": way, "val_top1": top1, "num_val_images": 2500}
+        result["supernet_top1"] = (0.64, 0.5)[number]
+        storage.write_json(f"{run_dir}/retrain/{name}/result.json", result)
+        profile = {"rows": [], "totals": {}, "micronet": []}
+        storage.write_json(f"{run_dir}/retrain/{name}/profile.json", profile)
+
+
+def rows_of(page: str, title: str) -> list[list[str]]:
+    """The cells of the first table of a section."""
+    table = page[page.index(f"<h2>{title}</h2>") :].split("</table>")[0]
+    rows = re.findall(r"<tr>(.*?)</tr>", table)
+    return [[unescape(cell) for cell in re.findall(r"<t[hd]>(.*?)</t[hd]>", row)] for row in rows]
+
+
+def test_ways_to_get_weights_stand_side_by_side(tmp_path):
+    write_shipped(str(tmp_path))
+    page = read_page(tmp_path)
+    header, first, second = rows_of(page, "Shipped networks")
+    assert header[:6] == [
+        *("network", "limit", "supernet's weights", "fine-tuned", "from scratch"),
+        "validation images",
+    ]
+    assert first[:6] == [
+        *("0", "MACs ≤ 200.0 M", "64.00 % ± 0.96", "80.00 % ± 0.80", "36.00 % ± 0.96"),
+        "2,500",
+    ]
+    assert second[:6] == ["1", "MACs ≤ 300.0 M, MACs ≤ 400.0 M", "50.00 % ± 1.00", "", "", "2,500"]
+    profiles = page[page.index("<h2>Cost profile</h2>") :]
+    assert re.findall(r"<h3>Network (.*?)</h3>", profiles) == ["0", "1"]
+    assert "winner, supernet's weights; 2,500 validation images" in unescape(page)
+
+
+def test_what_the_supernet_reached_is_beside_what_was_trained_from_scratch(tmp_path):
+    write_retraining(str(tmp_path), make_candidate(np.random.default_rng(0), 0))
+    path = f"{tmp_path}/retrain/0/result.json"
+    header, row = rows_of(read_page(tmp_path), "Retraining")
+    assert header[:3] == ["network", "from scratch", "validation images"]
+    assert row[:3] == ["0", "74.02 % ± 0.20", "50,000"]
+    storage.write_json(path, storage.read_json(path) | {"supernet_top1": 0.5})
+    header, row = rows_of(read_page(tmp_path), "Retraining")
+    assert header[:3] == ["network", "supernet's weights", "from scratch"]
+    assert row[:3] == ["0", "50.00 % ± 0.22", "74.02 % ± 0.20"]
 
 
 def test_a_search_still_running_shows_its_generations(tmp_path):
