@@ -129,13 +129,17 @@ class SupernetConfig(Section):
     val_calibration_images: int = Field(2000, ge=2)
     val_every: int = Field(1, ge=1)  # epochs
     # The subnets of a step: one, drawn uniformly; or the sandwich rule (BigNAS, Yu et al. 2020),
-    # the largest, the smallest and `sandwich_random` random ones, whose gradients are summed.
-    sampling: Literal["uniform", "sandwich"] = "uniform"
+    # the largest, the smallest and `sandwich_random` random ones, whose gradients are summed; or
+    # the largest alone, the way to a teacher.
+    sampling: Literal["uniform", "sandwich", "largest"] = "uniform"
     sandwich_random: int = Field(2, ge=0)
     # The share of soft labels in the loss: those of `teacher`, for all subnets; without one,
     # those of the step's largest subnet, for the others (in-place distillation, ibid.).
     distillation: float = Field(0.0, ge=0, le=1)
     teacher: str = ""  # path of a supernet.pt, or of a model.pt of retraining
+    # Before the supernet, train the largest subnet alone at space.resolution, to be the teacher.
+    teacher_epochs: int = Field(0, ge=0)
+    teacher_learning_rate: float = Field(0.05, gt=0)
     ema: float = Field(0.0, ge=0, lt=1)  # decay per step of the averaged weights kept; 0: none
 
     @model_validator(mode="before")
@@ -144,7 +148,8 @@ class SupernetConfig(Section):
         if not isinstance(values, dict) or not values.get("init"):
             return values
         filled = FROM_INIT | values
-        if filled["sampling"] == "uniform" and not values.get("teacher"):
+        has_teacher = values.get("teacher") or values.get("teacher_epochs")
+        if filled["sampling"] != "sandwich" and not has_teacher:
             filled["distillation"] = values.get("distillation", 0.0)  # no soft labels
         return filled
 
@@ -161,9 +166,15 @@ class SupernetConfig(Section):
 
     @model_validator(mode="after")
     def _has_soft_labels(self) -> "SupernetConfig":
-        if self.teacher and not self.distillation:
+        if self.teacher and self.teacher_epochs:
+            raise ValueError(
+                f"teacher_epochs = {self.teacher_epochs} trains a teacher, but `teacher` names "
+                "one; give one of the two"
+            )
+        taught = bool(self.teacher or self.teacher_epochs)
+        if taught and not self.distillation:
             raise ValueError("a teacher teaches nothing with distillation = 0; set it to 0.5, say")
-        if self.distillation and not self.teacher and self.sampling == "uniform":
+        if self.distillation and not taught and self.sampling != "sandwich":
             raise ValueError(
                 f"distillation = {self.distillation} needs soft labels: set sampling to "
                 '"sandwich", whose largest subnets give them, or name a `teacher`'

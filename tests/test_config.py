@@ -110,6 +110,11 @@ def test_docs_tell_every_key_and_its_default():
         ({"supernet": {"epochs": 0}}, "epochs = 0 takes a supernet as it is: name its file"),
         ({"supernet": {"init_sha256": "ab"}}, "init_sha256 is of the file `init`, which is not"),
         ({"supernet": {"distillation": 0.5}}, "distillation = 0.5 needs soft labels: set sampling"),
+        ({"supernet": {"teacher_epochs": 2}}, "teaches nothing with distillation = 0; set it"),
+        (
+            {"supernet": {"teacher": "a.pt", "teacher_epochs": 2, "distillation": 1}},
+            "teacher_epochs = 2 trains a teacher, but `teacher` names one; give one",
+        ),
         ({"supernet": {"teacher": "model.pt"}}, "teaches nothing with distillation = 0; set it"),
         ({"retrain": {"epochs": 0}}, "epochs = 0 ships the supernet's weights: set init to"),
         ({"retrain": {"also": [{}]}}, "two ways are 'scratch', by their init and epochs"),
@@ -203,6 +208,7 @@ def test_what_begins_with_trained_weights_has_other_defaults():
     assert own.distillation == 0  # there are no soft labels
     assert SupernetConfig(init="a.pt", sampling="uniform", teacher="b.pt").distillation == 1
     assert SupernetConfig(init="supernet.pt", epochs=0).epochs == 0  # no warm-up is asked for
+    assert SupernetConfig(init="a.pt", sampling="uniform", teacher_epochs=1).distillation == 1
     assert SupernetConfig(sampling="sandwich").distillation == 0
     assert SupernetConfig.model_validate(begun.model_dump()) == begun
 

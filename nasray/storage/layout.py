@@ -14,6 +14,7 @@ START = "init"  # what training begins with, where the job names files for it
 START_DIGESTS = "init/digests.json"  # of these files
 INIT = "init/supernet.pt"
 TEACHER = "init/teacher.pt"
+TEACHER_RUN = "teacher"  # a supernet's files, of the teacher that is trained before it
 
 SUPERNET = "supernet.pt"
 SUPERNET_CURVES = "curves/supernet.json"

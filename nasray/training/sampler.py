@@ -27,8 +27,8 @@ def sample(
     """Draw the architectures of one training step among the choices of the warm-up.
 
     One, uniformly; or by the sandwich rule (Yu et al. 2020, section 3.2) the largest, the
-    smallest and some random ones, each once. Operations have no order, so they are random in
-    the largest and the smallest, too.
+    smallest and some random ones, each once; or the largest alone. Operations have no order, so
+    they are random in the largest and the smallest, too.
     """
     rng = np.random.default_rng((seed, epoch, step))
     lowest = [_lowest_drawn(gene, config, epoch) for gene in space.genes]
@@ -39,6 +39,8 @@ def sample(
     drawn = rng.integers(lowest, sizes, (2 + config.sandwich_random, len(sizes)))
     ordered = [gene.kind != "op" for gene in space.genes]
     drawn[0, ordered] = np.array(sizes)[ordered] - 1
+    if config.sampling == "largest":
+        return as_architectures(drawn[:1])
     drawn[1, ordered] = np.array(lowest)[ordered]
     return list(dict.fromkeys(as_architectures(drawn)))
 
@@ -60,6 +62,11 @@ def check_trained_widths(space: Space, config: SupernetConfig) -> None:
     Raises:
         UserError: the search range begins below the narrowest width that is trained.
     """
+    if config.epochs and config.sampling == "largest":
+        raise UserError(
+            'supernet.sampling = "largest" trains one subnet, and search evaluates others; set it '
+            'to "sandwich" or "uniform" (teacher_epochs trains the largest as their teacher)'
+        )
     for gene in space.genes if config.epochs else ():
         lowest = _lowest_drawn(gene, config, config.epochs - 1)
         if lowest > gene.first:
@@ -88,10 +95,12 @@ def lowest_scale_index(num_scales: int, config: SupernetConfig, epoch: int) -> i
     return WARMUP_TABLE[min(row, len(WARMUP_TABLE) - 1)] * num_scales // 10
 
 
-def fixed_architectures(space: Space, number: int, seed: int) -> list[Architecture]:
+def fixed_architectures(space: Space, config: SupernetConfig, seed: int) -> list[Architecture]:
     """The architectures whose mean top-1 is a supernet's validation accuracy."""
+    if config.sampling == "largest":
+        return [largest(space)]
     rng = np.random.default_rng((seed, 0x5EED))
-    return as_architectures(random_population(space.genes, number, rng))
+    return as_architectures(random_population(space.genes, config.num_val_archs, rng))
 
 
 def _lowest_drawn(gene: Gene, config: SupernetConfig, epoch: int) -> int:

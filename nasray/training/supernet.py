@@ -6,6 +6,7 @@ reported to it. It polls for reports, so where epochs take less than the time be
 that checkpoint may be some epochs old. The same run directory continues the same run.
 """
 
+import dataclasses
 import hashlib
 import os
 import signal
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from nasray import checkpoint
 from nasray.cluster.worker import raise_user_error, worker_device
-from nasray.config import Job, SupernetConfig, parse_job
+from nasray.config import Job, SpaceConfig, SupernetConfig, parse_job
 from nasray.data.loader import TrainBatches
 from nasray.data.splits import JobImages
 from nasray.data.transforms import resized
@@ -35,7 +36,7 @@ from nasray.devices import choose_kernels
 from nasray.errors import UserError
 from nasray.evaluation.evaluate import evaluate
 from nasray.progress import following
-from nasray.spaces import make_space
+from nasray.spaces import make_space, space_class
 from nasray.spaces.space import Architecture
 from nasray.spaces.supernet import Supernet
 from nasray.storage import files as storage
@@ -60,32 +61,62 @@ def train_supernet(job: Job, run_dir: str, data_path: str) -> str:
     for way in job.retrain.ways:
         if way.epochs:
             check_batches(job, data_path, way.batch_size, job.compute.workers_per_trial)
-    curves = storage.join(run_dir, layout.SUPERNET_CURVES)
+    teacher = storage.join(run_dir, layout.TEACHER)
+    if job.supernet.teacher_epochs and not storage.exists(teacher):
+        trained = storage.join(run_dir, layout.TEACHER_RUN, layout.SUPERNET)
+        if not storage.exists(trained):
+            _train(teacher_job(job), run_dir, data_path, teacher=True)
+        storage.write(teacher, storage.read(trained))
+    _train(job, run_dir, data_path)
+    return path
+
+
+def teacher_job(job: Job) -> Job:
+    """The training of the largest subnet of `job`, at the resolution of the images it loads."""
+    config, space = job.supernet, job.space
+    if "resolutions" in {field.name for field in dataclasses.fields(space_class(space.name))}:
+        values = space.model_dump() | {"resolutions": [space.resolution]}
+        space = SpaceConfig.model_validate(values)
+    update = {
+        "epochs": config.teacher_epochs,
+        "learning_rate": config.teacher_learning_rate,
+        "sampling": "largest",
+        "distillation": 0.0,
+        "teacher_epochs": 0,
+    }
+    return job.model_copy(update={"space": space, "supernet": config.model_copy(update=update)})
+
+
+def _train(job: Job, run_dir: str, data_path: str, *, teacher: bool = False) -> None:
+    """Train the supernet, or its `teacher` in a folder of its own, with what RUN/init/ holds."""
+    folder = storage.join(run_dir, layout.TEACHER_RUN) if teacher else run_dir
+    curves = storage.join(folder, layout.SUPERNET_CURVES)
 
     def progress() -> tuple[int, str]:
         epochs = storage.read_json(curves) if storage.exists(curves) else []
         return len(epochs), _summary(epochs[-1]) if epochs else ""
 
+    task = {"job": job.model_dump(), "folder": folder, "run_dir": run_dir, "data_path": data_path}
     trainer = TorchTrainer(
         _train_worker,
-        train_loop_config={"job": job.model_dump(), "run_dir": run_dir, "data_path": data_path},
+        train_loop_config=task,
         scaling_config=scaling(job.compute, job.compute.num_workers, job.compute.cpus_per_worker),
         run_config=RunConfig(
             name="supernet",
-            storage_path=storage.join(run_dir, layout.TRAIN),
+            storage_path=storage.join(folder, layout.TRAIN),
             failure_config=FailureConfig(max_failures=job.compute.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-    with following("supernet", job.supernet.epochs, progress), _keyboard_interrupts():
+    name = "teacher" if teacher else "supernet"
+    with following(name, job.supernet.epochs, progress), _keyboard_interrupts():
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise_user_error(error)
             raise
     if result.return_value is not None:
-        raise UserError(f"{run_dir}: supernet training: {result.return_value}")
-    return path
+        raise UserError(f"{run_dir}: {name} training: {result.return_value}")
 
 
 @contextmanager
@@ -126,14 +157,16 @@ def _train_worker(task: dict[str, Any]) -> str | None:
 
     # The same supernet on all workers.
     space = make_space(job.space, len(images.dataset.classes))
+    supernet = space.supernet()
     if job.supernet.init:
-        supernet = checkpoint.load_supernet(storage.join(task["run_dir"], layout.INIT), space)
+        # Of the same weights, if not of the same resolutions.
+        start = checkpoint.load_supernet(storage.join(task["run_dir"], layout.INIT))
+        supernet.load_state_dict(start.state_dict())
     else:
-        supernet = space.supernet()
         space.initialize(supernet, torch.Generator().manual_seed(job.seed))
     supernet.to(device)
     teacher = None
-    if job.supernet.teacher:
+    if job.supernet.teacher or job.supernet.teacher_epochs:
         path = storage.join(task["run_dir"], layout.TEACHER)
         teacher = load_teacher(path, images, device)
 
@@ -163,7 +196,7 @@ def _train_worker(task: dict[str, Any]) -> str | None:
 
     def report(curves: list[dict], state: Any) -> None:
         if rank == 0:
-            storage.write_json(storage.join(task["run_dir"], layout.SUPERNET_CURVES), curves)
+            storage.write_json(storage.join(task["folder"], layout.SUPERNET_CURVES), curves)
         with tempfile.TemporaryDirectory() as folder:
             if rank == 0:
                 torch.save(state(), os.path.join(folder, layout.STATE))
@@ -202,7 +235,7 @@ def _train_worker(task: dict[str, Any]) -> str | None:
     except (LossNotFiniteError, WorkersDifferError) as error:  # a restart would only repeat it
         return str(error)
     if rank == 0:
-        path = storage.join(task["run_dir"], layout.SUPERNET)
+        path = storage.join(task["folder"], layout.SUPERNET)
         checkpoint.save_supernet(path, supernet, classes=list(images.dataset.classes))
     return None
 
@@ -237,7 +270,7 @@ def _validator(
     Each worker evaluates a part of the architectures. None in epochs without validation.
     """
     config, space = job.supernet, supernet.space
-    archs = fixed_architectures(space, config.num_val_archs, job.seed)
+    archs = fixed_architectures(space, config, job.seed)
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
     def validate(epoch: int) -> dict[str, float | None]:

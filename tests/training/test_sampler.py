@@ -100,8 +100,8 @@ def test_spaces_with_fewer_scales_warm_up_too():
 
 
 def test_fixed_architectures_are_fixed():
-    assert fixed_architectures(SPACE, 4, 0) == fixed_architectures(SPACE, 4, 0)
-    assert fixed_architectures(SPACE, 4, 0) != fixed_architectures(SPACE, 4, 1)
+    assert fixed_architectures(SPACE, PUBLISHED, 0) == fixed_architectures(SPACE, 4, 0)
+    assert fixed_architectures(SPACE, PUBLISHED, 0) != fixed_architectures(SPACE, 4, 1)
 
 
 def test_widths_that_are_searched_but_never_trained_are_refused():
@@ -171,3 +171,13 @@ def test_a_warmup_of_no_epochs_opens_everything_at_once():
     check_trained_widths(SPACE, SANDWICH)
     check_trained_widths(SPACE, SupernetConfig(init="supernet.pt"))
     check_trained_widths(SPACE, SupernetConfig(init="supernet.pt", epochs=0, smallest_scale=1))
+
+
+def test_the_largest_alone_is_drawn_for_a_teacher():
+    space = OfaMobileNetV3(resolution=64, resolutions=(48, 64))
+    config = SANDWICH.model_copy(update={"sampling": "largest"})
+    steps = [sample(space, config, seed=0, epoch=1, step=step) for step in range(5)]
+    assert steps == 5 * [[largest(space)]]
+    assert fixed_architectures(space, config, 0) == [largest(space)]
+    with pytest.raises(UserError, match="trains one subnet"):
+        check_trained_widths(space, config)

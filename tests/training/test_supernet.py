@@ -79,6 +79,28 @@ def test_a_killed_worker_changes_no_weight(
     assert_same_weights(path, f"{finished_run.folder}/supernet.pt")
 
 
+def test_a_teacher_is_trained_first_and_once(make_job: MakeJob, ray_cluster: None, tmp_path: Path):
+    job = make_job(
+        space={"name": "mbconv", "base": "mobilenet_v3_small", "resolution": 64}
+        | {"resolutions": [32]},
+        supernet={"sampling": "sandwich", "sandwich_random": 0, "distillation": 1.0}
+        | {"teacher_epochs": 1, "epochs": 1, "channel_warmup_start": 0, "num_val_archs": 1},
+        compute={"num_workers": 1},
+    )
+    path = train(job, tmp_path)
+    teacher = torch.load(tmp_path / "init/teacher.pt", weights_only=True)
+    supernet = torch.load(path, weights_only=True)
+    assert tuple(teacher["space"]["resolutions"]) == (64,)
+    assert tuple(supernet["space"]["resolutions"]) == (32,)
+    # The largest subnet alone was trained: matrices of smaller kernels are still identities.
+    matrices = [name for name in teacher["state"] if "transform_" in name]
+    assert matrices
+    for name in matrices:
+        assert torch.equal(teacher["state"][name], torch.eye(9))
+    assert any(not torch.equal(supernet["state"][name], torch.eye(9)) for name in matrices)
+    assert len(curves(tmp_path / "teacher")) == len(curves(tmp_path)) == 1
+
+
 def test_a_loss_that_is_not_finite_ends_training_at_once(
     make_job: MakeJob, ray_cluster: None, tmp_path: Path
 ):
