@@ -142,6 +142,11 @@ class SupernetConfig(Section):
     teacher_learning_rate: float = Field(0.05, gt=0)
     ema: float = Field(0.0, ge=0, lt=1)  # decay per step of the averaged weights kept; 0: none
 
+    @property
+    def has_teacher(self) -> bool:
+        """Whether RUN/init/teacher.pt gives soft labels."""
+        return bool(self.teacher or self.teacher_epochs)
+
     @model_validator(mode="before")
     @classmethod
     def _defaults_for_init(cls, values: Any) -> Any:
@@ -171,10 +176,9 @@ class SupernetConfig(Section):
                 f"teacher_epochs = {self.teacher_epochs} trains a teacher, but `teacher` names "
                 "one; give one of the two"
             )
-        taught = bool(self.teacher or self.teacher_epochs)
-        if taught and not self.distillation:
+        if self.has_teacher and not self.distillation:
             raise ValueError("a teacher teaches nothing with distillation = 0; set it to 0.5, say")
-        if self.distillation and not taught and self.sampling != "sandwich":
+        if self.distillation and not self.has_teacher and self.sampling != "sandwich":
             raise ValueError(
                 f"distillation = {self.distillation} needs soft labels: set sampling to "
                 '"sandwich", whose largest subnets give them, or name a `teacher`'

@@ -60,7 +60,10 @@ def _supernet(folder: str, job: Job) -> Stage:
         text += f", validation {shown[-1]:.1%}"
     if storage.exists(storage.join(folder, layout.SUPERNET)):
         return Stage("supernet", "done", text)
-    return Stage("supernet", "begun", text) if epochs else Stage("supernet", "to do")
+    taught = _curves(storage.join(folder, layout.TEACHER_RUN, layout.SUPERNET_CURVES))
+    if taught and not epochs:
+        text = f"its teacher, epoch {len(taught)} of {job.supernet.teacher_epochs}"
+    return Stage("supernet", "begun", text) if epochs or taught else Stage("supernet", "to do")
 
 
 def _search(folder: str, job: Job) -> Stage:

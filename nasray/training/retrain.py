@@ -48,7 +48,7 @@ def retrain(job: Job, run_dir: str, data_path: str, arch: Architecture, name: st
     if storage.exists(result_path):
         return storage.read_json(result_path)
     supernet = storage.join(run_dir, layout.SUPERNET)
-    teacher = storage.join(run_dir, layout.TEACHER) if job.supernet.teacher else supernet
+    teacher = storage.join(run_dir, layout.TEACHER) if job.supernet.has_teacher else supernet
     task = {"job": job.model_dump(), "data_path": data_path, "arch": list(arch)}
     task |= {"supernet": supernet, "teacher": teacher, "folder": folder}
     if config.epochs:

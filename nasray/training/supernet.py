@@ -166,7 +166,7 @@ def _train_worker(task: dict[str, Any]) -> str | None:
         space.initialize(supernet, torch.Generator().manual_seed(job.seed))
     supernet.to(device)
     teacher = None
-    if job.supernet.teacher or job.supernet.teacher_epochs:
+    if job.supernet.has_teacher:
         path = storage.join(task["run_dir"], layout.TEACHER)
         teacher = load_teacher(path, images, device)
 

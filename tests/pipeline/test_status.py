@@ -41,6 +41,15 @@ def test_a_file_that_nasray_did_not_write_is_named(run, name, content):
         stages(run)
 
 
+def test_a_teacher_that_is_being_trained_is_told(run):
+    job = {"data": {"source": "synthetic"}}
+    job["supernet"] = {"init": "a.pt", "sampling": "sandwich", "teacher_epochs": 5}
+    storage.write_json(f"{run}/job.json", {"job": parse_job(job, "test").model_dump()})
+    storage.write_json(f"{run}/teacher/curves/supernet.json", 2 * [{"loss": 1.0}])
+    supernet = {stage.name: stage for stage in stages(run)}["supernet"]
+    assert (supernet.state, supernet.text) == ("begun", "its teacher, epoch 2 of 5")
+
+
 def test_damaged_records_are_not_counted(run):
     path = f"{run}/history/search-0000.parquet"
     sink = pa.BufferOutputStream()
