@@ -7,7 +7,7 @@ RUN_DIR ?= runs/demo
 
 $(VENV)/installed: setup.py
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[dev,export]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[dev,export,decode]'
 	touch $@
 
 demo: $(VENV)/installed

@@ -30,6 +30,7 @@ setup(
         "torchvision>=0.29",
         "pyarrow>=17",  # storage/, search/history.py, data/
         "numpy>=1.26",
+        "pillow>=10",  # data/
         "tenacity>=8",  # storage/
         "click>=8.1",  # cli/
         "pydantic>=2.7",  # config.py
@@ -39,6 +40,8 @@ setup(
         "pyyaml>=6",  # costs/latency_files.py
     ],
     extras_require={
+        # data.decoder = "torchcodec"; its wheels from 0.12 on are for any torch from 2.11 on.
+        "decode": ["torchcodec>=0.17"],
         "export": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
         "dev": [
             "pytest>=8",

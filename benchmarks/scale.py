@@ -29,11 +29,12 @@ from torch.nn import functional as F
 
 from nasray.config import load_job
 from nasray.costs.table import CostTable
+from nasray.data.decoding import decode
 from nasray.data.importing import ROW_GROUP_BYTES, write_shards
 from nasray.data.loader import train_batches
 from nasray.data.shards import open_dataset
 from nasray.data.source import Pictures, Record
-from nasray.data.transforms import decode, eval_transform, normalize
+from nasray.data.transforms import eval_transform, normalize
 from nasray.evaluation.evaluate import correct_mask, fold_bn, recalibrate_bn
 from nasray.search.limits import Limits
 from nasray.spaces.population import as_architectures, random_population

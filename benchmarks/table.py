@@ -29,15 +29,19 @@ class Row:
         return self.value <= float(bound) if sign == "<=" else self.value >= float(bound)
 
 
-def interleaved(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def interleaved(
+    calls: dict[str, Callable[[], object]],
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Time each call `repeats` times in turn, after one untimed turn: seconds by name."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + 1):
         for name, call in calls.items():
-            started = time.perf_counter()
+            started = clock()
             call()
             if turn:
-                times[name].append(time.perf_counter() - started)
+                times[name].append(clock() - started)
     return times
 
 

@@ -55,6 +55,8 @@ class DataConfig(Section):
     flip: bool = True
     color_jitter: float = Field(0.4, ge=0)  # brightness, contrast, saturation
     lighting: float = Field(0.1, ge=0)  # PCA lighting (AlexNet), standard deviation
+    # Of JPEGs. torchcodec is quicker, must be installed, and gives slightly other pixels.
+    decoder: Literal["pillow", "torchcodec"] = "pillow"
     loader_workers: int = Field(0, ge=0)  # decoding processes per training worker
     # The generator of "synthetic":
     num_classes: int = Field(10, ge=2, le=10)

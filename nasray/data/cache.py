@@ -13,14 +13,15 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
 
+from nasray.data.decoding import DEFAULT_DECODER, Picture, make_decoder
 from nasray.data.shards import Dataset
-from nasray.data.transforms import EVAL_VERSION, decode, eval_transform
+from nasray.data.transforms import EVAL_VERSION, eval_transform
 from nasray.errors import UserError
 from nasray.storage.cpus import usable_cpus
 from nasray.storage.files import DISK_FULL
@@ -32,18 +33,25 @@ log = logging.getLogger(__name__)
 
 
 def cached_images(
-    dataset: Dataset, split: str, indices: np.ndarray, *, resolution: int, folder: str
+    dataset: Dataset,
+    split: str,
+    indices: np.ndarray,
+    *,
+    resolution: int,
+    decoder: str,
+    folder: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the evaluation crops of `indices` and their labels.
 
     Images are uint8 (n, 3, resolution, resolution), memory-mapped and read-only; labels
-    int64 (n,). `folder` is on this node. The first process that asks decodes, others wait.
+    int64 (n,). `decoder` is `data.decoder`; each has caches of its own. `folder` is on this node.
+    The first process that asks decodes, others wait.
 
     Raises:
-        UserError: `folder` cannot be written, or its disk is full.
+        UserError: `folder` cannot be written, its disk is full, or the decoder is not installed.
     """
     shape = (len(indices), 3, resolution, resolution)
-    path = os.path.join(folder, f"{_key(dataset, split, indices, resolution)}.npy")
+    path = os.path.join(folder, f"{_key(dataset, split, indices, resolution, decoder)}.npy")
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
@@ -59,13 +67,15 @@ def cached_images(
             if images is None:
                 if os.path.exists(path):
                     log.warning("%s is damaged, or too old; decoding its images again", path)
-                _build(path, shape, dataset, split, indices)
+                _build(path, shape, dataset, split, indices, make_decoder(decoder))
                 images = np.load(path, mmap_mode="r")
     return images, dataset.labels(split)[indices].astype(np.int64)
 
 
-def _key(dataset: Dataset, split: str, indices: np.ndarray, resolution: int) -> str:
+def _key(dataset: Dataset, split: str, indices: np.ndarray, resolution: int, decoder: str) -> str:
     made_of = [dataset.fingerprint, split, resolution, EVAL_VERSION]
+    if decoder != DEFAULT_DECODER:  # so that caches from before there were two remain
+        made_of.append(decoder)
     digest = hashlib.sha256(json.dumps(made_of).encode())
     digest.update(np.asarray(indices, "<i8").tobytes())
     return f"{split}-{resolution}-{digest.hexdigest()[:24]}"
@@ -97,7 +107,12 @@ def _open(path: str, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def _build(
-    path: str, shape: tuple[int, ...], dataset: Dataset, split: str, indices: np.ndarray
+    path: str,
+    shape: tuple[int, ...],
+    dataset: Dataset,
+    split: str,
+    indices: np.ndarray,
+    decode: Callable[[bytes], Picture],
 ) -> None:
     partial = f"{path}.partial"
     crop = eval_transform(shape[-1])

@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 
 from nasray.config import DataConfig
 from nasray.data import GENERATED, IMPORTED, SOURCES, check_source
+from nasray.data.decoding import UNDECODABLE, decode
 from nasray.data.shards import INFO_NAME, SCHEMA, DatasetInfo, Shard, read_info
 from nasray.data.source import SPLITS, Pictures, Record
-from nasray.data.transforms import UNDECODABLE, decode
 from nasray.errors import UserError
 from nasray.storage import files as storage
 from nasray.storage import locks

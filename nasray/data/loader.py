@@ -13,8 +13,9 @@ import torch
 from torch.utils import data
 
 from nasray.config import DataConfig
+from nasray.data.decoding import make_decoder
 from nasray.data.shards import Dataset
-from nasray.data.transforms import decode, train_transform
+from nasray.data.transforms import train_transform
 from nasray.errors import UserError
 
 WINDOW_BYTES = 512 << 20  # of encoded images, shuffled together
@@ -109,8 +110,9 @@ def train_batches(
     With `loader_workers` = 0 this process decodes, without reading ahead.
 
     Raises:
-        UserError: a batch has fewer images than there are ranks.
+        UserError: a batch has fewer images than there are ranks, or the decoder is not installed.
     """
+    make_decoder(config.decoder)
     num_images = len(indices)
     if min(batch_size, num_images) < world_size:
         raise UserError(
@@ -147,13 +149,17 @@ class _AugmentedImages(data.Dataset[torch.Tensor]):
     epoch: int
 
     def __getitem__(self, indices: np.ndarray) -> torch.Tensor:
+        decode = make_decoder(self.config.decoder)
         augment = train_transform(self.config, self.resolution)
-        images = torch.empty((len(indices), 3, self.resolution, self.resolution), dtype=torch.uint8)
-        encoded = self.dataset.read("train", indices)
-        for position, (index, image) in enumerate(zip(indices.tolist(), encoded, strict=True)):
+        images = []
+        for index, image in zip(indices.tolist(), self.dataset.read("train", indices), strict=True):
             key = np.random.SeedSequence((self.seed, self.epoch, index, AUGMENTATION))
-            images[position] = augment(decode(image), int(key.generate_state(1)[0]))
-        return images
+            images.append(augment(decode(image), int(key.generate_state(1)[0])))
+        if not images:  # fewer images than loader processes
+            return torch.empty((0, 3, self.resolution, self.resolution), dtype=torch.uint8)
+        # In a loader process this stacks in memory that the training process shares.
+        stacked: torch.Tensor = data.default_collate(images)
+        return stacked
 
 
 class TrainBatches:

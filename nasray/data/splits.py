@@ -99,5 +99,6 @@ class JobImages:
             split,
             indices,
             resolution=self.resolution,
+            decoder=self.job.data.decoder,
             folder=cache_folder(),
         )

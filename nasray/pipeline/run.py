@@ -17,6 +17,7 @@ from nasray.config import Job, SearchConfig, parse_job, with_absolute_paths
 from nasray.costs.latency import LatencyTable
 from nasray.costs.table import check_cost
 from nasray.data import check_source
+from nasray.data.decoding import make_decoder
 from nasray.data.shards import Dataset, open_dataset
 from nasray.errors import UserError, did_you_mean
 from nasray.search.candidate import Candidate, fully_evaluated
@@ -164,7 +165,8 @@ def opened(folder: str, job: Job | None = None, data_path: str | None = None) ->
     Without a job, `data_path` is the new place of a data set that was moved.
 
     Raises:
-        UserError: another process holds it, it has no job, or it was recorded with another one.
+        UserError: another process holds it, it has no job, it was recorded with another one, or the
+            decoder that the job names is not installed.
     """
     folder = storage.absolute(folder)
     recorded_path = storage.join(folder, layout.JOB)
@@ -181,6 +183,7 @@ def opened(folder: str, job: Job | None = None, data_path: str | None = None) ->
             else:
                 for made in (layout.FINGERPRINT, layout.START):
                     storage.remove(storage.join(folder, made))
+            make_decoder(job.data.decoder)  # before hours of import
             _record_job(recorded_path, job)
         yield Run(folder, job)
 
@@ -285,7 +288,7 @@ def _record_job(path: str, job: Job) -> None:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     # Versions come from package metadata: cluster.connect sets Ray's environment before the
     # first `import ray`.
-    versions = {name: version(name) for name in ("ray", "torch")}
+    versions = {name: version(name) for name in ("ray", "torch", job.data.decoder)}
     content = {
         "job": job.model_dump(),
         "versions": {"nasray": __version__, **versions, "python": platform.python_version()},

@@ -3,17 +3,21 @@
 import logging
 import os
 import resource
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from nasray.config import DataConfig
 from nasray.data.cache import cached_images
+from nasray.data.decoding import decode
 from nasray.data.importing import import_dataset
 from nasray.data.shards import Dataset, open_dataset
-from nasray.data.transforms import decode, eval_transform
+from nasray.data.transforms import eval_transform
 from nasray.errors import UserError
 
 CONFIG = DataConfig(source="synthetic", train_per_class=30, val_per_class=3, image_side=24)
@@ -27,8 +31,10 @@ def dataset(tmp_path_factory) -> Dataset:
     return open_dataset(folder)
 
 
-def cached(dataset, folder, indices=INDICES, split="train", resolution=16):
-    return cached_images(dataset, split, indices, resolution=resolution, folder=str(folder))
+def cached(dataset, folder, indices=INDICES, split="train", resolution=16, decoder="pillow"):
+    return cached_images(
+        dataset, split, indices, resolution=resolution, decoder=decoder, folder=str(folder)
+    )
 
 
 def cache_files(folder) -> list:
@@ -68,6 +74,17 @@ def test_other_images_splits_and_resolutions_have_files_of_their_own(dataset, tm
     cached(dataset, tmp_path, few, split="val")
     cached(dataset, tmp_path, few, resolution=8)
     assert len(cache_files(tmp_path)) == 4
+
+
+def test_each_decoder_has_files_of_its_own(dataset, tmp_path, monkeypatch):
+    white = SimpleNamespace(decode_jpeg=lambda image: torch.full((3, 24, 24), 255).byte())
+    monkeypatch.setitem(sys.modules, "torchcodec", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", white)
+    assert np.all(cached(dataset, tmp_path, decoder="torchcodec")[0] == 255)
+    by_pillow, _ = cached(dataset, tmp_path)
+    assert not np.any(np.all(by_pillow == 255, axis=(1, 2, 3)))
+    assert np.all(cached(dataset, tmp_path, decoder="torchcodec")[0] == 255)
+    assert len(cache_files(tmp_path)) == 2
 
 
 @pytest.mark.parametrize(

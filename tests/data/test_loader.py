@@ -1,5 +1,7 @@
 """Splits of the training set, and the batches of an epoch."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -166,6 +168,31 @@ def test_an_image_is_augmented_anew_every_epoch(dataset):
 def test_two_loader_processes_yield_what_none_yields(dataset):
     config = CONFIG.model_copy(update={"loader_workers": 2})
     assert equal(batches(dataset), batches(dataset, config=config))
+
+
+def test_a_loader_process_without_an_image_of_a_batch_adds_none(dataset):
+    config = CONFIG.model_copy(update={"loader_workers": 2})
+    found = batches(dataset, INDICES[:1], config=config)
+    assert equal(found, batches(dataset, INDICES[:1]))
+    assert [len(images) for images, _ in found] == [1]
+
+
+def test_torchcodec_feeds_the_same_crops_but_for_rounding(dataset):
+    pytest.importorskip("torchcodec")
+    plain = CONFIG.model_copy(update={"color_jitter": 0.0, "decoder": "torchcodec"})
+    found = batches(dataset, config=plain)
+    assert equal(found, batches(dataset, config=plain.model_copy(update={"loader_workers": 2})))
+    expected = batches(dataset, config=plain.model_copy(update={"decoder": "pillow"}))
+    for (images, labels), (others, other_labels) in zip(found, expected, strict=True):
+        assert torch.equal(labels, other_labels)
+        assert (images.int() - others.int()).abs().max() <= 2  # torch scales with fewer bits
+
+
+def test_a_decoder_that_is_not_installed_is_refused_before_loading(dataset, monkeypatch):
+    for name in ("torchcodec", "torchcodec.decoders"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=r"^data\.decoder = 'torchcodec'"):
+        batches(dataset, config=CONFIG.model_copy(update={"decoder": "torchcodec"}))
 
 
 def test_loading_leaves_the_global_generator_alone(dataset):

@@ -17,10 +17,10 @@ from PIL import Image
 
 from nasray.config import DataConfig, parse_job
 from nasray.data import SOURCES, folders, importing
+from nasray.data.decoding import decode
 from nasray.data.folders import imagefolder
 from nasray.data.importing import import_dataset
 from nasray.data.shards import Dataset, open_dataset
-from nasray.data.transforms import decode
 from nasray.errors import UserError
 from nasray.pipeline.run import check_names
 from nasray.storage import files as storage

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from nasray.config import DataConfig
+from nasray.data.decoding import decode
 from nasray.data.importing import import_dataset
 from nasray.data.shards import open_dataset
 from nasray.data.synthetic import AREA, SHAPES, _shape_mask, draw, shapes
-from nasray.data.transforms import decode
 from nasray.errors import UserError
 
 SMALL = DataConfig(source="synthetic", train_per_class=3, val_per_class=2, image_side=16)

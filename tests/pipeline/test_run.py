@@ -1,8 +1,10 @@
 """A run directory opened for work: what is recorded of its job, and what is read how often."""
 
 import shutil
+import sys
 from pathlib import Path
 
+import PIL
 import pytest
 
 from nasray.config import Job
@@ -50,3 +52,22 @@ def test_an_unknown_algorithm_of_a_recorded_job_is_one_line(tmp_path: Path):
     with pytest.raises(UserError, match=r"job\.json: search\.algorithm = 'simplex' is unknown; "):
         with opened(str(tmp_path)):
             pass
+
+
+def test_a_run_keeps_its_decoder_and_records_its_version(tmp_path: Path):
+    with opened(str(tmp_path), job()) as run:
+        versions = storage.read_json(run.path(layout.JOB))["versions"]
+        assert versions["pillow"] == PIL.__version__
+        run.history.append([Candidate(arch=(0, 1), fitness=0.5, costs={}, generation=0)])
+    with pytest.raises(UserError, match=r"data\.decoder = 'pillow', the job says 'torchcodec'"):
+        with opened(str(tmp_path), job(decoder="torchcodec")):
+            pass
+
+
+def test_a_decoder_that_is_not_installed_is_refused_before_the_import(tmp_path: Path, monkeypatch):
+    for name in ("torchcodec", "torchcodec.decoders"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=r"^data\.decoder = 'torchcodec': .*pip install"):
+        with opened(str(tmp_path), job(decoder="torchcodec")):
+            pass
+    assert not (tmp_path / layout.JOB).exists()
