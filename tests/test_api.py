@@ -123,6 +123,75 @@ def test_a_retrained_network_is_loaded_with_its_normalisation(tmp_path: Path):
         torch.testing.assert_close(model(images), subnet((255 * images - mean) / std))
 
 
+@pytest.fixture
+def retrained(tmp_path: Path) -> str:
+    """The path of a network of four classes, as retraining leaves it."""
+    tiny = Tiny(num_classes=4, resolution=32)
+    space = nasray.DesignSpace(tiny)
+    subnet = space.extract(space.supernet(), "largest")
+    path, arch = f"{tmp_path}/model.pt", space.architecture("largest")
+    checkpoint.save_subnet(path, tiny, arch, subnet, classes=["a", "b", "c", "d"])
+    return path
+
+
+def test_a_retrained_network_is_loaded_as_a_backbone(retrained: str):
+    whole: Any = nasray.load(retrained)
+    images = torch.rand(2, 3, 64, 96)
+    backbone: Any = nasray.load(retrained, features_only=True)
+    assert not backbone.training
+    assert (backbone.classes, backbone.resolution, backbone.arch) == ([], 32, whole.arch)
+    with torch.no_grad():
+        found = backbone(images)
+        torch.testing.assert_close(whole.network.head(found[-1]), whole(images))
+    assert [tuple(each.shape) for each in found] == [
+        (2, 8, 32, 48),
+        (2, 16, 16, 24),
+        (2, 32, 8, 12),
+    ]
+    assert backbone.feature_info.reduction() == [2, 4, 8]
+    assert backbone.feature_info.module_name() == ["block0", "block1", "block2"]
+    some: Any = nasray.load(retrained, features_only=True, out_indices=(0, 1))
+    assert some.feature_info.channels() == [8, 16]
+    with torch.no_grad():
+        assert all(map(torch.equal, some(images), found[:2]))
+
+
+def test_a_retrained_network_gets_a_new_classifier_and_keeps_the_rest(retrained: str):
+    whole: Any = nasray.load(retrained)
+    model: Any = nasray.load(retrained, num_classes=7, seed=1)
+    assert not model.training and (model.classes, model.arch) == ([], whole.arch)
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 7)
+    old, new = whole.state_dict(), model.state_dict()
+    assert old.keys() == new.keys()
+    different = {name for name in old if not old[name].equal(new[name])}
+    assert different == {"network.head.output.weight", "network.head.output.bias"}
+    drawn = "network.head.output.weight"
+    again = nasray.load(retrained, num_classes=7, seed=1).state_dict()
+    assert again[drawn].equal(new[drawn])
+    assert not nasray.load(retrained, num_classes=7).state_dict()[drawn].equal(new[drawn])
+    # As many classes as before are other ones all the same.
+    replaced: Any = nasray.load(retrained, num_classes=4)
+    assert replaced.classes == [] and not replaced.state_dict()[drawn].equal(old[drawn])
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"features_only": True, "num_classes": 3}, "num_classes = 3: feature maps have no class"),
+        ({"out_indices": (1,)}, "out_indices = (1,) needs features_only=True"),
+        ({"features_only": True, "out_indices": (3,)}, "out_indices = (3,) must be a list of"),
+        ({"num_classes": 0}, "num_classes = 0 must be 1 or more"),
+        ({"num_classes": 2, "seed": -1}, "seed = -1 0 or more"),
+    ],
+)
+def test_options_of_a_loaded_network_that_make_no_sense_are_refused(
+    retrained: str, options: dict[str, Any], complaint: str
+):
+    with pytest.raises(UserError, match=re.escape(complaint)) as refused:
+        nasray.load(retrained, **options)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_supernet_is_loaded_to_run_and_to_extract_from(tmp_path: Path):
     space = nasray.space("tiny", num_classes=5, resolution=32)
     checkpoint.save_supernet(f"{tmp_path}/supernet.pt", space.supernet(seed=3))

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from nasray import checkpoint
 from nasray.algorithms import ALGORITHMS
+from nasray.spaces import space_by_name
+from nasray.spaces.supernet import build_subnet
 from tests.conftest import FinishedRun
 
 ROOT = Path(__file__).parents[1]
@@ -93,3 +96,21 @@ def test_programs_of_the_debugging_page_run(
     if "candidate" in names:  # the one that evaluates again
         assert names["correct"].mean() == names["candidate"].fitness
     assert said
+
+
+ELSEWHERE = re.findall(r"```python\n(.+?)```", (ROOT / "docs/run.md").read_text(), re.S)
+
+
+@pytest.mark.parametrize("program", ELSEWHERE, ids=["backbone", "classes"])
+def test_programs_of_the_page_on_runs_run(program: str, tmp_path: Path):
+    """On a network as retraining leaves it; all that they claim is asserted in them."""
+    space = space_by_name("ofa_mobilenetv3", num_classes=3)
+    arch = space.named["smallest"]
+    path = tmp_path / "retrain/0/model.pt"
+    path.parent.mkdir(parents=True)
+    subnet = build_subnet(space.decode(arch))
+    checkpoint.save_subnet(str(path), space, arch, subnet, classes=["a", "b", "c"])
+    names: dict[str, Any] = {}
+    exec(program.replace("RUN_DIR", str(tmp_path)), names)
+    loaded = names["backbone"] if "backbone" in names else names["model"]
+    assert loaded.arch == space.to_json(arch)

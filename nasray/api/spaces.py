@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 AnyArchitecture = str | Mapping[str, Any] | Sequence[int]
 
 
-def load(path: str | os.PathLike[str]) -> "nn.Module":
+def load(
+    path: str | os.PathLike[str],
+    *,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+    num_classes: int | None = None,
+    seed: int = 0,
+) -> "nn.Module":
     """Load a retrained network, RUN_DIR/retrain/<k>/model.pt, in eval mode on the CPU.
 
     Input: float32 (batch, 3, resolution, resolution), RGB from 0 to 1; normalisation is part of
@@ -29,17 +36,51 @@ def load(path: str | os.PathLike[str]) -> "nn.Module":
     order of the logits), `resolution` (pixels) and `arch` (JSON object) describe the network;
     `network` is the part behind the normalisation.
 
+    With features_only, as a backbone of other programs and by timm's conventions: the head is
+    left out, and the output is a list of feature maps, finest first, one per reduction of the
+    resolution (2, 4, 8, 16, 32; as far as the network goes), each the output of the last block at
+    that resolution. Its `feature_info` has channels(), reduction() and module_name(). Images may
+    be of any height and width that are multiples of 32 pixels. `classes` is empty.
+
+    Args:
+        path: of model.pt, a path or URI.
+        features_only: leave the head out and return feature maps.
+        out_indices: which feature maps, with features_only: indices from 0, the finest one, or
+            negative ones from the coarsest. Blocks that none of them needs are left out.
+        num_classes: begin with a new classifier for so many classes; `classes` is then empty.
+        seed: the weights of that classifier are drawn from it.
+
     Raises:
-        UserError: there is no such file, or it holds no single network.
+        UserError: there is no such file, it holds no single network, or the options contradict
+            one another or are out of range.
     """
+    if features_only and num_classes is not None:
+        raise UserError(
+            f"features_only and num_classes = {num_classes}: feature maps have no classifier; "
+            "leave one of them out"
+        )
+    if out_indices is not None and not features_only:
+        raise UserError(f"out_indices = {out_indices!r} needs features_only=True")
+    if num_classes is not None and (num_classes < 1 or seed < 0):
+        raise UserError(f"num_classes = {num_classes} must be 1 or more, seed = {seed} 0 or more")
     from nasray import checkpoint
     from nasray.export import Normalised
+    from nasray.features import FeatureNetwork
+    from nasray.pretrained.start import with_new_classifier
 
     space, arch, subnet, extra = checkpoint.load_subnet(os.fspath(path))
-    model: Any = Normalised(subnet).eval()
-    model.classes = list(extra.get("classes", ()))
+    network: nn.Module = subnet
+    classes = list(extra.get("classes", ()))
+    if features_only:
+        network, classes = FeatureNetwork(subnet, out_indices), []
+    elif num_classes is not None:
+        network, classes = with_new_classifier(space, arch, subnet, num_classes, seed=seed), []
+    model: Any = Normalised(network).eval()
+    model.classes = classes
     model.resolution = space.resolution_of(arch)
     model.arch = space.to_json(arch)
+    if isinstance(network, FeatureNetwork):
+        model.feature_info = network.feature_info
     return model
 
 

@@ -7,18 +7,20 @@ start_from() returns, as it is.
 import dataclasses
 import logging
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nasray import checkpoint
 from nasray.errors import UserError
 from nasray.pretrained import files
 from nasray.spaces import describe
-from nasray.spaces.space import Space
-from nasray.spaces.supernet import Supernet
+from nasray.spaces.space import Architecture, Space
+from nasray.spaces.supernet import Supernet, build_subnet
+
+Build = Callable[[Space], nn.Module]
 
 # By space: what gives published tensors our supernet's names, called with the space and the
 # tensors of the file by name. Its UserErrors go on after the name of the file. Imported when
@@ -81,6 +83,28 @@ def start_from(space: Space, path: str, *, sha256: str = "", seed: int | None) -
     return Started(supernet.eval(), new_head=True)
 
 
+def with_new_classifier(
+    space: Space, arch: Architecture, subnet: nn.Module, num_classes: int, *, seed: int
+) -> nn.Sequential:
+    """Build the network of `arch` for `num_classes` classes, in eval mode.
+
+    It has copies of all weights of `subnet`, the network of `arch` in `space`, but the
+    classifier's, which are drawn from `seed` as those of a network that is trained from the
+    beginning.
+    """
+
+    def build(changed: Space) -> nn.Sequential:
+        return build_subnet(changed.decode(arch))
+
+    changed = _changed(space, num_classes=num_classes)
+    network = build(changed)
+    changed.initialize(network, torch.Generator().manual_seed(seed))
+    head = _classifier(space, build)
+    kept = {name: value for name, value in subnet.state_dict().items() if name not in head}
+    network.load_state_dict(network.state_dict() | kept)
+    return network.eval()
+
+
 def _read(space: Space, path: str, sha256: str) -> tuple[dict[str, Tensor], dict[int, str]]:
     """Read the tensors of `path` under our names, and the names in the file by tensors' ids."""
     content = files.read_content(path, sha256)
@@ -123,16 +147,20 @@ def _changed(space: Any, **options: Any) -> Any:
     return dataclasses.replace(space, **options)
 
 
-def _shapes(space: Space) -> dict[str, torch.Size]:
-    """The shapes of all tensors of the supernet of `space`, which is not allocated."""
+def _supernet(space: Space) -> nn.Module:
+    return space.supernet()
+
+
+def _shapes(space: Space, build: Build = _supernet) -> dict[str, torch.Size]:
+    """The shapes of all tensors of the network of `space`, which is not allocated."""
     with torch.device("meta"):
-        return {name: tensor.shape for name, tensor in space.supernet().state_dict().items()}
+        return {name: tensor.shape for name, tensor in build(space).state_dict().items()}
 
 
-def _classifier(space: Space) -> list[str]:
+def _classifier(space: Space, build: Build = _supernet) -> list[str]:
     """The names of the tensors of which the first dimension is the number of classes."""
-    shapes = _shapes(space)
-    more = _shapes(_changed(space, num_classes=space.num_classes + 1))
+    shapes = _shapes(space, build)
+    more = _shapes(_changed(space, num_classes=space.num_classes + 1), build)
     return [name for name, shape in shapes.items() if shape != more[name]]
 
 
