@@ -37,6 +37,17 @@ MAX_TRIES = 3  # to make a child within its limit
 NEIGHBOUR_SHARE = 0.1  # of the budget goes to neighbours of the best
 UNASSIGNED, NEIGHBOUR = -1, -2  # instead of a slot
 MEMORY = 0.9  # of the median change, from one generation to the next
+# Of default_budget(): candidates for one limit, for each further one, at most.
+ONE_LIMIT, FURTHER_LIMIT, MOST = 50_000, 220_000, 2_000_000
+
+
+def default_budget(num_limits: int) -> int:
+    """How many candidates `nasray front` predicts for so many different limits unless told.
+
+    Few limits get an answer in about a second, a little below what MOST would find; many get
+    MOST. benchmarks/ofa_search.py --defaults measures both.
+    """
+    return min(ONE_LIMIT + FURTHER_LIMIT * (num_limits - 1), MOST)
 
 
 class Annealing:

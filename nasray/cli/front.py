@@ -32,7 +32,8 @@ from nasray.errors import UserError
 @click.option(
     "--budget",
     type=click.IntRange(1000),
-    help="Candidates that `front` predicts: 2,000,000 unless told.",
+    help="Candidates that `front` predicts; unless told 50,000 for one limit, 220,000 more for "
+    "each further one, at most 2,000,000.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @space_options
@@ -57,7 +58,7 @@ def front(
     for limit in limits:
         if not math.isfinite(limit):
             raise UserError(f"--limit {limit} must be a finite number")
-    from nasray.algorithms.annealing import Annealing
+    from nasray.algorithms.annealing import Annealing, default_budget
     from nasray.algorithms.many_limits import SplitLimits
     from nasray.algorithms.staged import Staged
     from nasray.config import Limit
@@ -84,7 +85,7 @@ def front(
     if budget and strategy != "front":
         raise UserError(f"--budget: {strategy} has a fixed number of generations; leave it out")
     if strategy == "front":
-        budget = budget or 2_000_000
+        budget = budget or default_budget(len(set(limits)))
         searched = annealing = Annealing(space, cost_of, limits, seed, budget=budget)
         steps = search_predicted(annealing, cost_of, accuracy.begin, lag=2)
         _run(steps, lambda: annealing.told, budget)

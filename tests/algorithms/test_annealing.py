@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from nasray.algorithms import annealing as module
-from nasray.algorithms.annealing import Annealing
+from nasray.algorithms.annealing import Annealing, default_budget
 from nasray.algorithms.many_limits import annealing_search
 from nasray.config import Limit, SearchConfig
 from nasray.costs.latency import LatencyTable
@@ -90,6 +90,11 @@ def test_it_finds_the_best_of_all_architectures_at_every_limit(seed):
     costs, fitnesses = price(all_of_them), fitness(all_of_them)
     for answer in found:
         assert answer.fitness == pytest.approx(fitnesses[costs <= answer.limit].max(), abs=1e-12)
+
+
+def test_the_budget_grows_with_the_number_of_limits_to_that_of_ten():
+    budgets = [default_budget(number) for number in (1, 2, 9, 10, 40)]
+    assert budgets == [50_000, 270_000, 1_810_000, 2_000_000, 2_000_000]
 
 
 def test_every_answer_has_its_own_numbers_and_is_within_its_limit():

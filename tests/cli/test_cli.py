@@ -6,7 +6,10 @@ import sys
 import pytest
 from click.testing import CliRunner
 
+from nasray.algorithms import annealing
 from nasray.cli.main import main
+from nasray.spaces.tiny import Tiny
+from tests.predictors.test_predictor import random_predictor
 
 
 @pytest.fixture
@@ -61,7 +64,10 @@ def test_classes_and_resolution_change_the_costs(invoke):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("profile", "shufflnet", "oneshot"), "'shufflnet' is unknown; there are"),
+        (
+            ("profile", "shufflnet", "oneshot"),
+            "'shufflnet' is unknown; did you mean 'shufflenet'? there are",
+        ),
         (("profile", "shufflenet", "twoshot"), "neither a published name (oneshot-s+, oneshot)"),
         (("profile", "shufflenet", '{"block": [1]}'), "has the keys ['block', 'channel']"),
         (("profile", "shufflenet", "oneshot", "--layout", "x"), "space.layout = 'x'"),
@@ -123,6 +129,32 @@ def test_a_run_that_could_not_export_its_model_does_not_begin(invoke, tmp_path, 
     assert result.exit_code == 1
     assert "a run ends with needs onnxscript: pip install '.[export]'" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_front_has_a_budget_for_the_number_of_limits(invoke, tmp_path, monkeypatch):
+    """By the searches that it really does; the same limit twice is one."""
+    searches = []
+
+    class Recorded(annealing.Annealing):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            searches.append(self)
+
+    monkeypatch.setattr(annealing, "Annealing", Recorded)
+    monkeypatch.setattr(annealing, "FURTHER_LIMIT", 1000)
+    random_predictor(Tiny(num_classes=1000)).save(f"{tmp_path}/predictor.pt")
+    found = []
+    for options in (["--limit=7e5"] * 2, ["--limit=7e5", "--limit=9e5"], ["--budget=1000"]):
+        result = invoke(
+            "front", "tiny", f"--predictor={tmp_path}/predictor.pt", "--limit=7e5", *options
+        )
+        assert result.exit_code == 0, result.output
+        found.append([json.loads(line) for line in result.stdout.splitlines()])
+    assert [search.budget for search in searches] == [50_000, 51_000, 1000]
+    assert all(search.told >= search.budget for search in searches)
+    for answers in found:
+        assert all(answer["macs"] <= answer["limit"] for answer in answers)
+        assert answers[0] == found[0][0]
 
 
 def test_a_search_without_a_supernet_says_what_to_do_first(invoke, tmp_path, monkeypatch):
