@@ -14,7 +14,6 @@ from nasray.spaces.population import as_architectures, random_population
 from nasray.training import gradients
 from nasray.training.gradients import GradientAverager
 from nasray.training.loop import make_optimizer, make_scaler, train_epoch
-from nasray.training.sampler import sample
 from nasray.training.supernet import WorkersDifferError, check_same_on_all_workers, recipe_of
 
 WORKERS = 2
@@ -91,22 +90,23 @@ def test_workers_send_the_slices_that_a_step_uses_and_get_their_means(tmp_path, 
             np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-def averaged_sandwich(rank, overlaps=False):
-    """Gradients, by name, of a step of three subnets on this worker's images."""
+SAME_OPS = [(0, 2) * 3, (0, 0) * 3, (0, 1) * 3]
+OTHER_OPS = [(0, 2) * 3, (1, 0, 0, 0, 0, 0), (1, 1) * 3]
+
+
+def averaged_step(rank, archs, overlaps=False):
+    """Gradients, by name, of a step of several subnets on this worker's images."""
     space = make_space(SpaceConfig(name="tiny", resolution=32), 4)
     supernet = space.supernet().train()
     space.initialize(supernet, torch.Generator().manual_seed(0))
-    gradients.BUCKET_BYTES = 1 << 10
+    gradients.BUCKET_BYTES = 1  # one for each weight: sent as early as can be
     averager = GradientAverager(supernet)
     if overlaps:
         for param in supernet.parameters():
             param.register_post_accumulate_grad_hook(averager._computed)
-    config = SupernetConfig(sampling="sandwich", sandwich_random=1, channel_warmup_start=0)
-    archs = sample(space, config, seed=0, epoch=50, step=0)
-    assert len(archs) == 3
     generator = torch.Generator().manual_seed(rank)
     images = torch.randint(0, 256, (4, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    recipe = recipe_of(config)
+    recipe = recipe_of(SupernetConfig())
     train_epoch(
         lambda step: [partial(supernet, arch=arch) for arch in archs],
         [(images, torch.arange(4))],
@@ -125,10 +125,12 @@ def averaged_sandwich(rank, overlaps=False):
     }
 
 
-@pytest.mark.parametrize("overlaps", [False, True])
-def test_a_step_of_several_subnets_is_averaged_once_over_what_they_use(tmp_path, overlaps):
-    one, other = spawned(averaged_sandwich, tmp_path, overlaps)
-    alone = [averaged_sandwich(rank) for rank in range(WORKERS)]
+@pytest.mark.parametrize(
+    ("archs", "overlaps"), [(OTHER_OPS, False), (OTHER_OPS, True), (SAME_OPS, True)]
+)
+def test_a_step_of_several_subnets_is_averaged_once_over_what_they_use(tmp_path, archs, overlaps):
+    one, other = spawned(averaged_step, tmp_path, archs, overlaps)
+    alone = [averaged_step(rank, archs) for rank in range(WORKERS)]
     touched = {name for name, grad in one.items() if grad is not None}
     assert touched == {name for name, grad in alone[0].items() if grad is not None}
     for name in touched:
