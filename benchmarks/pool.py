@@ -8,7 +8,9 @@ time is heavy-tailed (log-normal; --sigma 0.8: one in a hundred takes six times 
 because of the machine, not of the architecture: another try draws anew. 2 % are lost half-way.
 Busy: the share of evaluators' time that is spent in evaluations, from when all are up until
 the last candidate is submitted. Driver: CPU time of the process that generates offspring,
-records to a folder on disk, and talks to Ray.
+records to a folder on disk, and talks to Ray. What a process does once is done before: pyarrow
+imports pandas for the first record, which is nothing in a search of hours but much of these
+seconds.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import tempfile
 import time
 
 import numpy as np
+import pandas  # noqa: F401  see above
 import ray
 from table import Row, show
 

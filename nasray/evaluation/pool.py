@@ -31,7 +31,9 @@ IDLE_S = 60.0  # after which an evaluator without a task is ended
 # An evaluation that takes longer than both STRAGGLER medians and BEYOND times the 95th percentile
 # is given to a second evaluator, if one is free; the first result counts. (Early stopping and
 # calibration studies mix short evaluations and long ones, so the median alone says too little.)
-STRAGGLER, BEYOND = 4.0, 1.5
+# The oldest one, on whose result a search may depend to ask for more, need not wait for a free
+# evaluator: it comes next once fewer than AHEAD tasks wait for each that runs.
+STRAGGLER, BEYOND, AHEAD = 4.0, 1.5, 3
 MIN_DURATIONS = 5  # evaluations before these times are estimated
 # An evaluation that takes longer than HANGS times the longest recent one, and than HANGS_S, is
 # taken to hang: its evaluator is ended, whether or not another one is free.
@@ -93,6 +95,7 @@ class Pool:
         self.number, self.max_failures = number, max_failures
         self.waiting: deque[Task] = deque()
         self.running: set[Task] = set()
+        self.overdue: list[tuple[Task, Worker]] = []  # to be tried by a second evaluator
         self.workers: set[Worker] = set()
         self.idle: list[Worker] = []
         self.events: queue.SimpleQueue[tuple[Worker, Task | None, Any]] = queue.SimpleQueue()
@@ -126,17 +129,19 @@ class Pool:
             # All events so far, before the caller spends time on one result.
             while not self.events.empty():
                 self._handle(*self.events.get())
-            self._assign()
-            if self.done:
-                return self.done.popleft()
             if time.monotonic() > self.check_at:
                 self._check_times()
                 self.check_at = time.monotonic() + CHECK_EVERY_S
+            self._assign()
+            if self.done:
+                return self.done.popleft()
             with suppress(queue.Empty):
                 self._handle(*self.events.get(timeout=CHECK_EVERY_S))
 
     def _assign(self) -> None:
-        """Give waiting tasks to idle evaluators, and start evaluators for the others."""
+        """Give stragglers and waiting tasks to idle evaluators; start evaluators for the others."""
+        while self.overdue and self.idle:
+            self._overtake(*self.overdue.pop(0))
         while self.waiting and self.idle:
             self._give(self.waiting.popleft(), self.idle.pop())
         busy = sum(len(task.workers) for task in self.running)
@@ -151,6 +156,16 @@ class Pool:
         task.workers.append(worker)
         self.running.add(task)
         self._watch(worker, task, worker.actor.evaluate.remote(task.attempt, *task.arguments))
+
+    def _overtake(self, task: Task, slow: Worker) -> None:
+        """Give a task to a second evaluator, unless `slow` has ended it meanwhile."""
+        if task.workers[-1:] != [slow]:
+            return
+        logger.warning("an evaluation is slow; a second evaluator tries it, too")
+        if len(task.workers) > 1:  # the first has been slow for even longer
+            self._end(task.workers[0])
+            task.workers.remove(task.workers[0])
+        self._give(task, self.idle.pop())
 
     def _watch(self, worker: Worker, task: Task | None, result: ray.ObjectRef) -> None:
         """Put the end of a call of `worker` into the queue of events, in a thread of Ray's."""
@@ -249,7 +264,7 @@ class Pool:
         self.end(worker.actor)
 
     def _check_times(self) -> None:
-        """End evaluators that hang or have long been idle; give stragglers a second evaluator."""
+        """End evaluators that hang or have long been idle; note which tasks are stragglers."""
         now = time.monotonic()
         if self.warn_at is not None and now > self.warn_at:
             logger.warning("no evaluator is running yet: waiting for resources, or still loading")
@@ -259,20 +274,23 @@ class Pool:
             for task in list(self.running):
                 for worker in [worker for worker in task.workers if now - worker.since > hangs]:
                     self._lose(worker, task, f"no result within {hangs:.0f} s", counts=True)
+        self.overdue = self._stragglers(now)
         if self.waiting:
             return
-        if len(self.durations) >= MIN_DURATIONS:
-            percentile_95 = quantiles(self.durations, n=20, method="inclusive")[-1]
-            most = max(STRAGGLER * median(self.durations), BEYOND * percentile_95)
-            for task in list(self.running):
-                if self.idle and now - task.workers[-1].since > most + CHECK_EVERY_S:
-                    logger.warning("an evaluation is slow; a second evaluator tries it, too")
-                    if len(task.workers) > 1:  # the first has been slow for even longer
-                        self._end(task.workers[0])
-                        task.workers.remove(task.workers[0])
-                    self._give(task, self.idle.pop())
         for worker in [worker for worker in self.idle if now - worker.since > IDLE_S]:
             self._end(worker)
+
+    def _stragglers(self, now: float) -> list[tuple[Task, Worker]]:
+        """The tasks that should be tried by a second evaluator, with their latest ones."""
+        tasks = sorted(self.running, key=lambda task: task.key)
+        if self.waiting:
+            tasks = tasks[:1] if len(self.waiting) < AHEAD * len(tasks) else []
+        if not tasks or len(self.durations) < MIN_DURATIONS:
+            return []
+        percentile_95 = quantiles(self.durations, n=20, method="inclusive")[-1]
+        most = max(STRAGGLER * median(self.durations), BEYOND * percentile_95) + CHECK_EVERY_S
+        latest = [(task, task.workers[-1]) for task in tasks]
+        return [(task, worker) for task, worker in latest if now - worker.since > most]
 
 
 def _is_node_lost(node: str, error: BaseException) -> bool:

@@ -97,6 +97,7 @@ class _Search:
         self.early_stopping, self.show = early_stopping, show
         self.recorded = history.candidates
         self.asked: list[tuple[Architecture, int]] = []  # with their generations
+        self.costs: dict[int, dict[str, float]] = {}  # of those whose turn has not come
         self.sizes: Counter[int] = Counter()  # of the generations
         self.num_asks = 0
         self.exhausted = False  # ask() returned nothing
@@ -146,8 +147,10 @@ class _Search:
             self._record_complete(until=generation)
             self.num_asks += 1
             self.open_asks.append(len(archs))
-            for arch in archs:
+            # Before the first result: no evaluator should wait while costs are compiled.
+            for arch, costs in zip(archs, self.limits.costs(archs), strict=True):
                 position = self._note_asked(arch, generation)
+                self.costs[position] = costs
                 known = self._known(position, arch)
                 if known is not None:
                     self.found[position] = known
@@ -177,7 +180,7 @@ class _Search:
         if self.done not in self.found:
             return False
         evaluation, (arch, generation) = self.found.pop(self.done), self.asked[self.done]
-        [costs] = self.limits.costs([arch])
+        costs = self.costs.pop(self.done)
         candidate = Candidate.of(evaluation, arch=arch, costs=costs, generation=generation)
         self._count(candidate)
         self._check_failures(candidate)

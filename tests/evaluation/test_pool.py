@@ -53,6 +53,8 @@ class Square:
             raise EvaluationError("no memory")
         if mood == "hangs once" and tries == 0:
             self.hang()
+        if mood == "takes longer":
+            time.sleep(0.5)
         return Evaluation(fitness=number**2, attempt=attempt)
 
     def node(self) -> str:
@@ -148,6 +150,12 @@ def squares(found: dict[int, Evaluation]) -> dict[int, float]:
     return {number: evaluation.fitness for number, evaluation in found.items()}
 
 
+def begun_in(folder: Path) -> list[int]:
+    """The numbers whose evaluations began, in that order."""
+    began = [list(map(int, path.name.split("-"))) for path in folder.iterdir()]
+    return [number for number, _, _ in sorted(began, key=lambda each: each[2])]
+
+
 def test_everything_submitted_comes_back_once(make_pool):
     with make_pool(3) as pool:
         assert squares(run(pool, {})) == {number: number**2 for number in range(12)}
@@ -171,9 +179,7 @@ def test_a_lost_evaluator_costs_an_attempt_and_nothing_else(make_pool):
 def test_a_candidate_whose_evaluator_vanished_goes_first(make_pool, tmp_path):
     with make_pool(1) as pool:
         run(pool, {0: "dies once"}, range(4))
-    began = [list(map(int, path.name.split("-"))) for path in tmp_path.iterdir()]
-    order = [number for number, _, _ in sorted(began, key=lambda each: each[2])]
-    assert order == [0, 0, 1, 2, 3]
+    assert begun_in(tmp_path) == [0, 0, 1, 2, 3]
 
 
 def test_what_raises_is_tried_again_then_recorded_with_its_reason(make_pool, tmp_path):
@@ -215,6 +221,14 @@ def test_a_straggler_is_tried_by_another_and_replaced(make_pool, tmp_path):
         assert len(list(tmp_path.glob("4-*"))) == 2
         assert len(pool.workers) == 1  # the one that hangs is ended
         assert squares(run(pool, {}, range(20, 24))) == {n: n**2 for n in range(20, 24)}
+
+
+def test_a_straggler_is_tried_by_another_before_the_last_tasks_are_given_out(make_pool, tmp_path):
+    """Those who wait for it, as a search with a lag does, need not be idle meanwhile."""
+    with make_pool() as pool:
+        found = run(pool, {4: "hangs once", 10: "takes longer"})
+    assert squares(found) == {number: number**2 for number in range(12)}
+    assert begun_in(tmp_path)[-3:] == [10, 4, 11]
 
 
 def test_the_only_evaluator_is_replaced_if_it_hangs(make_pool, tmp_path, monkeypatch):

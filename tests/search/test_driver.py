@@ -156,6 +156,21 @@ def test_a_lagged_search_asks_for_more_whenever_one_ends_in_order(tmp_path, unli
     assert submitted == [0, 1, 2, 3, 4]
 
 
+def test_costs_are_known_before_an_evaluation_is_waited_for(tmp_path, unlimited, monkeypatch):
+    """Compiling them takes seconds, in which the pool would give evaluators nothing to do."""
+    events = []
+    costs = Limits.costs
+    monkeypatch.setattr(Limits, "costs", lambda *given: events.append("costs") or costs(*given))
+
+    class Noting(Direct):
+        def next(self):
+            events.append("next")
+            return super().next()
+
+    search(tmp_path, unlimited, pool=Noting(evaluate), population_size=12, num_generations=2)
+    assert events[0] == "costs" and events.count("costs") == 2 and events.count("next") > 12
+
+
 def test_a_search_in_which_nothing_can_be_evaluated_ends_at_once_and_can_be_repeated(
     tmp_path, unlimited
 ):
