@@ -167,6 +167,11 @@ class SupernetConfig(Section):
                 "epochs = 0 takes a supernet as it is: name its file in `init`, or set epochs to "
                 "1 or more"
             )
+        if self.epochs == 0 and self.teacher_epochs:
+            raise ValueError(
+                f"teacher_epochs = {self.teacher_epochs} trains a teacher for the supernet, which "
+                "epochs = 0 takes as it is; leave teacher_epochs out, or set epochs to 1 or more"
+            )
         if self.init_sha256 and not self.init:
             raise ValueError("init_sha256 is of the file `init`, which is not given; give both")
         return self

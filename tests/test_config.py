@@ -108,6 +108,10 @@ def test_docs_tell_every_key_and_its_default():
         ({"supernet": {"epochs": 30}}, "channel_warmup_start = 60 must be at least"),
         ({"supernet": {"shared_start_epochs": 61}}, "shared_start_epochs = 61"),
         ({"supernet": {"epochs": 0}}, "epochs = 0 takes a supernet as it is: name its file"),
+        (
+            {"supernet": {"init": "a.pt", "epochs": 0, "teacher_epochs": 2}},
+            "teacher_epochs = 2 trains a teacher for the supernet, which epochs = 0 takes",
+        ),
         ({"supernet": {"init_sha256": "ab"}}, "init_sha256 is of the file `init`, which is not"),
         ({"supernet": {"distillation": 0.5}}, "distillation = 0.5 needs soft labels: set sampling"),
         ({"supernet": {"teacher_epochs": 2}}, "teaches nothing with distillation = 0; set it"),

@@ -27,9 +27,11 @@ def sample(
     """Draw the architectures of one training step among the choices of the warm-up.
 
     One, uniformly; or by the sandwich rule (Yu et al. 2020, section 3.2) the largest, the
-    smallest and some random ones, each once; or the largest alone. Operations have no order, so
-    they are random in the largest and the smallest, too.
+    smallest and some random ones, each once; or largest() alone. Operations have no order, so
+    they are random in the largest and the smallest of a sandwich, too.
     """
+    if config.sampling == "largest":
+        return [largest(space)]
     rng = np.random.default_rng((seed, epoch, step))
     lowest = [_lowest_drawn(gene, config, epoch) for gene in space.genes]
     shared = epoch < config.shared_start_epochs
@@ -39,8 +41,6 @@ def sample(
     drawn = rng.integers(lowest, sizes, (2 + config.sandwich_random, len(sizes)))
     ordered = [gene.kind != "op" for gene in space.genes]
     drawn[0, ordered] = np.array(sizes)[ordered] - 1
-    if config.sampling == "largest":
-        return as_architectures(drawn[:1])
     drawn[1, ordered] = np.array(lowest)[ordered]
     return list(dict.fromkeys(as_architectures(drawn)))
 

@@ -80,7 +80,9 @@ def teacher_job(job: Job) -> Job:
     update = {
         "epochs": config.teacher_epochs,
         "learning_rate": config.teacher_learning_rate,
-        "sampling": "largest",
+        "sampling": "largest",  # of which there is no warm-up
+        "channel_warmup_start": 0,
+        "shared_start_epochs": 0,
         "distillation": 0.0,
         "teacher_epochs": 0,
     }

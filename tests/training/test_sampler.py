@@ -100,8 +100,8 @@ def test_spaces_with_fewer_scales_warm_up_too():
 
 
 def test_fixed_architectures_are_fixed():
-    assert fixed_architectures(SPACE, PUBLISHED, 0) == fixed_architectures(SPACE, 4, 0)
-    assert fixed_architectures(SPACE, PUBLISHED, 0) != fixed_architectures(SPACE, 4, 1)
+    assert fixed_architectures(SPACE, PUBLISHED, 0) == fixed_architectures(SPACE, PUBLISHED, 0)
+    assert fixed_architectures(SPACE, PUBLISHED, 0) != fixed_architectures(SPACE, PUBLISHED, 1)
 
 
 def test_widths_that_are_searched_but_never_trained_are_refused():
@@ -181,3 +181,9 @@ def test_the_largest_alone_is_drawn_for_a_teacher():
     assert fixed_architectures(space, config, 0) == [largest(space)]
     with pytest.raises(UserError, match="trains one subnet"):
         check_trained_widths(space, config)
+
+
+def test_the_teacher_of_a_space_with_operations_is_the_one_that_is_trained():
+    config = SANDWICH.model_copy(update={"sampling": "largest"})
+    steps = [sample(SPACE, config, seed=0, epoch=0, step=step) for step in range(5)]
+    assert steps == 5 * [[largest(SPACE)]] == 5 * [fixed_architectures(SPACE, config, 0)]

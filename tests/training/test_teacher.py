@@ -3,14 +3,17 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from nasray import checkpoint
+from nasray.config import Job, parse_job
 from nasray.data.splits import JobImages
 from nasray.data.transforms import normalize, resized
 from nasray.evaluation.evaluate import recalibrate_bn
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
 from nasray.training.sampler import largest
+from nasray.training.supernet import teacher_job
 from nasray.training.teacher import load_teacher
 from tests.conftest import MakeJob
 
@@ -35,3 +38,20 @@ def test_a_teacher_sees_images_at_its_own_resolution(make_job: MakeJob, tmp_path
         found = teacher(batch)
         assert not found.requires_grad
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "supernet",
+    [
+        {},
+        {"channel_warmup_start": 10, "shared_start_epochs": 8},
+        {"init": "a.pt", "sampling": "uniform", "ema": 0.9},
+    ],
+)
+def test_a_teacher_may_be_trained_for_any_number_of_epochs(supernet: dict):
+    """The warm-up, which it has none of, may begin later than it ends."""
+    values = {"epochs": 70, "teacher_epochs": 6, "distillation": 0.5} | supernet
+    job = Job.model_validate({"data": {"source": "synthetic"}, "supernet": values})
+    found = parse_job(teacher_job(job).model_dump(), "run").supernet
+    assert (found.epochs, found.sampling, found.has_teacher) == (6, "largest", False)
+    assert found.shared_start_epochs == 0  # its operations are not those that a shared start has
