@@ -20,6 +20,7 @@ from nasray.data import check_source
 from nasray.data.decoding import make_decoder
 from nasray.data.shards import Dataset, open_dataset
 from nasray.errors import UserError, did_you_mean
+from nasray.pretrained.files import is_url
 from nasray.search.candidate import Candidate, fully_evaluated
 from nasray.search.history import SINGLE, SOURCE, History
 from nasray.search.limits import LATENCY, Limits
@@ -44,6 +45,7 @@ FREE_KEYS = {
     ("compute", "evaluator_labels"),
 }
 
+START_KEYS = ("init", "teacher")  # of [supernet]: files, which may move but not change
 
 # All keys of [search] may change until something is evaluated, and all but these until the search
 # begins: the samples for a predictor depend on these.
@@ -166,7 +168,7 @@ def opened(folder: str, job: Job | None = None, data_path: str | None = None) ->
 
     Raises:
         UserError: another process holds it, it has no job, it was recorded with another one, or the
-            decoder that the job names is not installed.
+            decoder or a file that the job names is not there.
     """
     folder = storage.absolute(folder)
     recorded_path = storage.join(folder, layout.JOB)
@@ -181,9 +183,10 @@ def opened(folder: str, job: Job | None = None, data_path: str | None = None) ->
             if recorded is not None and _begun(folder):
                 _check_same(recorded, job, folder)
             else:
+                _check_start(job)  # before hours of import, as the decoder
                 for made in (layout.FINGERPRINT, layout.START):
                     storage.remove(storage.join(folder, made))
-            make_decoder(job.data.decoder)  # before hours of import
+            make_decoder(job.data.decoder)
             _record_job(recorded_path, job)
         yield Run(folder, job)
 
@@ -233,7 +236,7 @@ def recorded_job(path: str, data_path: str | None) -> Job | None:
 
 def _begun(folder: str) -> bool:
     """Whether there are results that depend on the job."""
-    made = (layout.SUPERNET, layout.TRAIN, layout.HISTORY, layout.RETRAIN)
+    made = (layout.SUPERNET, layout.TRAIN, layout.TEACHER_RUN, layout.HISTORY, layout.RETRAIN)
     return any(storage.exists(storage.join(folder, name)) for name in made)
 
 
@@ -275,11 +278,35 @@ def _check_same(recorded: Job, job: Job, folder: str) -> None:
             else [((section,), old[section], value)]
         )
         for keys, before, after in pairs:
-            if keys not in free and before != after:
+            if keys not in free and before != after and not _is_moved(folder, keys, after):
                 raise UserError(
                     f"{folder} was recorded with {'.'.join(keys)} = {before!r}, the job says "
                     f"{after!r}; use another run directory, or the recorded value"
                 )
+
+
+def _check_start(job: Job) -> None:
+    """Refuse files of weights that are not there.
+
+    Raises:
+        UserError: names the key.
+    """
+    for key in START_KEYS:
+        file = getattr(job.supernet, key)
+        if file and not is_url(file) and not storage.exists(file):
+            raise UserError(f"supernet.{key} = {file} does not exist; give the path of a file")
+
+
+def _is_moved(folder: str, keys: tuple[str, ...], path: str | None) -> bool:
+    """Whether the file of weights that a run began with now lies at `path`.
+
+    The working directory of `nasray submit` is another one each time.
+    """
+    recorded = storage.join(folder, layout.START_DIGESTS)
+    is_one = keys[0] == "supernet" and keys[-1] in START_KEYS and storage.exists(recorded)
+    if not is_one or not path or is_url(path) or not storage.exists(path):
+        return False
+    return checkpoint.digest(path) == storage.read_json(recorded).get(keys[-1])
 
 
 def _record_job(path: str, job: Job) -> None:

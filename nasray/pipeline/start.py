@@ -9,7 +9,7 @@ import hashlib
 from nasray import checkpoint
 from nasray.errors import UserError
 from nasray.pipeline.run import Run
-from nasray.pretrained.files import is_url, read_bytes, read_content
+from nasray.pretrained.files import is_url, read_bytes
 from nasray.pretrained.start import start_from
 from nasray.storage import files as storage
 from nasray.storage import layout
@@ -45,15 +45,13 @@ def _prepare_init(run: Run, path: str) -> str:
     """Write the supernet of the weights in `path`; return the digest of that file."""
     config = run.job.supernet
     digest = hashlib.sha256(read_bytes(path, config.init_sha256)).hexdigest()
-    found = start_from(run.space, path, sha256=digest, seed=run.job.seed)
     classes = list(run.dataset.classes)
-    if config.epochs == 0:
-        known = read_content(path, digest).get("classes", classes)
-        if found.new_head or list(known) != classes:
-            raise UserError(
-                f"supernet.epochs = 0: {path} knows other classes than the data set, which takes "
-                "training; set it to 1 or more"
-            )
+    found = start_from(run.space, path, sha256=digest, seed=run.job.seed, classes=classes)
+    if config.epochs == 0 and found.new_head:
+        raise UserError(
+            f"supernet.epochs = 0: {path} knows other classes than the data set, which takes "
+            "training; set it to 1 or more"
+        )
     target = run.path(layout.INIT) if config.epochs else run.supernet_path
     checkpoint.save_supernet(target, found.supernet, classes=classes)
     return digest

@@ -47,27 +47,32 @@ class Started:
     new_head: bool  # its classifier is not the file's, but drawn: without training, it guesses
 
 
-def start_from(space: Space, path: str, *, sha256: str = "", seed: int | None) -> Started:
+def start_from(
+    space: Space, path: str, *, sha256: str = "", seed: int | None, classes: Sequence[str] = ()
+) -> Started:
     """Build the supernet of `space` with the weights in `path`.
 
-    A file of another number of classes than `space` gives all weights but the classifier's,
-    which are drawn from `seed` as those of a supernet that is trained from the beginning.
+    A file of another number of classes than `space`, or of other `classes`, gives all weights but
+    the classifier's, which are drawn from `seed` as those of a supernet that is trained from the
+    beginning.
 
     Args:
         space: its supernet is built.
         path: supernet.pt of nasray, or a published file; files.read_state() says from where.
         sha256: the digest that the file must have, in hexadecimal, if given.
         seed: of the classifier, if it is new; None refuses another number of classes.
+        classes: the names wanted, in the order of the logits; a file may know others, or none.
 
     Raises:
         UserError: the file cannot be read, is of another space, has another digest, or holds
             weights that do not fit or are not finite.
     """
-    tensors, names = _read(space, path, sha256)
+    tensors, names, known = _read(space, path, sha256)
     supernet = space.supernet()
     head = _classifier(space)
     number = _num_classes(tensors, head, space)
-    if number == space.num_classes:
+    same_classes = not (known and classes) or list(known) == list(classes)
+    if number == space.num_classes and same_classes:
         _load(supernet, tensors, path, names)
         return Started(supernet.eval(), new_head=False)
     if seed is None:
@@ -77,9 +82,8 @@ def start_from(space: Space, path: str, *, sha256: str = "", seed: int | None) -
     space.initialize(supernet, torch.Generator().manual_seed(seed))
     others = {name: tensor for name, tensor in tensors.items() if name not in head}
     _load(supernet, others, path, names, missing=head)
-    log.info(
-        "%s is of %d classes, not %d: the classifier starts anew", path, number, space.num_classes
-    )
+    wanted = f"not {space.num_classes}" if number != space.num_classes else "but other ones"
+    log.info("%s is of %d classes, %s: the classifier starts anew", path, number, wanted)
     return Started(supernet.eval(), new_head=True)
 
 
@@ -105,12 +109,15 @@ def with_new_classifier(
     return network.eval()
 
 
-def _read(space: Space, path: str, sha256: str) -> tuple[dict[str, Tensor], dict[int, str]]:
-    """Read the tensors of `path` under our names, and the names in the file by tensors' ids."""
-    content = files.read_content(path, sha256)
+def _read(
+    space: Space, path: str, sha256: str
+) -> tuple[dict[str, Tensor], dict[int, str], Sequence[str]]:
+    """Read `path`: its tensors under our names, their own names by ids, and its classes."""
+    content, known = files.read_content(path, sha256), ()
     if isinstance(content, dict) and {"space", "state"} <= content.keys():
         _check_same(space, content, path)
         tensors = state = files.state_of(content["state"], path)
+        known = content.get("classes", ())
     elif space.name in PUBLISHED:
         state = files.state_of(content, path)
         try:
@@ -122,7 +129,7 @@ def _read(space: Space, path: str, sha256: str) -> tuple[dict[str, Tensor], dict
             f"{path} is no supernet.pt of nasray, and of {space.name} no published weights are "
             "known; give a supernet.pt"
         )
-    return tensors, {id(tensor): name for name, tensor in state.items()}
+    return tensors, {id(tensor): name for name, tensor in state.items()}, known
 
 
 def _check_same(space: Space, content: dict[str, Any], path: str) -> None:

@@ -114,3 +114,48 @@ def test_a_teacher_is_copied_if_it_knows_the_classes(make_job: MakeJob, tmp_path
     said = re.escape(f"{strange} knows 7 classes, but not those 4 of the data set")
     with pytest.raises(UserError, match=said):
         begin(tmp_path / "run", make_job, teacher=strange, distillation=0.5)
+
+
+def test_the_head_of_as_many_other_classes_is_drawn_too(make_job: MakeJob, tmp_path: Path):
+    file = save_supernet(tmp_path / "a.pt", classes=["1", "2", "3", "4"])
+    begin(tmp_path / "run", make_job, init=file)
+    known, kept = (
+        torch.load(path, weights_only=True)["state"]
+        for path in (file, tmp_path / "run/init/supernet.pt")
+    )
+    new = {name for name, tensor in kept.items() if not torch.equal(known[name], tensor)}
+    assert "positions.3.0.output.weight" in new
+    assert all("output" in name for name in new)
+
+
+def test_a_job_may_change_until_its_teacher_is_trained(make_job: MakeJob, tmp_path: Path):
+    file, run = save_supernet(tmp_path / "a.pt"), tmp_path / "run"
+    for epochs in (6, 7):
+        begin(run, make_job, init=file, teacher_epochs=epochs)
+    (run / "teacher").mkdir()
+    with pytest.raises(UserError, match=r"recorded with supernet\.teacher_epochs = 7"):
+        begin(run, make_job, init=file, teacher_epochs=6)
+
+
+def test_the_files_of_a_run_may_have_moved_and_others_are_refused(
+    make_job: MakeJob, tmp_path: Path
+):
+    """`nasray submit` unpacks the same file in another folder each time."""
+    file, run = save_supernet(tmp_path / "a.pt"), tmp_path / "run"
+    begin(run, make_job, init=file)
+    (run / "train").mkdir()
+    (tmp_path / "a.pt").rename(tmp_path / "b.pt")
+    begin(run, make_job, init=str(tmp_path / "b.pt"))
+    other = save_supernet(tmp_path / "c.pt", seed=2)
+    for changed in (other, str(tmp_path / "gone.pt"), "https://host/b.pt"):
+        with pytest.raises(UserError, match=r"was recorded with supernet\.init = '.*b\.pt'"):
+            begin(run, make_job, init=changed)
+
+
+def test_a_file_that_is_not_there_is_told_before_the_import(make_job: MakeJob, tmp_path: Path):
+    for key, value in (("init", str(tmp_path / "a.pt")), ("teacher", str(tmp_path / "b.pt"))):
+        job = make_job(supernet={key: value, "distillation": 0.5, "sampling": "sandwich"})
+        with pytest.raises(UserError, match=rf"supernet\.{key} = .*\.pt does not exist; "):
+            with opened(str(tmp_path / key), job):
+                pytest.fail("the run was opened")
+        assert not (tmp_path / key / "job.json").exists()
