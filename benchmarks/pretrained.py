@@ -211,13 +211,7 @@ def rows_of(results: list[dict[str, float]]) -> list[Row]:
         values = [found[name] for found in results]
         spread = f" (sd {statistics.stdev(values):.3f})" if len(values) > 1 else ""
         unit = "min" if "minutes" in name else "M" if name.endswith("accumulates") else "top-1"
-        aims = {
-            f"nasray: supernet, <= {budget / 1e6:.0f} M": aim for budget, aim in BUDGETS.items()
-        }
-        aim = f">= {aims[name]}" if name in aims else None
-        if name == "nasray: minutes in all":
-            aim = "<= 60"
-        rows.append(Row(name + spread, statistics.mean(values), unit, aim))
+        rows.append(Row(name + spread, statistics.mean(values), unit, AIMS.get(name)))
     return rows
 
 
