@@ -9,6 +9,8 @@ import numpy as np
 
 from nasray import checkpoint
 from nasray.algorithms import ONE_AT_A_TIME, make_algorithm, make_schedule
+from nasray.algorithms.first import WithFirst
+from nasray.algorithms.many_limits import SplitLimits
 from nasray.config import Job, Limit, limited_cost
 from nasray.errors import EvaluationError, UserError
 from nasray.pipeline.run import Run
@@ -26,9 +28,11 @@ from nasray.search.driver import Algorithm, run_search
 from nasray.search.history import History
 from nasray.search.limits import Limits
 from nasray.search.racing import EarlyStopping
+from nasray.spaces.population import as_architectures, as_population
 from nasray.spaces.space import Architecture
 from nasray.storage import files as storage
 from nasray.storage import layout
+from nasray.training.sampler import largest
 
 if TYPE_CHECKING:
     from nasray.evaluation.evaluator import EvaluatorPool
@@ -59,6 +63,8 @@ def search(run: Run) -> list[Candidate]:
         algorithm = _verified(run, begun)
     else:
         algorithm = make_algorithm(run.space, config, run.limits, run.job.seed)
+    if config.algorithm not in ONE_AT_A_TIME or config.verify:
+        algorithm = WithFirst(algorithm, _best_trained(run))
     schedule = make_schedule(config)
     with (
         evaluators(run) as pool,
@@ -98,6 +104,16 @@ def search(run: Run) -> list[Candidate]:
     )
     history.close()
     return candidates
+
+
+def _best_trained(run: Run) -> list[Architecture]:
+    """The subnets that every step of a sandwich trained, as far as they are within the limits."""
+    genes = run.space.genes
+    if run.job.supernet.sampling != "sandwich" or any(gene.kind == "op" for gene in genes):
+        return []  # operations have no order, so no subnet is the largest
+    limits = SplitLimits(run.limits).bounds if run.job.search.one_by_one else run.limits
+    ends = [largest(run.space), tuple(gene.first for gene in genes)]
+    return as_architectures(limits.feasible(run.space.canonical(as_population(ends))))
 
 
 def is_finished(run: Run) -> bool:
