@@ -78,7 +78,7 @@ def print_defaults(options):
             runs = [front(options.data, limits, budget, seed) for seed in seeds]
             top1 = [np.mean([answer["predicted_accuracy"] for answer in each]) for each, _ in runs]
             print(
-                f"{len(limits):>3} limits {budget:>10,} candidates "
+                f"{len(limits):>3} limit(s) {budget:>10,} candidates "
                 f"{np.mean([seconds for _, seconds in runs]):>8.1f} s "
                 f"{100 * np.mean(top1):>8.2f} {100 * min(top1):>8.2f}",
                 flush=True,
