@@ -114,3 +114,8 @@ def test_programs_of_the_page_on_runs_run(program: str, tmp_path: Path):
     exec(program.replace("RUN_DIR", str(tmp_path)), names)
     loaded = names["backbone"] if "backbone" in names else names["model"]
     assert loaded.arch == space.to_json(arch)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_page_was_left_halfway_through_a_merge(page: Path):
+    assert not re.findall(r"^(?:<<<<<<<|=======|>>>>>>>)(?: .*)?$", page.read_text(), re.M)
