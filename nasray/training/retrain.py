@@ -27,7 +27,7 @@ from nasray.spaces.space import Architecture
 from nasray.storage import files as storage
 from nasray.storage import layout
 from nasray.training.trial import measure_on_validation, run_trial, run_trial_worker
-from nasray.training.workers import check_batches, scaling
+from nasray.training.workers import check_batches, resumed, scaling
 
 TUNED = ("learning_rate", "weight_decay", "label_smoothing")
 
@@ -74,7 +74,7 @@ def _train(job: Job, task: dict[str, Any], name: str) -> dict[str, Any]:
     ]
     total = len(trials) * config.epochs  # an upper bound: ASHA stops some
     with following(f"retrain {name}", total, lambda: _progress(trials)):
-        lengths = _run(job, trials)
+        lengths = resumed(lambda: _run(job, trials), lambda: _progress(trials)[0])
     curves = [
         _read_trial(trial, length, config.epochs)
         for trial, length in zip(trials, lengths, strict=True)
@@ -157,11 +157,7 @@ def _run(job: Job, trials: list[dict[str, Any]]) -> list[int]:
         max_retries=job.compute.max_failures,
         runtime_env={"env_vars": {"RAY_ADDRESS": address}},
     )(_tune)
-    try:
-        return ray.get(task.remote(job, trials))
-    except RayTaskError as error:
-        raise_user_error(error)
-        raise
+    return ray.get(task.remote(job, trials))
 
 
 def _tune(job: Job, trials: list[dict[str, Any]]) -> list[int]:
@@ -210,7 +206,6 @@ def _tune(job: Job, trials: list[dict[str, Any]]) -> list[int]:
     )
     results = tuner.fit()
     for error in results.errors:
-        raise_user_error(error)
         raise error
     seen = {found.config["trial"]["folder"]: found.metrics["epoch"] for found in results}
     return [seen[trial["folder"]] for trial in trials]

@@ -27,7 +27,7 @@ from ray.train.torch import TorchTrainer
 from torch import Tensor
 
 from nasray import checkpoint
-from nasray.cluster.worker import raise_user_error, worker_device
+from nasray.cluster.worker import worker_device
 from nasray.config import Job, SpaceConfig, SupernetConfig, parse_job
 from nasray.data.loader import TrainBatches
 from nasray.data.splits import JobImages
@@ -45,7 +45,7 @@ from nasray.training.gradients import Slices, union
 from nasray.training.loop import Forward, LossNotFiniteError, Recipe, fit
 from nasray.training.sampler import fixed_architectures, lowest_scale, sample
 from nasray.training.teacher import load_teacher
-from nasray.training.workers import check_batches, scaling, use_own_gpu
+from nasray.training.workers import check_batches, resumed, scaling, use_own_gpu
 
 
 def train_supernet(job: Job, run_dir: str, data_path: str) -> str:
@@ -112,11 +112,7 @@ def _train(job: Job, run_dir: str, data_path: str, *, teacher: bool = False) -> 
     )
     name = "teacher" if teacher else "supernet"
     with following(name, job.supernet.epochs, progress), _keyboard_interrupts():
-        try:
-            result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise_user_error(error)
-            raise
+        result = resumed(trainer.fit, lambda: progress()[0])
     if result.return_value is not None:
         raise UserError(f"{run_dir}: {name} training: {result.return_value}")
 

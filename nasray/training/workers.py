@@ -1,12 +1,22 @@
-"""What the training of a supernet and that of a subnet ask of the cluster and check first."""
+"""What the training of a supernet and that of a subnet have in common on a cluster."""
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
-from ray.train import ScalingConfig
+from ray.exceptions import RayError
+from ray.train import ScalingConfig, TrainingFailedError
 from ray.train.torch import get_device
+from ray.tune import TuneError
 
 from nasray.cluster.placement import on_gpu, worker_labels
+from nasray.cluster.worker import raise_user_error
 from nasray.config import ComputeConfig, Job
 from nasray.data.splits import JobImages
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 
 def scaling(compute: ComputeConfig, num_workers: int, cpus_per_worker: int) -> ScalingConfig:
@@ -36,3 +46,31 @@ def use_own_gpu() -> None:
     device = get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
+
+
+def resumed(train: Callable[[], Result], epochs_done: Callable[[], int]) -> Result:
+    """Call train() until it returns, as long as each call records more epochs than there were.
+
+    Ray gives up after compute.max_failures losses of workers in all, however long a training
+    takes; on nodes that may be taken away it takes more of them. Code that crashes whenever it is
+    run records no epoch, so that its error is raised.
+
+    Args:
+        train: goes on from what it has recorded.
+        epochs_done: how many epochs are on record.
+
+    Raises:
+        UserError: what ended the training is a user's or a storage's mistake.
+    """
+    while True:
+        before = epochs_done()
+        try:
+            return train()
+        except (TrainingFailedError, TuneError, RayError) as error:
+            raise_user_error(error)
+            if epochs_done() <= before:
+                raise
+            reason = str(error).strip().rsplit("\n", 1)[-1]
+            logger.warning(
+                "too many workers were lost, but epochs completed: going on (%s)", reason
+            )
