@@ -199,7 +199,7 @@ def _why(content: bytes, error: Exception) -> str:
     if content.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer); fetch the file itself with `git lfs pull`"
     reason = " ".join(text.split()).split(". ")[0].removesuffix(".")
-    if not text or "Weights only load failed" in text:
+    if not isinstance(error, RuntimeError) or not text:  # RuntimeErrors are torch's own
         reason = "it is damaged, or not written by torch.save or safetensors"
     return f"{reason[:200]}); fetch it again"
 

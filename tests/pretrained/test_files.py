@@ -113,6 +113,7 @@ def test_a_truncated_file_is_named(path, keep, legacy):
     [
         (b"\n<!DOCTYPE html><html>Forbidden", "(it is a web page); give the address of the file"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "(it is a Git LFS pointer); fetch"),
+        (b"hello world\n", "(it is damaged, or not written by torch.save or safetensors); fetch"),
         (b"weights", "(it is damaged, or not written by torch.save or safetensors); fetch"),
         ({"state_dict": {}}, "holds no tensors by name; save its weights alone"),
         ([torch.ones(1)], "holds no tensors by name"),
