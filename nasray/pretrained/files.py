@@ -26,9 +26,10 @@ from nasray.storage import files as storage
 TIMEOUT_S = 60.0  # without an answer, or without the next bytes of one
 CHUNK_BYTES = 1 << 20
 # Under what training programs store the weights; of several, the first of this list is taken.
-STATES = ("state_dict_ema", "state_dict", "model", "model_state")
-# What DataParallel and torch.compile put before the name of every tensor.
-WRAPPERS = ("module.", "_orig_mod.")
+STATES = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state")
+# What DataParallel, torch.compile and Lightning put before the name of every tensor.
+WRAPPERS = ("module.", "_orig_mod.", "model.")
+AVERAGED = "n_averaged"  # beside the tensors of torch's AveragedModel: how many steps it averages
 NOT_ALONE = "save its weights alone, torch.save({'state_dict': network.state_dict()}, ...)"
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ def state_of(content: Any, path: str) -> dict[str, Tensor]:
                 f"{path} holds {name!r} of type {type(value).__name__} where only tensors by "
                 f"name can be; {NOT_ALONE}"
             )
-    found = {name: value.detach() for name, value in state.items()}
+    found = {name: value.detach() for name, value in state.items() if name != AVERAGED}
     while prefix := next((each for each in WRAPPERS if all(n.startswith(each) for n in found)), ""):
         found = {name.removeprefix(prefix): value for name, value in found.items()}
     return found
@@ -99,7 +100,7 @@ def state_of(content: Any, path: str) -> dict[str, Tensor]:
 
 def is_url(path: str) -> bool:
     """Whether `path` is an address on the web."""
-    return path.startswith(("http://", "https://"))
+    return path.lower().startswith(("http://", "https://"))
 
 
 def _stored(path: str) -> bytes:

@@ -113,8 +113,10 @@ def _train(job: Job, run_dir: str, data_path: str, *, teacher: bool = False) -> 
     name = "teacher" if teacher else "supernet"
     with following(name, job.supernet.epochs, progress), _keyboard_interrupts():
         result = resumed(trainer.fit, lambda: progress()[0])
-    if result.return_value is not None:
-        raise UserError(f"{run_dir}: {name} training: {result.return_value}")
+    if (reason := result.return_value) is not None:
+        if teacher:
+            reason = reason.replace("learning_rate", "supernet.teacher_learning_rate")
+        raise UserError(f"{run_dir}: {name} training: {reason}")
 
 
 @contextmanager

@@ -71,6 +71,9 @@ def complaint(path, **options):
         {"model": {"state_dict": STATE}},
         {"state_dict": {f"module.{name}": each for name, each in STATE.items()}},
         {f"_orig_mod.module.{name}": each for name, each in STATE.items()},
+        {"model_ema": STATE, "model": {"a.weight": torch.zeros(1)}},
+        {"state_dict": {f"model.{name}": each for name, each in STATE.items()}},
+        {"n_averaged": torch.tensor(3)} | {f"module.{name}": each for name, each in STATE.items()},
         {name: nn.Parameter(each) for name, each in STATE.items()},
     ],
 )
