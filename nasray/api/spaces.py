@@ -239,6 +239,44 @@ class DesignSpace:
         """Return `arch` as a network of its own, with a copy of its weights in `supernet`."""
         return supernet.extract(self.architecture(arch))
 
+    def export(
+        self,
+        supernet: "Supernet",
+        arch: AnyArchitecture,
+        path: str | os.PathLike[str],
+        *,
+        images: str | os.PathLike[str],
+        classes: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """Write `arch` with its weights in `supernet` as ONNX; return the check against torch.
+
+        Its BN statistics become those of `images`: the supernet's own are of many subnets and
+        fit none. Nothing is trained, and no accuracy is measured. The file takes float32
+        (batch, 3, resolution, resolution), RGB from 0 to 1, and returns logits (batch, classes).
+
+        Args:
+            supernet: of this space; it stays as it is.
+            arch: the subnet.
+            path: a path or URI.
+            images: a folder or URI with images, however deep, of the kind that the network is
+                for; at least 2, and 2,000 spread over it if there are more.
+            classes: their names in the order of the logits; "0", "1" and so on without them.
+
+        Raises:
+            UserError: an image cannot be decoded or there are too few, the names are not as many
+                as the classes, or the [export] extra is not installed.
+            ExportError: onnxruntime and torch disagree (nasray.export); no file is written.
+        """
+        from nasray.pipeline.export_subnet import export_subnet
+
+        return export_subnet(
+            supernet,
+            self.architecture(arch),
+            os.fspath(path),
+            images=os.fspath(images),
+            classes=classes,
+        )
+
 
 def _holds(path: str, supernet: "Supernet") -> bool:
     """Whether the file at `path` is that of `supernet`."""

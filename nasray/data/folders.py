@@ -82,6 +82,12 @@ def tar(config: DataConfig, seed: int) -> Pictures:
     return _pictures(splits, folders, read, seed=seed, origin=origin)
 
 
+def images_below(folder: str) -> list[str]:
+    """Paths of the images in `folder`, a path or URI, however deep, sorted; not hidden ones."""
+    files, _ = storage.list_below(folder)
+    return [storage.join(folder, name) for name in _shown_images(files)]
+
+
 def _refuse_absent(path: str) -> None:
     if not storage.exists(path):
         raise UserError(f"data.path = {path!r}: does not exist; correct it or pass --data PATH")
@@ -98,6 +104,11 @@ def _is_image(name: str) -> bool:
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".")  # such as the ._x.jpg that macOS puts beside x.jpg
+
+
+def _shown_images(paths: Iterable[str]) -> list[str]:
+    """Those of the paths that are of images and not hidden."""
+    return [path for path in paths if _is_image(path) and not any(map(_is_hidden, path.split("/")))]
 
 
 def _split_folders(names: Iterable[str], origin: str) -> dict[str, str]:
@@ -118,9 +129,9 @@ def _list_split(root: str, folder: str) -> Split:
     """Find the classes, which are folders, and the images below each, however deep."""
     files, folders = storage.list_below(storage.join(root, folder))
     split: Split = {name: [] for name in folders if "/" not in name and not _is_hidden(name)}
-    for name in files:
+    for name in _shown_images(files):
         parts = name.split("/")
-        if len(parts) > 1 and _is_image(name) and not any(map(_is_hidden, parts)):
+        if len(parts) > 1:
             path = f"{folder}/{name}"
             split.setdefault(parts[0], []).append((path, path))
     return split

@@ -94,7 +94,7 @@ def retrain(run: Run) -> list[dict[str, Any]]:
 
 def export(run: Run) -> list[dict[str, Any]]:
     """Write each network of RUN/retrain/ as ONNX, checked against torch on validation images."""
-    from nasray.export import export_onnx
+    from nasray.pipeline.export_subnet import write_onnx
 
     exported = []
     run.dataset  # noqa: B018  opened to be checked
@@ -108,14 +108,8 @@ def export(run: Run) -> list[dict[str, Any]]:
             )
             resolution = space.resolution_of(arch)
             images, _ = JobImages(run.job, run.data_path, resolution).first_validation(64)
-            found = export_onnx(
-                subnet,
-                model,
-                resolution=resolution,
-                classes=extra["classes"],
-                metadata={"space": space.name, "arch": str(space.to_json(arch))},
-                check_images=images,
-            )
+            classes = extra["classes"]
+            found = write_onnx(space, arch, subnet, model, classes=classes, check_images=images)
             storage.write_json(done, found)
         exported.append(storage.read_json(done))
     if not exported:
