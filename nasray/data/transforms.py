@@ -57,7 +57,9 @@ def _augment(config: DataConfig, resolution: int, picture: Picture, seed: int) -
     for index in order:
         if index < len(factors):
             JITTERS[index](planes, factors[index])
-            planes.clamp_(0, 255).floor_()
+            if factors[index] > 1:  # only then can a level leave the range
+                planes.clamp_(0, 255)
+            planes.floor_()
     # All along the principal components of ImageNet's colors.
     planes.add_((EIGENVECTORS @ (amounts * EIGENVALUES))[:, None, None]).round_().clamp_(0, 255)
     image = planes.to(torch.int16).to(torch.uint8)  # four times as fast as in one step
