@@ -172,6 +172,11 @@ class SupernetConfig(Section):
                 f"teacher_epochs = {self.teacher_epochs} trains a teacher for the supernet, which "
                 "epochs = 0 takes as it is; leave teacher_epochs out, or set epochs to 1 or more"
             )
+        if self.init and self.shared_start_epochs:
+            raise ValueError(
+                f"shared_start_epochs = {self.shared_start_epochs} would copy the first operation "
+                "of each block over the others that `init` holds; set it to 0"
+            )
         if self.init_sha256 and not self.init:
             raise ValueError("init_sha256 is of the file `init`, which is not given; give both")
         return self
@@ -313,6 +318,7 @@ FROM_SUPERNET: dict[str, Any] = {
 }
 
 Way = Literal["supernet", "fine-tuned", "scratch"]
+TUNED = ("learning_rate", "weight_decay", "label_smoothing")  # of [retrain], if given as a pair
 
 
 class RetrainConfig(Section):
@@ -365,6 +371,13 @@ class RetrainConfig(Section):
                 'epochs = 0 ships the supernet\'s weights: set init to "supernet", or epochs to '
                 "1 or more"
             )
+        tuned = [key for key in TUNED if isinstance(getattr(self, key), tuple)]
+        if self.epochs == 0 and (tuned or self.num_trials > 1):
+            key = tuned[0] if tuned else "num_trials"
+            raise ValueError(
+                f"{key} = {getattr(self, key)} is for training, and epochs = 0 trains nothing: set "
+                f"epochs to 1 or more, or leave {key} out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -381,7 +394,7 @@ class RetrainConfig(Section):
 
     @model_validator(mode="after")
     def _ranges_in_order(self) -> "RetrainConfig":
-        for key in ("learning_rate", "weight_decay", "label_smoothing"):
+        for key in TUNED:
             value = getattr(self, key)
             low, high = value if isinstance(value, tuple) else (value, value)
             if not 0 <= low <= high or (key == "learning_rate" and low <= 0):

@@ -112,6 +112,15 @@ def test_docs_tell_every_key_and_its_default():
             {"supernet": {"init": "a.pt", "epochs": 0, "teacher_epochs": 2}},
             "teacher_epochs = 2 trains a teacher for the supernet, which epochs = 0 takes",
         ),
+        (
+            {"supernet": {"init": "a.pt", "shared_start_epochs": 2, "channel_warmup_start": 2}},
+            "shared_start_epochs = 2 would copy the first operation of each block over",
+        ),
+        ({"retrain": {"init": "supernet", "num_trials": 3}}, "num_trials = 3 is for training, and"),
+        (
+            {"retrain": {"init": "supernet", "learning_rate": [0.1, 1.0]}},
+            "learning_rate = (0.1, 1.0) is for training, and epochs = 0 trains nothing: set",
+        ),
         ({"supernet": {"init_sha256": "ab"}}, "init_sha256 is of the file `init`, which is not"),
         ({"supernet": {"distillation": 0.5}}, "distillation = 0.5 needs soft labels: set sampling"),
         ({"supernet": {"teacher_epochs": 2}}, "teaches nothing with distillation = 0; set it"),
