@@ -138,7 +138,12 @@ def test_workers_see_different_images_and_end_with_equal_weights(
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
     TorchTrainer(
         spied_worker,
-        train_loop_config={"job": job.model_dump(), "run_dir": folder, "data_path": job.data.path},
+        train_loop_config={
+            "job": job.model_dump(),
+            "folder": folder,
+            "run_dir": folder,
+            "data_path": job.data.path,
+        },
         scaling_config=workers.scaling(job.compute, 2, 1),
         run_config=RunConfig(name="spied", storage_path=folder),
     ).fit()
