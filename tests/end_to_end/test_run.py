@@ -53,7 +53,7 @@ def test_a_run_leaves_a_report_a_front_and_a_model(finished_run: FinishedRun):
 
 def test_docs_tell_every_column_of_the_evaluations_and_how_to_read_them(finished_run: FinishedRun):
     text = (Path(__file__).parents[2] / "docs/run.md").read_text()
-    prose, code, _ = text.split("```")
+    prose, code, *_ = text.split("```")
     names: dict[str, Any] = {"pandas": pandas, "numpy": np}
     exec(code.replace("RUN_DIR", finished_run.folder), names)
     rows = re.findall(r"^\| (`.+?`) \|", prose.split("| column | |")[1], re.M)
