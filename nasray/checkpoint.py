@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nasray.errors import UserError
+from nasray.errors import UserError, first_line
 from nasray.spaces import describe, space_by_name
 from nasray.spaces.space import Architecture, Space
 from nasray.spaces.supernet import Supernet, build_subnet
@@ -33,7 +33,13 @@ def load_supernet(
         UserError: there is no such file, it is damaged, is of another space than `space` or has
             another digest than `digest` (if given), or holds weights that are not finite.
     """
-    content = load(path, device, digest=digest)
+    return supernet_of(load(path, device, digest=digest), path, space, device)
+
+
+def supernet_of(
+    content: dict[str, Any], path: str, space: Space | None = None, device: str = "cpu"
+) -> Supernet:
+    """Return the supernet in the content of the file `path`; the rest as in load_supernet()."""
     found = space_of(content, path)
     if space is not None and found != space:
         raise UserError(
@@ -64,7 +70,13 @@ def load_subnet(path: str) -> tuple[Space, Architecture, nn.Sequential, dict[str
     Raises:
         UserError: there is no such file, it is damaged, or it holds a supernet.
     """
-    content = load(path)
+    return subnet_of(load(path), path)
+
+
+def subnet_of(
+    content: dict[str, Any], path: str
+) -> tuple[Space, Architecture, nn.Sequential, dict[str, Any]]:
+    """Return the subnet in the content of the file `path`, as load_subnet() does."""
     space = space_of(content, path)
     if "arch" not in content:
         raise UserError(f"{path} holds a supernet, not one subnet")
@@ -97,7 +109,9 @@ def load(path: str, device: str = "cpu", *, digest: str = "") -> dict[str, Any]:
     try:
         return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     except (RuntimeError, EOFError, ValueError, KeyError, StructError, UnpicklingError) as error:
-        raise UserError(f"{path} is not a readable checkpoint ({_first_line(error)})") from None
+        raise UserError(
+            f"{path} is not a readable checkpoint ({first_line(error)[:200]})"
+        ) from None
 
 
 def _save(path: str, content: dict[str, Any]) -> None:
@@ -127,8 +141,6 @@ def _load_state(network: nn.Module, content: dict[str, Any], path: str) -> None:
     try:
         network.load_state_dict(content["state"])
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: weights do not fit the space ({_first_line(error)})") from None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path}: weights do not fit the space ({first_line(error)[:200]})"
+        ) from None

@@ -444,7 +444,7 @@ def with_absolute_paths(job: Job, data_path: str | None = None) -> Job:
     for section, key in PATHS:
         values = getattr(job, section)
         path = data_path if data_path and section == "data" else getattr(values, key)
-        if path and not path.lower().startswith(("http://", "https://")):
+        if path and not storage.is_url(path):
             values = values.model_copy(update={key: storage.absolute(path)})
             job = job.model_copy(update={section: values})
     return job

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from nasray.errors import UserError
+from nasray.errors import UserError, first_line
 
 DEFAULT_DECODER = "pillow"
 Picture = Image.Image | torch.Tensor  # a tensor is uint8 (3, height, width), RGB
@@ -62,7 +62,7 @@ def make_decoder(name: str) -> Callable[[bytes], Picture]:
         from torchcodec.decoders import decode_jpeg
     except (ImportError, OSError, RuntimeError) as error:
         raise UserError(
-            f"data.decoder = {name!r}: {str(error).strip().splitlines()[0]}; "
+            f"data.decoder = {name!r}: {first_line(error)}; "
             "`pip install 'torchcodec>=0.17'` on every node, or set it to \"pillow\""
         ) from None
     return partial(_decode_with, decode_jpeg)

@@ -10,7 +10,7 @@ from torch import nn
 from nasray.data.decoding import UNDECODABLE, decode
 from nasray.data.folders import images_below
 from nasray.data.transforms import eval_transform
-from nasray.errors import UserError
+from nasray.errors import UserError, first_line
 from nasray.evaluation.evaluate import recalibrate_bn
 from nasray.export import export_onnx, require_packages
 from nasray.spaces.space import Architecture, Space
@@ -89,8 +89,7 @@ def _pixels(folder: str, resolution: int) -> np.ndarray:
         try:
             return crop(decode(content)).numpy()
         except UNDECODABLE as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{path} cannot be decoded ({reason}); remove it") from None
+            raise UserError(f"{path} cannot be decoded ({first_line(error)}); remove it") from None
 
     with ThreadPoolExecutor(usable_cpus()) as pool:
         return np.stack(list(pool.map(read, [paths[index] for index in chosen])))

@@ -20,7 +20,6 @@ from nasray.data import check_source
 from nasray.data.decoding import make_decoder
 from nasray.data.shards import Dataset, open_dataset
 from nasray.errors import UserError, did_you_mean
-from nasray.pretrained.files import is_url
 from nasray.search.candidate import Candidate, fully_evaluated
 from nasray.search.history import SINGLE, SOURCE, History
 from nasray.search.limits import LATENCY, Limits
@@ -293,7 +292,7 @@ def _check_start(job: Job) -> None:
     """
     for key in START_KEYS:
         file = getattr(job.supernet, key)
-        if file and not is_url(file) and not storage.exists(file):
+        if file and not storage.is_url(file) and not storage.exists(file):
             raise UserError(f"supernet.{key} = {file} does not exist; give the path of a file")
 
 
@@ -304,7 +303,7 @@ def _is_moved(folder: str, keys: tuple[str, ...], path: str | None) -> bool:
     """
     recorded = storage.join(folder, layout.START_DIGESTS)
     is_one = keys[0] == "supernet" and keys[-1] in START_KEYS and storage.exists(recorded)
-    if not is_one or not path or is_url(path) or not storage.exists(path):
+    if not is_one or not path or storage.is_url(path) or not storage.exists(path):
         return False
     return checkpoint.digest(path) == storage.read_json(recorded).get(keys[-1])
 

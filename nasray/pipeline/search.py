@@ -29,10 +29,9 @@ from nasray.search.history import History
 from nasray.search.limits import Limits
 from nasray.search.racing import EarlyStopping
 from nasray.spaces.population import as_architectures, as_population
-from nasray.spaces.space import Architecture
+from nasray.spaces.space import Architecture, largest
 from nasray.storage import files as storage
 from nasray.storage import layout
-from nasray.training.sampler import largest
 
 if TYPE_CHECKING:
     from nasray.evaluation.evaluator import EvaluatorPool

@@ -9,7 +9,6 @@ import hashlib
 from nasray import checkpoint
 from nasray.errors import UserError
 from nasray.pipeline.run import Run
-from nasray.pretrained.files import is_url, read_bytes
 from nasray.pretrained.start import start_from
 from nasray.storage import files as storage
 from nasray.storage import layout
@@ -34,7 +33,11 @@ def prepare_start(run: Run) -> None:
         if key not in digests:
             digests[key] = prepare(run, file)
             storage.write_json(path, digests)
-        elif not is_url(file) and storage.exists(file) and checkpoint.digest(file) != digests[key]:
+        elif (
+            not storage.is_url(file)
+            and storage.exists(file)
+            and checkpoint.digest(file) != digests[key]
+        ):
             raise UserError(
                 f"supernet.{key} = {file}: not the file that this run began with; restore it, or "
                 "use another run directory"
@@ -44,9 +47,9 @@ def prepare_start(run: Run) -> None:
 def _prepare_init(run: Run, path: str) -> str:
     """Write the supernet of the weights in `path`; return the digest of that file."""
     config = run.job.supernet
-    digest = hashlib.sha256(read_bytes(path, config.init_sha256)).hexdigest()
     classes = list(run.dataset.classes)
-    found = start_from(run.space, path, sha256=digest, seed=run.job.seed, classes=classes)
+    sha256, seed = config.init_sha256, run.job.seed
+    found = start_from(run.space, path, sha256=sha256, seed=seed, classes=classes)
     if config.epochs == 0 and found.new_head:
         raise UserError(
             f"supernet.epochs = 0: {path} knows other classes than the data set, which takes "
@@ -54,7 +57,7 @@ def _prepare_init(run: Run, path: str) -> str:
         )
     target = run.path(layout.INIT) if config.epochs else run.supernet_path
     checkpoint.save_supernet(target, found.supernet, classes=classes)
-    return digest
+    return found.digest
 
 
 def _prepare_teacher(run: Run, path: str) -> str:

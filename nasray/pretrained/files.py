@@ -48,26 +48,26 @@ def read_state(path: str, sha256: str = "") -> dict[str, Tensor]:
     Raises:
         UserError: the file cannot be read, has another digest, or does not hold tensors by name.
     """
-    return state_of(read_content(path, sha256), path)
+    content, _ = read_content(path, sha256)
+    return state_of(content, path)
 
 
-def read_content(path: str, sha256: str = "") -> Any:
-    """Read what a file of weights holds, tensors on the CPU; arguments and errors as above."""
-    return _parsed(read_bytes(path, sha256), path)
+def read_content(path: str, sha256: str = "") -> tuple[Any, str]:
+    """Read what a file of weights holds, tensors on the CPU, and its SHA-256 in hexadecimal.
 
-
-def read_bytes(path: str, sha256: str = "") -> bytes:
-    """Read a file of weights as it is; arguments and errors as above."""
+    Arguments and errors as above.
+    """
     sha256 = sha256.lower()
     if sha256 and (len(sha256) != 64 or set(sha256) - set(string.hexdigits)):
         raise UserError(f"sha256 = {sha256!r} must be 64 hexadecimal digits, or be left out")
-    content = _fetched(path, sha256) if is_url(path) else _stored(path)
-    if sha256 and _digest(content) != sha256:
+    content = _fetched(path, sha256) if storage.is_url(path) else _stored(path)
+    digest = _digest(content)
+    if sha256 not in ("", digest):
         raise UserError(
-            f"{path} has the SHA-256 {_digest(content)}, not {sha256}; fetch the file again, or "
-            "correct the digest"
+            f"{path} has the SHA-256 {digest}, not {sha256}; fetch the file again, or correct the "
+            "digest"
         )
-    return content
+    return _parsed(content, path), digest
 
 
 def state_of(content: Any, path: str) -> dict[str, Tensor]:
@@ -96,11 +96,6 @@ def state_of(content: Any, path: str) -> dict[str, Tensor]:
     while prefix := next((each for each in WRAPPERS if all(n.startswith(each) for n in found)), ""):
         found = {name.removeprefix(prefix): value for name, value in found.items()}
     return found
-
-
-def is_url(path: str) -> bool:
-    """Whether `path` is an address on the web."""
-    return path.lower().startswith(("http://", "https://"))
 
 
 def _stored(path: str) -> bytes:

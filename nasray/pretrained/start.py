@@ -45,6 +45,7 @@ class Started:
 
     supernet: Supernet  # in eval mode, on the CPU
     new_head: bool  # its classifier is not the file's, but drawn: without training, it guesses
+    digest: str  # the file's SHA-256, in hexadecimal
 
 
 def start_from(
@@ -67,14 +68,15 @@ def start_from(
         UserError: the file cannot be read, is of another space, has another digest, or holds
             weights that do not fit or are not finite.
     """
-    tensors, names, known = _read(space, path, sha256)
+    content, digest = files.read_content(path, sha256)
+    tensors, names, known = _tensors_of(space, content, path)
     supernet = space.supernet()
     head = _classifier(space)
     number = _num_classes(tensors, head, space)
     same_classes = not (known and classes) or list(known) == list(classes)
     if number == space.num_classes and same_classes:
         _load(supernet, tensors, path, names)
-        return Started(supernet.eval(), new_head=False)
+        return Started(supernet.eval(), new_head=False, digest=digest)
     if seed is None:
         raise UserError(
             f"{path} is of {number} classes, not {space.num_classes}; set num_classes = {number}"
@@ -84,7 +86,7 @@ def start_from(
     _load(supernet, others, path, names, missing=head)
     wanted = f"not {space.num_classes}" if number != space.num_classes else "but other ones"
     log.info("%s is of %d classes, %s: the classifier starts anew", path, number, wanted)
-    return Started(supernet.eval(), new_head=True)
+    return Started(supernet.eval(), new_head=True, digest=digest)
 
 
 def with_new_classifier(
@@ -109,11 +111,11 @@ def with_new_classifier(
     return network.eval()
 
 
-def _read(
-    space: Space, path: str, sha256: str
+def _tensors_of(
+    space: Space, content: Any, path: str
 ) -> tuple[dict[str, Tensor], dict[int, str], Sequence[str]]:
-    """Read `path`: its tensors under our names, their own names by ids, and its classes."""
-    content, known = files.read_content(path, sha256), ()
+    """The tensors in the content of `path` under our names, their own by ids, and its classes."""
+    known: Sequence[str] = ()
     if isinstance(content, dict) and {"space", "state"} <= content.keys():
         _check_same(space, content, path)
         tensors = state = files.state_of(content["state"], path)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from nasray.errors import UserError
-from nasray.spaces.space import Architecture, Block, Gene, Population, check_architecture
+from nasray.spaces.space import Architecture, Block, Gene, Population, check_architecture, largest
 from nasray.spaces.supernet import SlicedSpace, Supernet
 
 
@@ -70,7 +70,7 @@ class OfaSpace(SlicedSpace):
     def named(self) -> Mapping[str, Architecture]:
         return {
             "smallest": (0,) * len(self.genes),
-            "largest": tuple(len(gene.choices) - 1 for gene in self.genes),
+            "largest": largest(self),
         }
 
     def resolution_of(self, arch: Architecture) -> int:

@@ -110,6 +110,11 @@ class Space(Protocol):
         """
 
 
+def largest(space: Space) -> Architecture:
+    """Return the last choice of every gene: the costliest architecture, but for operations."""
+    return tuple(len(gene.choices) - 1 for gene in space.genes)
+
+
 def num_architectures(genes: Sequence[Gene]) -> int:
     """Count the architectures search may draw (before canonical form)."""
     return prod(len(gene.choices) - gene.first for gene in genes)

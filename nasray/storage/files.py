@@ -35,6 +35,11 @@ def cache_folder() -> str:
     return os.path.join(root, "nasray")
 
 
+def is_url(path: str) -> bool:
+    """Whether `path` is an address on the web, which this module does not read."""
+    return path.lower().startswith(("http://", "https://"))
+
+
 def is_uri(path: str) -> bool:
     """Whether `path` is a URI, not a local path."""
     return "://" in path

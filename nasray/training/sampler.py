@@ -9,7 +9,7 @@ import numpy as np
 from nasray.config import SupernetConfig
 from nasray.errors import UserError
 from nasray.spaces.population import as_architectures, random_population
-from nasray.spaces.space import Architecture, Gene, Space
+from nasray.spaces.space import Architecture, Gene, Space, largest
 
 # Channel-selection warm-up: epochs since its start -> index of the lowest scale drawn.
 # The published table (docs/spec.md, OneShot 2.1): scale 1.8 first, 0.2 from the 19th epoch on.
@@ -43,11 +43,6 @@ def sample(
     drawn[0, ordered] = np.array(sizes)[ordered] - 1
     drawn[1, ordered] = np.array(lowest)[ordered]
     return list(dict.fromkeys(as_architectures(drawn)))
-
-
-def largest(space: Space) -> Architecture:
-    """The architecture of the last choice of every gene: the costliest, but for operations."""
-    return tuple(len(gene.choices) - 1 for gene in space.genes)
 
 
 def lowest_scale(space: Space, config: SupernetConfig, epoch: int) -> float | None:

@@ -10,7 +10,7 @@ from nasray.data.splits import JobImages
 from nasray.data.transforms import resized
 from nasray.errors import UserError
 from nasray.evaluation.evaluate import fold_bn, recalibrate_bn
-from nasray.training.sampler import largest
+from nasray.spaces.space import largest
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ def read_teacher(path: str, classes: Sequence[str]) -> tuple[Teacher, bool]:
     content = checkpoint.load(path)
     is_subnet = isinstance(content, dict) and "arch" in content
     if is_subnet:
-        space, arch, network, extra = checkpoint.load_subnet(path)
+        space, arch, network, extra = checkpoint.subnet_of(content, path)
     else:
-        supernet = checkpoint.load_supernet(path)
+        supernet = checkpoint.supernet_of(content, path)
         space, arch = supernet.space, largest(supernet.space)
         network, extra = supernet.extract(arch), content
     known = list(extra.get("classes", classes))

@@ -11,10 +11,10 @@ from nasray.data.shards import open_dataset
 from nasray.errors import UserError
 from nasray.pipeline.run import opened
 from nasray.pipeline.start import prepare_start
+from nasray.spaces.space import largest
 from nasray.spaces.supernet import build_subnet
 from nasray.spaces.tiny import Tiny
 from nasray.storage import files as storage
-from nasray.training.sampler import largest
 from tests.conftest import MakeJob, assert_same_weights
 
 

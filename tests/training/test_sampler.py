@@ -7,11 +7,11 @@ from nasray.config import SupernetConfig
 from nasray.errors import UserError
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
 from nasray.spaces.shufflenet import SCALES, ShuffleNet
+from nasray.spaces.space import largest
 from nasray.spaces.tiny import Tiny
 from nasray.training.sampler import (
     check_trained_widths,
     fixed_architectures,
-    largest,
     lowest_scale,
     sample,
 )

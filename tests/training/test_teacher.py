@@ -12,7 +12,7 @@ from nasray.data.splits import JobImages
 from nasray.data.transforms import normalize, resized
 from nasray.evaluation.evaluate import recalibrate_bn
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
-from nasray.training.sampler import largest
+from nasray.spaces.space import largest
 from nasray.training.supernet import teacher_job
 from nasray.training.teacher import load_teacher
 from tests.conftest import MakeJob

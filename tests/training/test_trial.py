@@ -10,8 +10,8 @@ from nasray import checkpoint
 from nasray.config import Job
 from nasray.evaluation.evaluate import bn_layers
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
+from nasray.spaces.space import largest
 from nasray.training import trial as trials
-from nasray.training.sampler import largest
 from tests.conftest import MakeJob
 
 
