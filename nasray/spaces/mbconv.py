@@ -21,6 +21,37 @@ REMOVABLE = 2  # a stage may lose so many of its blocks, but never its first
 
 
 @dataclass(frozen=True)
+class Place:
+    """A block of the base, and where it is."""
+
+    index: int  # of all blocks
+    stage: int
+    position: int  # in its stage
+    block: BaseBlock
+    expands: bool  # widens first; else its middle has as many channels as its input
+
+    @property
+    def name(self) -> str:
+        """The name of the block."""
+        return f"block{self.index}"
+
+    @property
+    def kernel_gene(self) -> str:
+        """The name of the gene of its kernel, if it has one."""
+        return f"{self.name}.kernel"
+
+    @property
+    def expand_gene(self) -> str:
+        """The name of the gene of its middle channels, if it has one."""
+        return f"{self.name}.expand"
+
+    @property
+    def depth_gene(self) -> str:
+        """The name of the gene of its stage's depth, if it has one."""
+        return f"stage{self.stage}.depth"
+
+
+@dataclass(frozen=True)
 class MBConv(OfaSpace):
     """The subnets of `base`, a name in mbconv_bases.BASES."""
 
@@ -57,33 +88,31 @@ class MBConv(OfaSpace):
         return BASES[self.base]
 
     @cached_property
-    def blocks(self) -> tuple[tuple[int, int, BaseBlock, bool], ...]:
-        """Stage, position in it, block, and whether it widens first, for each block."""
+    def blocks(self) -> tuple[Place, ...]:
+        """The blocks of the base, in order."""
         found, in_channels = [], self.network.stem
         for number, stage in enumerate(self.network.stages):
             for position, block in enumerate(stage.blocks):
-                found.append((number, position, block, block.mid_channels != in_channels))
+                expands = block.mid_channels != in_channels
+                found.append(Place(len(found), number, position, block, expands))
                 in_channels = stage.out_channels
         return tuple(found)
 
     @cached_property
     def genes(self) -> tuple[Gene, ...]:
-        return (*self._kernel_genes(), *self._expand_genes(), *self._depth_genes(), self._last)
-
-    @property
-    def _last(self) -> Gene:
-        return Gene("resolution", "resolution", self.resolutions)
+        resolution = Gene("resolution", "resolution", self.resolutions)
+        return (*self._kernel_genes(), *self._expand_genes(), *self._depth_genes(), resolution)
 
     def _kernel_genes(self) -> Iterator[Gene]:
-        for index, (_, _, block, _) in enumerate(self.blocks):
-            kernels = tuple(range(SMALLEST_KERNEL, block.kernel + 1, 2))
+        for place in self.blocks:
+            kernels = tuple(range(SMALLEST_KERNEL, place.block.kernel + 1, 2))
             if len(kernels) > 1:
-                yield Gene(f"block{index}.kernel", "kernel", kernels)
+                yield Gene(place.kernel_gene, "kernel", kernels)
 
     def _expand_genes(self) -> Iterator[Gene]:
-        for index, (*_, expands) in enumerate(self.blocks):
-            if expands:
-                yield Gene(f"block{index}.expand", "expand", self.expand_shares)
+        for place in self.blocks:
+            if place.expands:
+                yield Gene(place.expand_gene, "expand", self.expand_shares)
 
     def _depth_genes(self) -> Iterator[Gene]:
         for number, stage in enumerate(self.network.stages):
@@ -95,36 +124,33 @@ class MBConv(OfaSpace):
     def _columns(self) -> dict[str, int]:
         return {gene.name: column for column, gene in enumerate(self.genes)}
 
+    def _own_columns(self, place: Place) -> tuple[int, ...]:
+        """The columns of a block's own genes."""
+        names = (place.kernel_gene, place.expand_gene)
+        return tuple(self._columns[name] for name in names if name in self._columns)
+
+    def _switch(self, place: Place) -> Condition | None:
+        """Which depth a block takes, with its own genes; None if it is always there."""
+        column = self._columns.get(place.depth_gene)
+        depths = self.genes[column].choices if column is not None else ()
+        if column is None or place.position < depths[0]:
+            return None
+        return Condition(column, depths.index(place.position + 1), self._own_columns(place))
+
     @cached_property
     def conditions(self) -> tuple[Condition, ...]:
         """A stage's depth gene switches off the genes of the blocks behind that depth."""
-        found = []
-        for index, (number, position, _, _) in enumerate(self.blocks):
-            own = [f"block{index}.kernel", f"block{index}.expand"]
-            columns = tuple(self._columns[name] for name in own if name in self._columns)
-            depth = self._columns.get(f"stage{number}.depth")
-            if depth is None:
-                continue
-            needed = self.genes[depth].choices.index(position + 1) if self._removable(index) else 0
-            if needed and columns:
-                found.append(Condition(depth, needed, columns))
-        return tuple(found)
-
-    def _removable(self, index: int) -> bool:
-        number, position, _, _ = self.blocks[index]
-        depth = self._columns.get(f"stage{number}.depth")
-        return depth is not None and position >= self.genes[depth].choices[0]
+        switches = map(self._switch, self.blocks)
+        return tuple(switch for switch in switches if switch and switch.columns)
 
     @cached_property
     def gene_columns(self) -> tuple[tuple[int, ...], ...]:
         resolution = self._columns["resolution"]
         blocks = []
-        for index, (number, _, _, _) in enumerate(self.blocks):
-            names = [f"block{index}.kernel", f"block{index}.expand"]
-            if self._removable(index):
-                names.append(f"stage{number}.depth")
-            own = (self._columns[name] for name in names if name in self._columns)
-            blocks.append((*own, resolution))
+        for place in self.blocks:
+            switch = self._switch(place)
+            depth = (switch.depth,) if switch else ()
+            blocks.append((*self._own_columns(place), *depth, resolution))
         return ((resolution,), *blocks, (resolution,))
 
     def decode(self, arch: Architecture) -> tuple[Block | None, ...]:
@@ -146,27 +172,26 @@ class MBConv(OfaSpace):
             )
         ]
         resolution, in_channels = out_resolution(resolution, 2), network.stem
-        for index, (number, position, block, expands) in enumerate(self.blocks):
-            stage = network.stages[number]
-            if position >= chosen(f"stage{number}.depth", len(stage.blocks)):
+        for place in self.blocks:
+            stage, block = network.stages[place.stage], place.block
+            if place.position >= chosen(place.depth_gene, len(stage.blocks)):
                 blocks.append(None)
                 continue
-            stride = stage.stride if position == 0 else 1
-            share = chosen(f"block{index}.expand", 1.0)
+            stride = stage.stride if place.position == 0 else 1
+            share = chosen(place.expand_gene, 1.0)
+            middle = block.mid_channels if share == 1 else div8(block.mid_channels * share)
             blocks.append(
                 InvertedResidual(
-                    name=f"block{index}",
+                    name=place.name,
                     in_channels=in_channels,
-                    mid_channels=block.mid_channels
-                    if share == 1
-                    else div8(block.mid_channels * share),
+                    mid_channels=middle,
                     out_channels=stage.out_channels,
-                    kernel=int(chosen(f"block{index}.kernel", block.kernel)),
+                    kernel=int(chosen(place.kernel_gene, block.kernel)),
                     largest_kernel=block.kernel,
                     stride=stride,
                     resolution=resolution,
                     act=stage.act,
-                    expands=expands,
+                    expands=place.expands,
                     squeezed=block.squeezed,
                     squeeze_act=network.squeeze_act,
                     gate=network.gate,

@@ -12,17 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nasray.spaces.ofa_mbconv import shrink_kernel
+from nasray.spaces.ofa_mbconv import ACTIVATIONS, transform_name, with_bn, with_shrunk_kernel
 from nasray.spaces.space import out_resolution
-
-ACTIVATIONS = {
-    "relu": nn.ReLU,
-    "relu6": nn.ReLU6,
-    "swish": nn.SiLU,
-    "h_swish": nn.Hardswish,
-    "sigmoid": nn.Sigmoid,
-    "h_sigmoid": nn.Hardsigmoid,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +75,7 @@ class InvertedResidual:
 
     def transform(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return this block's tensors, the kernel shrunk; leading slices are still to be taken."""
-        tensors = {name: stored[name] for name in stored if not name.startswith("transform")}
-        if self.transform_names:
-            kernel = stored["depthwise.conv.weight"][: self.mid_channels]
-            for name in self.transform_names:
-                kernel = shrink_kernel(kernel, stored[name])
-            tensors["depthwise.conv.weight"] = kernel
-        return tensors
+        return with_shrunk_kernel(stored, self.transform_names, self.mid_channels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,11 +163,6 @@ class Head:
         return nn.Sequential(layers)
 
 
-def transform_name(larger: int) -> str:
-    """Return the name of the matrix that makes a kernel of `larger` - 2 of one of `larger`."""
-    return f"transform_{larger}to{larger - 2}"
-
-
 def same_padding(kernel: int, stride: int, resolution: int) -> tuple[int, int]:
     """TensorFlow's "SAME" margins of a side: before it and after it, where the odd pixel goes.
 
@@ -214,10 +194,5 @@ def conv_bn(
     before, after = same_padding(kernel, stride, same_resolution) if same_resolution else (0, 0)
     if before != after:
         layers["pad"], margin = nn.ZeroPad2d((before, after, before, after)), 0
-    layers["conv"] = nn.Conv2d(
-        in_channels, out_channels, kernel, stride, margin, groups=groups, bias=False
-    )
-    layers["bn"] = nn.BatchNorm2d(out_channels, eps=eps)
-    if act:
-        layers[act] = ACTIVATIONS[act](inplace=True)
-    return nn.Sequential(layers)
+    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, margin, groups=groups, bias=False)
+    return nn.Sequential(layers | with_bn(conv, act=act, eps=eps))

@@ -21,7 +21,14 @@ DEPTHS = (2, 3, 4)  # blocks of a stage
 STAGE_BLOCKS = DEPTHS[-1]
 NUM_DEPTHS = 5  # stages with a depth gene; a later block is always there
 KEYS = {"ks": "kernel", "e": "expand", "d": "depth", "r": "resolution"}
-ACTIVATIONS = {"relu": nn.ReLU, "relu6": nn.ReLU6, "h_swish": nn.Hardswish}
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "swish": nn.SiLU,
+    "h_swish": nn.Hardswish,
+    "sigmoid": nn.Sigmoid,
+    "h_sigmoid": nn.Hardsigmoid,
+}
 
 
 @dataclass(frozen=True)
@@ -164,7 +171,7 @@ class MBConv:
         """The stored matrices applied in turn to get from the largest kernel to this one."""
         if self.mid_channels == self.in_channels:
             return ()  # the fixed block
-        return tuple(_transform(larger) for larger in reversed(KERNELS) if larger > self.kernel)
+        return tuple(transform_name(larger) for larger in reversed(KERNELS) if larger > self.kernel)
 
     def build(self) -> nn.Module:
         return MBConvUnit(self)
@@ -175,13 +182,7 @@ class MBConv:
 
     def transform(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return this block's tensors, the kernel shrunk; leading slices are still to be taken."""
-        tensors = {name: stored[name] for name in stored if not name.startswith("transform")}
-        if self.transform_names:
-            kernel = stored["depthwise.conv.weight"][: self.mid_channels]
-            for name in self.transform_names:
-                kernel = shrink_kernel(kernel, stored[name])
-            tensors["depthwise.conv.weight"] = kernel
-        return tensors
+        return with_shrunk_kernel(stored, self.transform_names, self.mid_channels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +193,7 @@ class ElasticMBConv(MBConv):
         block = super().build()
         for kernel, larger in zip(KERNELS, KERNELS[1:], strict=False):
             matrix = nn.Parameter(torch.eye(kernel * kernel))
-            block.register_parameter(_transform(larger), matrix)
+            block.register_parameter(transform_name(larger), matrix)
         return block
 
 
@@ -247,11 +248,28 @@ def with_bn(conv: nn.Conv2d, *, act: str = "", eps: float = 1e-5) -> OrderedDict
     return layers
 
 
+def with_shrunk_kernel(
+    stored: Mapping[str, Tensor], transforms: Sequence[str], channels: int
+) -> dict[str, Tensor]:
+    """Return a stored block's tensors without its matrices, its depthwise kernel shrunk.
+
+    By the matrices named `transforms` in turn, of the first `channels`; left whole without any.
+    """
+    tensors = {name: stored[name] for name in stored if not name.startswith("transform")}
+    if transforms:
+        kernel = stored["depthwise.conv.weight"][:channels]
+        for name in transforms:
+            kernel = shrink_kernel(kernel, stored[name])
+        tensors["depthwise.conv.weight"] = kernel
+    return tensors
+
+
 def shrink_kernel(kernel: Tensor, matrix: Tensor) -> Tensor:
     """Crop a depthwise kernel (n, 1, k, k) to its centre, (n, 1, k - 2, k - 2), times `matrix`."""
     centre = kernel[..., 1:-1, 1:-1]
     return (centre.flatten(1) @ matrix.t()).view(centre.shape)
 
 
-def _transform(larger: int) -> str:
+def transform_name(larger: int) -> str:
+    """Return the name of the matrix that makes a kernel of `larger` - 2 of one of `larger`."""
     return f"transform_{larger}to{larger - 2}"
