@@ -21,14 +21,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import ray  # noqa: F401  brings psutil
 import torch
-from ray.thirdparty_files import psutil
-from scale import draw_picture
 from table import Row, interleaved, median_ratio, show
 from torch.utils.data import DataLoader, Subset
-from torchvision.datasets import ImageFolder
-from torchvision.transforms import v2
 
 from nasray.config import DataConfig
 from nasray.data.decoding import make_decoder
@@ -39,6 +34,8 @@ from nasray.data.source import Pictures, Record
 from nasray.data.transforms import train_transform
 from nasray.errors import UserError
 
+# torchvision, Ray and scale.py are imported in functions: loader processes of nasray's kind import
+# this file, but not what it calls.
 FULLSIZE = Path(__file__).parents[2] / "shared" / "data" / "imagenet_fullsize" / "images"
 CONFIG = DataConfig(source="parquet", path="-")
 SIDE = 224
@@ -102,6 +99,8 @@ def copied(images, copies, folder):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
     else:
+        from scale import draw_picture
+
         print(f"{images}: not there, so {GENERATED} images are generated")
         for number in range(GENERATED * copies):
             target = Path(classes, f"class{number % 2}", f"{number}.jpeg")
@@ -145,6 +144,9 @@ def torchvision_batches(folder, order, number, *, batch_size, workers):
 
 
 def image_folder(classes):
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+
     jitter = CONFIG.color_jitter
     steps = [
         v2.RandomResizedCrop(SIDE, scale=(CONFIG.min_crop_area, 1)),
@@ -191,6 +193,9 @@ def seconds_an_image(feed, short):
 
 def cpu_seconds():
     """CPU time of this process and all that it started, with those that have ended."""
+    import ray  # noqa: F401  brings psutil
+    from ray.thirdparty_files import psutil
+
     started = psutil.Process().children(recursive=True)
     ended = sum(os.times()[2:4])
     return time.process_time() + ended + sum(sum(each.cpu_times()[:4]) for each in started)
