@@ -2,8 +2,9 @@
 
 Every worker draws the same architectures from (seed, epoch, step), sees its own part of each
 batch, and averages gradients. Ray Train restarts lost workers from the last checkpoint that was
-reported to it. It polls for reports, so where epochs take less than the time between two polls,
-that checkpoint may be some epochs old. The same run directory continues the same run.
+reported to it, which is one whose upload is complete; training goes on meanwhile. Ray polls for
+reports, so where epochs take less than an upload or than the time between two polls, that
+checkpoint may be some epochs old. The same run directory continues the same run.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,7 +24,13 @@ import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    CheckpointUploadMode,
+    FailureConfig,
+    RunConfig,
+)
 from ray.train.torch import TorchTrainer
 from torch import Tensor
 
@@ -194,14 +202,22 @@ def _train_worker(task: dict[str, Any]) -> str | None:
             job.supernet.batch_size, epoch, rank=rank, world_size=world_size
         )
 
+    sent = ""  # the folder of the latest checkpoint, which Ray removes once it is uploaded
+
     def report(curves: list[dict], state: Any) -> None:
+        nonlocal sent
+        kept = None
         if rank == 0:
+            # Training goes on during an upload, but waits for it before the next one.
+            while os.path.exists(sent):
+                time.sleep(0.05)
             storage.write_json(storage.join(task["folder"], layout.SUPERNET_CURVES), curves)
-        with tempfile.TemporaryDirectory() as folder:
-            if rank == 0:
-                torch.save(state(), os.path.join(folder, layout.STATE))
-            kept = Checkpoint.from_directory(folder) if rank == 0 else None
-            ray.train.report(curves[-1], checkpoint=kept)
+            sent = tempfile.mkdtemp(dir=os.getcwd())  # removed with Ray's session, if not before
+            torch.save(state(), os.path.join(sent, layout.STATE))
+            kept = Checkpoint.from_directory(sent)
+        ray.train.report(
+            curves[-1], checkpoint=kept, checkpoint_upload_mode=CheckpointUploadMode.ASYNC
+        )
 
     def archs_of(epoch: int, step: int) -> list[Architecture]:
         return sample(space, job.supernet, seed=job.seed, epoch=epoch, step=step)

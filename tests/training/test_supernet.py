@@ -107,6 +107,54 @@ def test_a_teacher_is_trained_first_and_once(make_job: MakeJob, ray_cluster: Non
     assert len(curves(tmp_path / "teacher")) == len(curves(tmp_path)) == 1
 
 
+def test_training_goes_on_during_an_upload_and_one_cut_short_leaves_no_checkpoint(
+    finished_run: FinishedRun,
+    make_job: MakeJob,
+    ray_cluster: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
+    monkeypatch.setattr(trainer, "_train_worker", worker_killed_in_an_upload)
+    path = train(make_job(), tmp_path)
+    assert (tmp_path / "went on").exists()
+    whole, half = (tmp_path / name for name in ("whole.pt", "half.pt"))
+    assert 0 < half.stat().st_size < whole.stat().st_size
+    assert_same_weights(path, f"{finished_run.folder}/supernet.pt")
+
+
+def worker_killed_in_an_upload(task: dict[str, Any]) -> None:
+    """Train as training/supernet.py does; in the fourth epoch, once, die with half of the third
+    epoch's checkpoint uploaded.
+    """
+    folder = Path(task["run_dir"])
+    storage_type = type(ray.train.get_context().get_storage())
+    epochs, uploads = [], []
+
+    def batches(self: JobImages, batch_size: int, epoch: int, **kwargs: Any) -> Any:
+        epochs.append(epoch)
+        return training_batches(self, batch_size, epoch, **kwargs)
+
+    def upload(self: Any, kept: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        uploads.append(name)
+        if len(uploads) == 3 and not (folder / "whole.pt").exists():
+            wait_for(lambda: epochs[-1] == 3, "the fourth epoch", timeout_s=60)
+            (folder / "went on").touch()
+            content = Path(kept.path, "state.pt").read_bytes()
+            (folder / "whole.pt").write_bytes(content)
+            target = Path(self.build_checkpoint_path_from_name(name), "state.pt")
+            target.parent.mkdir()
+            target.write_bytes(content[: len(content) // 2])
+            os.link(target, folder / "half.pt")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain_upload(self, kept, name)
+
+    training_batches, JobImages.training_batches = JobImages.training_batches, batches
+    plain_upload = storage_type.persist_current_checkpoint
+    storage_type.persist_current_checkpoint = upload
+    trainer._train_worker(task)
+
+
 def test_a_loss_that_is_not_finite_ends_training_at_once(
     make_job: MakeJob, ray_cluster: None, tmp_path: Path
 ):
