@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,14 +69,17 @@ def make_decoder(name: str) -> Callable[[bytes], Picture]:
     return partial(_decode_with, decode_jpeg)
 
 
-def _decode_with(decode_jpeg: Callable[[torch.Tensor], torch.Tensor], image: bytes) -> Picture:
+def _decode_with(decode_jpeg: Callable[..., Any], image: bytes) -> Picture:
     with Image.open(io.BytesIO(image)) as picture:  # reads the header only
         is_plain = picture.format == "JPEG" and picture.mode in ("RGB", "L")
         # The two find the orientation in different places, such as XMP.
         if is_plain and picture.getexif().get(ORIENTATION_TAG, 1) == 1:
             try:
                 # A copy, because torch warns of a buffer that cannot be written.
-                return decode_jpeg(torch.frombuffer(bytearray(image), dtype=torch.uint8))
+                pixels: torch.Tensor = decode_jpeg(
+                    torch.frombuffer(bytearray(image), dtype=torch.uint8)
+                )
+                return pixels
             except RuntimeError:  # Pillow may read it all the same
                 pass
     return decode(image)
