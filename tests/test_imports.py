@@ -224,3 +224,8 @@ def test_help_answers_at_once():
     subprocess.run([sys.executable, "-m", "nasray", "--help"], check=True, capture_output=True)
     assert not {"torch", "ray", "plotly", "pyarrow", "pydantic"} & loaded_with("nasray.cli.main")
     assert time.monotonic() - started < 30  # a hang, not a measurement
+
+
+def test_images_are_decoded_and_cropped_without_torch():
+    loaded = loaded_with("nasray.data.decoding", "nasray.data.crop")
+    assert "PIL" in loaded and "torch" not in loaded

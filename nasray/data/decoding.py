@@ -1,7 +1,7 @@
 """From encoded images to upright RGB pictures, by Pillow or by torchcodec.
 
 Pillow is the reference: it decides at the import which images are readable, and decodes what
-torchcodec cannot.
+torchcodec cannot. Without torchcodec, torch is not imported.
 """
 
 import io
@@ -9,16 +9,18 @@ import struct
 import zlib
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import torch
 from PIL import Image
 
 from nasray.errors import UserError, first_line
 
+if TYPE_CHECKING:
+    import torch
+
 DEFAULT_DECODER = "pillow"
-Picture = Image.Image | torch.Tensor  # a tensor is uint8 (3, height, width), RGB
+Picture: TypeAlias = "Image.Image | torch.Tensor"  # a tensor is uint8 (3, height, width), RGB
 
 # The exceptions of Pillow's decoders on damaged files.
 UNDECODABLE = (
@@ -70,6 +72,8 @@ def make_decoder(name: str) -> Callable[[bytes], Picture]:
 
 
 def _decode_with(decode_jpeg: Callable[..., Any], image: bytes) -> Picture:
+    import torch
+
     with Image.open(io.BytesIO(image)) as picture:  # reads the header only
         is_plain = picture.format == "JPEG" and picture.mode in ("RGB", "L")
         # The two find the orientation in different places, such as XMP.

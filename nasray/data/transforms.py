@@ -16,11 +16,8 @@ import torch
 from PIL import Image
 
 from nasray.config import DataConfig
+from nasray.data.crop import MEAN, STD, eval_box, eval_crop
 from nasray.data.decoding import Picture
-
-# ImageNet, RGB, on the 0..255 scale.
-MEAN = (123.68, 116.779, 103.939)
-STD = (58.393, 57.12, 57.375)
 
 # Principal components of ImageNet's RGB values (Krizhevsky et al., 2012), 0..255 scale.
 EIGENVALUES = torch.tensor([55.46, 4.794, 1.148])
@@ -32,7 +29,6 @@ RATIO = (3 / 4, 4 / 3)  # width / height of the training crop
 LOG_RATIO = torch.tensor(RATIO).log().tolist()
 
 EVAL_VERSION = 1  # of the pixels that `eval_transform` gives; caches of other versions are stale
-EVAL_CROP = 0.875  # side of the evaluation crop, of the short side
 
 
 def train_transform(config: DataConfig, resolution: int) -> Callable[[Picture, int], torch.Tensor]:
@@ -125,9 +121,9 @@ def eval_transform(resolution: int) -> Callable[[Picture], torch.Tensor]:
 
 
 def _center(resolution: int, picture: Picture) -> torch.Tensor:
-    size, short = _size(picture), math.ceil(resolution / EVAL_CROP)
-    width, height = (int(short * side / min(size)) for side in size)
-    left, top = round((width - resolution) / 2), round((height - resolution) / 2)
+    if isinstance(picture, Image.Image):
+        return torch.from_numpy(eval_crop(picture, resolution).copy())
+    (width, height), (left, top) = eval_box(_size(picture), resolution)
     return _scaled(picture, width, height)[:, top : top + resolution, left : left + resolution]
 
 
