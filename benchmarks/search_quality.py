@@ -23,7 +23,7 @@ from functools import partial
 import numpy as np
 import optuna
 import torch
-from macro_space import Macro, read_truth
+from macro_table import POOLING_AND_BIAS, read_truth
 from table import Row, show
 
 from nasray.algorithms import ALGORITHMS, make_algorithm, make_schedule
@@ -33,6 +33,7 @@ from nasray.config import SearchConfig
 from nasray.predictors.predictor import AccuracyPredictor
 from nasray.search.candidate import Candidate
 from nasray.search.limits import Limits
+from nasray.spaces.nasbench_macro import NasBenchMacro
 from nasray.spaces.population import as_population
 
 TRUTH = "nas-bench-macro_unique3969.csv"
@@ -81,7 +82,7 @@ def search(work):
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     truth = read_truth(path)
-    space = Macro()
+    space = NasBenchMacro()
     check(space, truth)
     family, kind = name.split(" ")
     run = run_optuna if family == "optuna" else run_nasray
@@ -98,8 +99,7 @@ def check(space, truth):
     assert (space.canonical(as_population(archs)) == as_population(archs)).all()
     sample = archs[:: len(archs) // 20]
     for arch, cost in zip(sample, Limits(space, ()).costs(sample), strict=True):
-        macs = cost["macs"] - 1280 * 4 * 4 - 10  # pooling and bias, which the table leaves out
-        assert (cost["params"], macs) == truth[arch][1:], arch
+        assert (cost["params"], cost["macs"] - POOLING_AND_BIAS) == truth[arch][1:], arch
 
 
 def run_nasray(kind, space, truth, seed, number):

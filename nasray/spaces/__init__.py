@@ -12,6 +12,7 @@ from nasray.spaces.space import Space
 # Imported when asked for, so that search/ and algorithms/ do not load torch.
 SPACES = {
     "mbconv": "nasray.spaces.mbconv:MBConv",
+    "nasbench_macro": "nasray.spaces.nasbench_macro:NasBenchMacro",
     "ofa_mobilenetv3": "nasray.spaces.ofa_mobilenetv3:OfaMobileNetV3",
     "ofa_proxyless": "nasray.spaces.ofa_proxyless:OfaProxyless",
     "ofa_resnet50d": "nasray.spaces.ofa_resnet50d:OfaResNet50D",
