@@ -5,14 +5,20 @@ command later, need no more than that.
 """
 
 import hashlib
+import logging
+from typing import Any
 
 from nasray import checkpoint
 from nasray.errors import UserError
 from nasray.pipeline.run import Run
 from nasray.pretrained.start import start_from
+from nasray.spaces import describe
+from nasray.spaces.space import Space
 from nasray.storage import files as storage
 from nasray.storage import layout
 from nasray.training.teacher import read_teacher
+
+log = logging.getLogger(__name__)
 
 
 def prepare_start(run: Run) -> None:
@@ -55,9 +61,35 @@ def _prepare_init(run: Run, path: str) -> str:
             f"supernet.epochs = 0: {path} knows other classes than the data set, which takes "
             "training; set it to 1 or more"
         )
+    if config.epochs == 0:
+        _check_trained(run.space, found.trained, path)
     target = run.path(layout.INIT) if config.epochs else run.supernet_path
     checkpoint.save_supernet(target, found.supernet, classes=classes)
     return found.digest
+
+
+def _check_trained(space: Space, trained: dict[str, Any] | None, path: str) -> None:
+    """Check that the file's supernet was trained with all choices of `space`.
+
+    Raises:
+        UserError: one of its resolutions or shares was not trained.
+    """
+    if trained is None:
+        if space.name == "mbconv":
+            log.warning(
+                "supernet.epochs = 0: %s is one trained network, whose smaller subnets were never "
+                "trained; set epochs to 1 or more to have them trained, too",
+                path,
+            )
+        return
+    wanted = describe(space)
+    for key in ("resolutions", "expand_shares"):
+        if more := sorted(set(wanted.get(key) or ()) - set(trained.get(key) or ())):
+            raise UserError(
+                f"supernet.epochs = 0: {path} was not trained with {more[0]} of space.{key} = "
+                f"{list(wanted[key])}, but with {list(trained[key])}; leave {more[0]} out, or set "
+                "epochs to 1 or more"
+            )
 
 
 def _prepare_teacher(run: Run, path: str) -> str:

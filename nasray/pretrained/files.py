@@ -92,6 +92,11 @@ def state_of(content: Any, path: str) -> dict[str, Tensor]:
                 f"{path} holds {name!r} of type {type(value).__name__} where only tensors by "
                 f"name can be; {NOT_ALONE}"
             )
+        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+            kind = "quantized" if value.is_quantized else "meta" if value.is_meta else "sparse"
+            raise UserError(
+                f"{path} holds {name!r} as a {kind} tensor; save its values, in floating point"
+            )
     found = {name: value.detach() for name, value in state.items() if name != AVERAGED}
     while prefix := next((each for each in WRAPPERS if all(n.startswith(each) for n in found)), ""):
         found = {name.removeprefix(prefix): value for name, value in found.items()}

@@ -28,7 +28,8 @@ def plain_tensors(space: MBConv, state: Mapping[str, Tensor]) -> dict[str, Tenso
     """Return the tensors of a supernet of `space` from those of its trained base.
 
     The middle channels of every block are put in order of importance, the most important first,
-    which changes no output of the base. Matrices of smaller kernels are identities.
+    which changes no output of the base. Matrices of smaller kernels are identities. The classifier
+    may be absent.
 
     Raises:
         UserError: no known spelling fits, or `state` lacks a tensor or has one more; the first
@@ -49,8 +50,10 @@ def plain_tensors(space: MBConv, state: Mapping[str, Tensor]) -> dict[str, Tenso
     for name in state:
         if name not in names:
             raise UserError(f"holds {name}, which {space.base} does not have; check space.base")
+    output = {theirs for theirs, ours in names.items() if ".output." in ours}
+    optional = set() if output & state.keys() else output  # a backbone comes without
     for name in names:
-        if name not in state and not name.endswith("num_batches_tracked"):
+        if name not in {*state, *optional} and not name.endswith("num_batches_tracked"):
             raise UserError(f"lacks {name}, which {space.base} has; check space.base")
     _check_shapes(space, state, names)
     tensors = {

@@ -46,6 +46,7 @@ class Started:
     supernet: Supernet  # in eval mode, on the CPU
     new_head: bool  # its classifier is not the file's, but drawn: without training, it guesses
     digest: str  # the file's SHA-256, in hexadecimal
+    trained: dict[str, Any] | None  # the name and options of the file's space; None if published
 
 
 def start_from(
@@ -55,7 +56,7 @@ def start_from(
 
     A file of another number of classes than `space`, or of other `classes`, gives all weights but
     the classifier's, which are drawn from `seed` as those of a supernet that is trained from the
-    beginning.
+    beginning; so does a file without a classifier.
 
     Args:
         space: its supernet is built.
@@ -73,20 +74,24 @@ def start_from(
     supernet = space.supernet()
     head = _classifier(space)
     number = _num_classes(tensors, head, space)
+    trained = describe(checkpoint.space_of(content, path)) if _is_ours(content) else None
     same_classes = not (known and classes) or list(known) == list(classes)
     if number == space.num_classes and same_classes:
         _load(supernet, tensors, path, names)
-        return Started(supernet.eval(), new_head=False, digest=digest)
+        return Started(supernet.eval(), new_head=False, digest=digest, trained=trained)
     if seed is None:
         raise UserError(
             f"{path} is of {number} classes, not {space.num_classes}; set num_classes = {number}"
+            if number
+            else f"{path} holds no classifier, {head[0]} of the supernet; give a file that does"
         )
     space.initialize(supernet, torch.Generator().manual_seed(seed))
     others = {name: tensor for name, tensor in tensors.items() if name not in head}
     _load(supernet, others, path, names, missing=head)
     wanted = f"not {space.num_classes}" if number != space.num_classes else "but other ones"
-    log.info("%s is of %d classes, %s: the classifier starts anew", path, number, wanted)
-    return Started(supernet.eval(), new_head=True, digest=digest)
+    held = f"is of {number} classes, {wanted}" if number else "holds no classifier"
+    log.info("%s %s: the classifier starts anew", path, held)
+    return Started(supernet.eval(), new_head=True, digest=digest, trained=trained)
 
 
 def with_new_classifier(
@@ -116,12 +121,14 @@ def _tensors_of(
 ) -> tuple[dict[str, Tensor], dict[int, str], Sequence[str]]:
     """The tensors in the content of `path` under our names, their own by ids, and its classes."""
     known: Sequence[str] = ()
-    if isinstance(content, dict) and {"space", "state"} <= content.keys():
+    if _is_ours(content):
         _check_same(space, content, path)
         tensors = state = files.state_of(content["state"], path)
+        _check_finite(state, path)
         known = content.get("classes", ())
     elif space.name in PUBLISHED:
         state = files.state_of(content, path)
+        _check_finite(state, path)
         try:
             tensors = pkgutil.resolve_name(PUBLISHED[space.name])(space, state)
         except UserError as error:
@@ -132,6 +139,16 @@ def _tensors_of(
             "known; give a supernet.pt"
         )
     return tensors, {id(tensor): name for name, tensor in state.items()}, known
+
+
+def _is_ours(content: Any) -> bool:
+    return isinstance(content, dict) and {"space", "state"} <= content.keys()
+
+
+def _check_finite(state: Mapping[str, Tensor], path: str) -> None:
+    for name, value in state.items():
+        if not value.float().isfinite().all():
+            raise UserError(f"{path}: {name} has values that are not finite; give another file")
 
 
 def _check_same(space: Space, content: dict[str, Any], path: str) -> None:
@@ -174,7 +191,12 @@ def _classifier(space: Space, build: Build = _supernet) -> list[str]:
 
 
 def _num_classes(tensors: Mapping[str, Tensor], head: list[str], space: Space) -> int:
-    """The number of classes of the classifier in `tensors`; that of `space` if it is unclear."""
+    """The number of classes of the classifier in `tensors`; that of `space` if it is unclear.
+
+    0 if there is no classifier.
+    """
+    if not any(name in tensors for name in head):
+        return 0
     numbers = {
         tensors[name].shape[0] if name in tensors and tensors[name].ndim else 0 for name in head
     }
@@ -210,10 +232,6 @@ def _load(
         if name not in tensors and name not in missing and not name.endswith("num_batches_tracked"):
             raise UserError(f"{path} lacks {name}; a whole supernet of the space is needed")
     supernet.load_state_dict(own | dict(tensors))
-    for name, value in supernet.state_dict().items():
-        if not value.isfinite().all():
-            called = names.get(id(tensors.get(name)), name)
-            raise UserError(f"{path}: {called} has values that are not finite; give another file")
 
 
 def _cause(space: Any, tensors: Mapping[str, Tensor]) -> str:

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 
 from nasray import checkpoint
 from nasray.data.shards import open_dataset
 from nasray.errors import UserError
 from nasray.pipeline.run import opened
 from nasray.pipeline.start import prepare_start
+from nasray.spaces import space_by_name
 from nasray.spaces.space import largest
 from nasray.spaces.supernet import build_subnet
 from nasray.spaces.tiny import Tiny
@@ -82,6 +84,43 @@ def test_no_epochs_for_other_classes_are_refused(make_job: MakeJob, tmp_path: Pa
         begin(tmp_path / "run", make_job, init=file, epochs=0)
     assert not (tmp_path / "run/supernet.pt").exists()
     begin(tmp_path / "run", make_job, init=file, epochs=1)  # the fix works
+
+
+@pytest.mark.parametrize(
+    ("key", "trained", "wanted", "more"),
+    [
+        ("resolutions", [32, 64], [32, 48, 64], "48"),
+        ("expand_shares", [0.5, 1.0], [0.25, 1.0], "0.25"),
+    ],
+)
+def test_no_epochs_with_choices_that_were_not_trained_are_refused(
+    make_job: MakeJob, tmp_path: Path, key: str, trained: list, wanted: list, more: str
+):
+    options = {"base": "mobilenet_v3_small", "resolution": 64, "resolutions": [64]}
+    space = space_by_name("mbconv", num_classes=4, **options | {key: trained})
+    file = str(tmp_path / "a.pt")
+    checkpoint.save_supernet(file, space.supernet())
+    section = {"name": "mbconv", **options | {key: wanted}}
+    said = rf"not trained with {more} of space\.{key} = .*leave {more} out, or set epochs to 1"
+    job = make_job(space=section, supernet={"init": file, "epochs": 0})
+    with opened(str(tmp_path / "run"), job) as run, pytest.raises(UserError, match=said):
+        prepare_start(run)
+    section[key] = [each for each in wanted if each in trained]  # the fix
+    job = make_job(space=section, supernet={"init": file, "epochs": 0})
+    with opened(str(tmp_path / "run"), job) as run:
+        prepare_start(run)
+
+
+def test_no_epochs_over_one_trained_network_are_warned_of(
+    make_job: MakeJob, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    file = str(tmp_path / "a.pth")
+    torch.save(torchvision.models.mobilenet_v3_small(num_classes=4).state_dict(), file)
+    section = {"name": "mbconv", "base": "mobilenet_v3_small", "resolution": 64}
+    job = make_job(space=section | {"resolutions": [64]}, supernet={"init": file, "epochs": 0})
+    with opened(str(tmp_path / "run"), job) as run:
+        prepare_start(run)
+    assert "is one trained network, whose smaller subnets were never trained" in caplog.text
 
 
 def test_a_file_of_another_digest_or_none_is_refused(make_job: MakeJob, tmp_path: Path):

@@ -122,6 +122,8 @@ def test_a_truncated_file_is_named(path, keep, legacy):
         ([torch.ones(1)], "holds no tensors by name"),
         ({"a": torch.ones(1), "epoch": 3}, "holds 'epoch' of type int where only tensors"),
         ({0: torch.ones(1)}, "holds 0 of type Tensor where only tensors by name"),
+        ({"a": torch.ones(2).to_sparse()}, "holds 'a' as a sparse tensor; save its values"),
+        ({"a": torch.ones(2, device="meta")}, "holds 'a' as a meta tensor; save its values"),
     ],
 )
 def test_what_holds_no_weights_says_what_it_is(path, content, words):
@@ -310,3 +312,9 @@ def test_proxies_of_the_environment_are_used(server, monkeypatch):
     server.pages["net"] = SAVED
     assert_read(read_state("http://weights.invalid/net"))
     assert server.asked == ["http://weights.invalid/net"]
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_quantized_tensors_are_refused(path):
+    quantized = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
+    assert "holds 'a' as a quantized tensor" in complaint(written(path, {"a": quantized}))

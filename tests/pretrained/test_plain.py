@@ -1,5 +1,6 @@
 """Trained plain networks as supernets: the base inside computes what the original computes."""
 
+import logging
 from collections import OrderedDict
 from pathlib import Path
 
@@ -284,4 +285,28 @@ def test_another_base_is_named(tmp_path):
     path = str(tmp_path / "weights.pth")
     torch.save(torchvision.models.mobilenet_v3_small().state_dict(), path)
     with pytest.raises(UserError, match="is no state_dict of mobilenet_v2.*check space.base"):
+        start_from(of_base("mobilenet_v2"), path, seed=0)
+
+
+def test_a_backbone_without_classifier_gets_a_new_one(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    path = str(tmp_path / "weights.pth")
+    state = torchvision.models.mobilenet_v2().state_dict()
+    torch.save({name: each for name, each in state.items() if "classifier" not in name}, path)
+    space = of_base("mobilenet_v2")
+    started = start_from(space, path, seed=0)
+    assert started.new_head and "holds no classifier: the classifier starts anew" in caplog.text
+    assert torch.equal(
+        started.supernet.state_dict()["positions.0.0.conv.weight"], state["features.0.0.weight"]
+    )
+    with pytest.raises(UserError, match="holds no classifier.*give a file that does"):
+        start_from(space, path, seed=None)
+
+
+def test_values_that_are_not_finite_have_the_name_in_the_file(tmp_path):
+    path, name = str(tmp_path / "weights.pth"), "features.2.conv.0.0.weight"  # of a sorted layer
+    state = torchvision.models.mobilenet_v2().state_dict()
+    state[name][3] = float("nan")
+    torch.save(state, path)
+    with pytest.raises(UserError, match=f"{name} has values that are not finite"):
         start_from(of_base("mobilenet_v2"), path, seed=0)
