@@ -50,7 +50,12 @@ class DataConfig(Section):
 
     source: str  # a name in data.SOURCES, or "parquet": imported already
     path: str = ""  # folder or file of the source; not needed for one in data.GENERATED
-    holdout_per_class: int = Field(50, ge=1)  # training images set aside to evaluate subnets on
+    # Training images set aside to evaluate subnets on: so many of each class, or a share of each.
+    # 0 and 0: a fifth, but of a large set the larger of 500 and 50 per class.
+    holdout_per_class: int = Field(0, ge=0)
+    holdout_share: float = Field(0.0, ge=0, lt=1)
+    # The share of all images to report on. 0: those in val/, or without it the default share above.
+    val_share: float = Field(0.0, ge=0, lt=1)
     min_crop_area: float = Field(0.08, gt=0, le=1)  # of the image, random resized crop
     flip: bool = True
     color_jitter: float = Field(0.4, ge=0)  # brightness, contrast, saturation
@@ -63,6 +68,15 @@ class DataConfig(Section):
     train_per_class: int = Field(200, ge=1)
     val_per_class: int = Field(50, ge=1)
     image_side: int = Field(64, ge=16)
+
+    @model_validator(mode="after")
+    def _one_holdout(self) -> "DataConfig":
+        if self.holdout_per_class and self.holdout_share:
+            raise ValueError(
+                f"holdout_per_class = {self.holdout_per_class} and holdout_share = "
+                f"{self.holdout_share} both say what is held out; leave one of them out"
+            )
+        return self
 
 
 class ComputeConfig(Section):

@@ -1,9 +1,12 @@
 """Sources "imagefolder" and "tar": train/<class>/ and val/<class>/, in a folder or one tar.
 
+Without val/, or with the class folders alone, the images are divided later (splits.py).
+
 The same files give the same data set either way. A tar is read in place, member by
 member: nothing is unpacked, so no member's name can reach the disk.
 """
 
+import logging
 import posixpath
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +16,7 @@ from typing import Any
 from pyarrow import NativeFile
 
 from nasray.config import DataConfig
-from nasray.data.source import SPLITS, Pictures, Record, shuffled
+from nasray.data.source import Pictures, Record, shuffled
 from nasray.errors import UserError
 from nasray.storage import files as storage
 
@@ -21,6 +24,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".ti
 VAL_NAMES = ("val", "valid", "validation", "test")  # the first found counts
 MAX_NAMED = 5  # classes in one message
 BLOCK = 512  # bytes; a tar is made of these and ends with zeroed ones
+
+log = logging.getLogger(__name__)
 
 # Class name -> [(path below the data set's folder, where its bytes are)].
 Split = dict[str, list[tuple[str, Any]]]
@@ -66,14 +71,16 @@ def tar(config: DataConfig, seed: int) -> Pictures:
         members = [(parts[1:], where) for parts, where in members if len(parts) > 1]
         tops = {parts[0] for parts, _ in members}
     folders = _split_folders(tops, origin)
-    splits: dict[str, Split] = {split: {} for split in SPLITS}
+    splits: dict[str, Split] = {split: {} for split in folders}
     split_of = {folder: split for split, folder in folders.items()}
+    if not folders["train"]:
+        members = [(("", *parts), where) for parts, where in members]
     for parts, where in members:
         is_image = where is not None
         if parts[0] in split_of and len(parts) >= 2 + is_image:
             images = splits[split_of[parts[0]]].setdefault(parts[1], [])
             if is_image:
-                images.append(("/".join(parts), where))
+                images.append(("/".join(parts).lstrip("/"), where))
 
     def read(where: tuple[int, int]) -> bytes:
         offset, size = where
@@ -112,17 +119,24 @@ def _shown_images(paths: Iterable[str]) -> list[str]:
 
 
 def _split_folders(names: Iterable[str], origin: str) -> dict[str, str]:
-    """Return the folder of each split."""
+    """Return the folder of each split there is; "" is the data set's own."""
     found = set(names)
+    to_report_on = [name for name in VAL_NAMES if name in found]
+    if "train" not in found and to_report_on:
+        raise UserError(
+            f"{origin}: has {to_report_on[0]}/ and no train/ folder; images belong in "
+            "train/<class>/, or all of them straight in <class>/"
+        )
     if "train" not in found:
-        raise UserError(f"{origin}: has no train/ folder; images belong in train/<class>/")
-    for name in VAL_NAMES:
-        if name in found:
-            return {"train": "train", "val": name}
-    raise UserError(
-        f"{origin}: has no val/ folder (nor valid/, validation/, test/); "
-        "images to report on belong in val/<class>/"
-    )
+        return {"train": ""}
+    if len(to_report_on) > 1:
+        log.warning(
+            "%s: reports are on the images of %s/; %s is not used",
+            origin,
+            to_report_on[0],
+            " and ".join(f"{name}/" for name in to_report_on[1:]),
+        )
+    return {"train": "train"} | ({"val": to_report_on[0]} if to_report_on else {})
 
 
 def _list_split(root: str, folder: str) -> Split:
@@ -132,7 +146,7 @@ def _list_split(root: str, folder: str) -> Split:
     for name in _shown_images(files):
         parts = name.split("/")
         if len(parts) > 1:
-            path = f"{folder}/{name}"
+            path = f"{folder}/{name}".lstrip("/")
             split.setdefault(parts[0], []).append((path, path))
     return split
 
@@ -184,11 +198,11 @@ def _pictures(
             for label, name in enumerate(classes)
             for path, where in splits[split][name]
         )
-        for split in SPLITS
+        for split in splits
     }
 
     def records() -> Iterator[Record]:
-        for split in SPLITS:
+        for split in splits:
             for position in shuffled(len(images[split]), seed, split):
                 label, path, where = images[split][position]
                 yield Record(split, label, path, partial(read, where))
@@ -200,11 +214,16 @@ def _common_classes(
     splits: dict[str, Split], folders: dict[str, str], origin: str
 ) -> tuple[str, ...]:
     """Return the class names, sorted; refuse splits that differ and classes without images."""
-    train, val = (splits[split] for split in SPLITS)
+    train = splits["train"]
+    val = splits.get("val", train)
+    for name, images in train.items() if not folders["train"] else ():
+        if any(path.startswith(f"{name}/train/") for path, _ in images):
+            raise UserError(f"{origin}: has no train/ folder, but {name}/ has one; name {name}/")
     if len(train) < 2:
+        shown = f"{folders['train']}/ holds" if folders["train"] else "holds no train/ and"
         raise UserError(
-            f"{origin}: train/ holds {len(train)} class folders, and a classifier needs two at "
-            "least; use train/<class>/<image>"
+            f"{origin}: {shown} {len(train)} class folders, and a classifier needs two at least; "
+            "use train/<class>/<image>, or <class>/<image>"
         )
     if set(train) != set(val):
         lacks = [
@@ -213,11 +232,12 @@ def _common_classes(
             if set(others) - set(own)
         ]
         raise UserError(f"{origin}: {' and '.join(lacks)}; both need the same class folders")
-    for split in SPLITS:
+    for split, folder in folders.items():
         empty = {name for name, images in splits[split].items() if not images}
         if empty:
             raise UserError(
-                f"{origin}: no images in {folders[split]}/ of class {_some(empty)}; "
+                f"{origin}: no images in {folder + '/' if folder else 'the folder'} of class "
+                f"{_some(empty)}; "
                 f"add some ({' '.join(IMAGE_SUFFIXES)}) or remove the class"
             )
     return tuple(sorted(train))

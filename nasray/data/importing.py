@@ -24,7 +24,8 @@ from nasray.config import DataConfig
 from nasray.data import GENERATED, IMPORTED, SOURCES, check_source
 from nasray.data.decoding import UNDECODABLE, decode
 from nasray.data.shards import INFO_NAME, SCHEMA, DatasetInfo, Shard, read_info
-from nasray.data.source import SPLITS, Pictures, Record
+from nasray.data.source import SPLITS, Pictures, Record, pooled
+from nasray.data.survey import Look, look_at
 from nasray.errors import UserError
 from nasray.storage import files as storage
 from nasray.storage import locks
@@ -65,7 +66,7 @@ def import_dataset(
     options = _options(config, seed)
     if storage.exists(storage.join(destination, INFO_NAME)):
         return _complete(config, destination, options)
-    pictures = pkgutil.resolve_name(SOURCES[config.source])(config, seed)
+    pictures = open_source(config, seed)
     with locks.held(destination):
         if storage.exists(storage.join(destination, INFO_NAME)):  # meanwhile, by another
             return _complete(config, destination, options)
@@ -74,11 +75,23 @@ def import_dataset(
         )
 
 
+def open_source(config: DataConfig, seed: int) -> Pictures:
+    """Open the source that `config` names; with data.val_share, all its images are of "train".
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    pictures: Pictures = pkgutil.resolve_name(SOURCES[config.source])(config, seed)
+    return pooled(pictures, seed) if config.val_share else pictures
+
+
 def _options(config: DataConfig, seed: int) -> dict[str, int | str]:
     """What decides, besides the source, which images a data set holds."""
+    split = {"pooled": 1} if config.val_share else {}  # val/ is no split of its own
     if config.source not in GENERATED:
-        return {"path": config.path}
-    return {"seed": seed, **{key: getattr(config, key) for key in GENERATED[config.source]}}
+        return {"path": config.path, **split}
+    keys = GENERATED[config.source]
+    return {"seed": seed, **{key: getattr(config, key) for key in keys}, **split}
 
 
 def _complete(config: DataConfig, destination: str, options: dict[str, int | str]) -> DatasetInfo:
@@ -152,24 +165,25 @@ def _stream(
         writers = {split: _SplitWriter(destination, split) for split in SPLITS}
         for writer in writers.values():
             stack.callback(writer.close)
-        for done, (record, image) in enumerate(_load_checked(pictures), start=1):
+        for done, (record, found) in enumerate(_load_checked(pictures), start=1):
             show(done, len(pictures))
-            if image is None:
+            if found is None:
                 skipped.append(record.name)
                 if len(skipped) > MAX_NAMED:  # fewer are refused at the end, all named
                     _refuse_many(skipped, len(pictures))
                 continue
-            writers[record.split].add(image, record.label, record.name)
+            image, look = found
+            writers[record.split].add(image, record.label, record.name, *look)
             row = [record.split, record.label, record.name, len(image), zlib.crc32(image)]
             digest.update(json.dumps(row).encode())
         _refuse_many(skipped, len(pictures))
     return {split: writers[split].shards for split in SPLITS}, skipped, digest.hexdigest()
 
 
-def _load_checked(pictures: Pictures) -> Iterator[tuple[Record, bytes | None]]:
+def _load_checked(pictures: Pictures) -> Iterator[tuple[Record, tuple[bytes, Look] | None]]:
     """Load every image in a thread pool, in order; None for one that cannot be decoded."""
     num_threads = usable_cpus()
-    waiting: deque[tuple[Record, Future[bytes | None]]] = deque()
+    waiting: deque[tuple[Record, Future[tuple[bytes, Look] | None]]] = deque()
     with ThreadPoolExecutor(num_threads) as pool:
         for record in pictures:
             waiting.append((record, pool.submit(_load_if_decodable, record)))
@@ -180,16 +194,15 @@ def _load_checked(pictures: Pictures) -> Iterator[tuple[Record, bytes | None]]:
             yield oldest, loading.result()
 
 
-def _load_if_decodable(record: Record) -> bytes | None:
+def _load_if_decodable(record: Record) -> tuple[bytes, Look] | None:
     try:
         image = record.load()
     except (FileNotFoundError, IsADirectoryError):  # a link to nowhere
         return None
     try:
-        decode(image)
+        return image, look_at(decode(image))
     except UNDECODABLE:
         return None
-    return image
 
 
 def _refuse_many(skipped: list[str], num_images: int) -> None:
@@ -217,12 +230,12 @@ class _SplitWriter:
     def __init__(self, destination: str, split: str) -> None:
         self.destination, self.split = destination, split
         self.shards: dict[str, Shard] = {}
-        self.rows: list[tuple[bytes, int, str]] = []  # of the row group to come
+        self.rows: list[tuple[bytes | int | str, ...]] = []  # of the row group to come
         self.num_bytes = 0  # of image, in `rows`
         self.writer: pq.ParquetWriter | None = None
 
-    def add(self, image: bytes, label: int, name: str) -> None:
-        self.rows.append((image, label, name))
+    def add(self, image: bytes, label: int, name: str, *look: int) -> None:
+        self.rows.append((image, label, name, *look))
         self.num_bytes += len(image)
         fewest, most = ROW_GROUP_IMAGES
         large = self.num_bytes >= ROW_GROUP_BYTES and len(self.rows) >= fewest

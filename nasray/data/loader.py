@@ -23,7 +23,7 @@ DECODED_TOGETHER = 8  # images, before they are augmented
 MIN_CACHE_BYTES = 128 << 20  # of row groups, in each loading process
 
 # Last elements of the seeds, so that no two draws share their random numbers.
-HOLDOUT, CALIBRATION, ROW_GROUPS, IMAGES, AUGMENTATION = range(5)
+HOLDOUT, CALIBRATION, ROW_GROUPS, IMAGES, AUGMENTATION, VALIDATION = range(6)
 
 
 def holdout_split(
@@ -42,13 +42,44 @@ def holdout_split(
     for label, name in enumerate(names):
         members = np.flatnonzero(labels == label)
         if len(members) <= per_class:
+            way_out = f"lower it to {len(members) - 1}" if len(members) > 1 else "leave it out"
             raise UserError(
-                f"data.holdout_per_class = {per_class}: class {name!r} has only "
-                f"{len(members)} training images; lower it"
+                f"data.holdout_per_class = {per_class}: class {name!r} has only {len(members)} "
+                f"training images; {way_out}, or give data.holdout_share = 0.2 in its place, which "
+                "leaves a class of one image in training"
             )
         held.append(rng.choice(members, per_class, replace=False))
     holdout = np.sort(np.concatenate(held))
     return np.setdiff1d(np.arange(len(labels)), holdout, assume_unique=True), holdout
+
+
+def share_split(
+    labels: np.ndarray, pictures: np.ndarray, share: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Set a `share` of each class aside: (positions kept, positions set aside), sorted.
+
+    `labels` (n,). Images of the same number in `pictures` (n,) show the same, and stay together, in
+    the class of the first of them. Of a class of two pictures or more, one at least is set aside
+    and one is kept; of a class of one, none is set aside.
+    """
+    _, first, which = np.unique(pictures, return_index=True, return_inverse=True)
+    sizes, classes = np.bincount(which), labels[first]
+    aside = np.zeros(len(first), bool)
+    for label in np.unique(classes):
+        own = rng.permutation(np.flatnonzero(classes == label))
+        wanted = max(1, round(share * sizes[own].sum()))
+        own = own[np.argsort(sizes[own] > wanted, kind="stable")]  # large groups if nothing else
+        number = np.searchsorted(np.cumsum(sizes[own]), wanted, side="right")
+        aside[own[: min(max(1, number), len(own) - 1)]] = True
+    return np.flatnonzero(~aside[which]), np.flatnonzero(aside[which])
+
+
+def default_share(num_images: int, num_classes: int) -> float:
+    """The share of `num_images` that is set aside where a job does not say.
+
+    A fifth, or less if 500 images and 50 of each class are less.
+    """
+    return min(0.2, max(500, 50 * num_classes) / max(1, num_images))
 
 
 def calibration_subset(indices: np.ndarray, num_images: int, seed: int) -> np.ndarray:
@@ -111,15 +142,18 @@ def train_batches(
     With `loader_workers` = 0 this process decodes, without reading ahead.
 
     Raises:
-        UserError: a batch has fewer images than there are ranks, or the decoder is not installed.
+        UserError: a rank's share of a batch is less than two images, of which BN has no statistics,
+            or the decoder is not installed.
     """
     make_decoder(config.decoder)
     num_images = len(indices)
-    if min(batch_size, num_images) < world_size:
+    if min(batch_size, num_images) < 2 * world_size:
+        too_small = batch_size < 2 * world_size
+        more = f"raise batch_size to {2 * world_size}" if too_small else "add images"
         raise UserError(
             f"a batch of {min(batch_size, num_images)} images cannot feed {world_size} training "
-            "workers; lower compute.num_workers (retraining: workers_per_trial), raise batch_size "
-            "or add images"
+            "workers with two images each, without which batch normalisation has no statistics; "
+            f"lower compute.num_workers (retraining: workers_per_trial) or {more}"
         )
     order = epoch_order(dataset, indices, seed=seed, epoch=epoch)
     window, place = _windows(dataset, order, seed=seed, epoch=epoch)

@@ -16,7 +16,17 @@ from nasray.storage import files as storage
 from nasray.storage import layout
 
 INFO_NAME = layout.DATASET
-SCHEMA = pa.schema([("image", pa.binary()), ("label", pa.int32()), ("name", pa.string())])
+SCHEMA = pa.schema(
+    [
+        ("image", pa.binary()),  # encoded
+        ("label", pa.int32()),
+        ("name", pa.string()),
+        ("picture", pa.int64()),  # hash of the decoded pixels
+        ("look", pa.int64()),  # survey.Look
+        ("width", pa.int32()),  # pixels, upright
+        ("height", pa.int32()),
+    ]
+)
 CACHE_BYTES = 768 << 20  # row groups one reader keeps
 
 
@@ -109,13 +119,28 @@ class Dataset:
     def labels(self, split: str) -> np.ndarray:
         """Return the int32 labels of `split`; reads no image."""
         if split not in self._labels:
-            parts = [np.empty(0, np.int32)]
-            for name in self.info.shards[split]:
-                with self._open(name) as parquet:
-                    parts.append(parquet.read(columns=["label"]).column("label").to_numpy())
-            self._labels[split] = np.concatenate(parts)
+            self._labels[split] = self.column(split, "label").to_numpy().astype(np.int32)
             self._labels[split].setflags(write=False)  # shared with all callers
         return self._labels[split]
+
+    def pictures(self, split: str) -> np.ndarray:
+        """Return an int64 (n,) that is equal for images of `split` with equal pixels.
+
+        All differ in a data set that was imported before such hashes were recorded.
+        """
+        found = self.column(split, "picture")
+        return np.arange(len(found)) if found.null_count else found.to_numpy()
+
+    def column(self, split: str, name: str) -> pa.ChunkedArray:
+        """Return a column of SCHEMA for all images of `split`; nulls where it is not recorded."""
+        parts = [pa.array([], SCHEMA.field(name).type)]
+        for shard in self.info.shards[split]:
+            with self._open(shard) as parquet:
+                if name in parquet.schema_arrow.names:
+                    parts += parquet.read(columns=[name]).column(name).chunks
+                else:
+                    parts.append(pa.nulls(parquet.metadata.num_rows, SCHEMA.field(name).type))
+        return pa.chunked_array(parts)
 
     def read(self, split: str, indices: np.ndarray) -> list[bytes]:
         """Return the encoded images at `indices` (n,), in that order.

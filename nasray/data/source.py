@@ -1,7 +1,7 @@
 """What a source of images returns: class names, and one record per image, shuffled."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,6 +31,14 @@ class Pictures:
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records)
+
+
+def pooled(pictures: Pictures, seed: int) -> Pictures:
+    """Return the same images, shuffled anew and all of split "train"."""
+    records = list(pictures)
+    order = shuffled(len(records), seed, "train")
+    together = [replace(records[position], split="train") for position in order]
+    return Pictures(pictures.classes, len(together), together)
 
 
 def shuffled(num_images: int, seed: int, split: str) -> np.ndarray:

@@ -1,21 +1,87 @@
 """Which images of a data set a job uses for training, hold-out, calibration and validation.
 
-Search never sees the validation folder: subnets are evaluated on a hold-out of the training
+Search never sees the validation images: subnets are evaluated on a hold-out of the training
 images, and calibrated on the others (docs/spec.md, OneShot 6.4).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from nasray.config import Job
+from nasray.config import DataConfig, Job
 from nasray.data.cache import cached_images
-from nasray.data.loader import TrainBatches, calibration_subset, holdout_split, train_batches
+from nasray.data.loader import (
+    HOLDOUT,
+    VALIDATION,
+    TrainBatches,
+    calibration_subset,
+    default_share,
+    holdout_split,
+    share_split,
+    train_batches,
+)
 from nasray.data.shards import Dataset, open_dataset
+from nasray.errors import UserError
 from nasray.storage.files import cache_folder
 
 Images = tuple[np.ndarray, np.ndarray]  # uint8 (n, 3, height, width), int64 labels (n,)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which images play which part: positions among those stored as "train", sorted.
+
+    `validation` are positions among those stored as `validation_split`.
+    """
+
+    training: np.ndarray
+    holdout: np.ndarray
+    validation: np.ndarray
+    validation_split: str
+
+    @classmethod
+    def of(
+        cls,
+        labels: np.ndarray,
+        pictures: np.ndarray,
+        num_val: int,
+        config: DataConfig,
+        seed: int,
+        classes: Sequence[str],
+    ) -> "Parts":
+        """Divide the images stored as "train", of these `labels` (n,), as a job says.
+
+        `pictures` as of share_split(); `num_val` images are stored as "val".
+
+        Raises:
+            UserError: a class is too small for data.holdout_per_class, no class can be divided,
+                or there are validation images already and data.val_share asks for others.
+        """
+        if num_val and config.val_share:
+            raise UserError(
+                f"data.val_share = {config.val_share}: {config.path} was imported with "
+                f"{num_val} validation images; leave it out, or name the source that was imported"
+            )
+        rest, validation = np.arange(len(labels)), np.arange(num_val)
+        if not num_val:
+            share = config.val_share or default_share(len(labels), len(classes))
+            rng = np.random.default_rng((seed, VALIDATION))
+            rest, validation = share_split(labels, pictures, share, rng)
+        if config.holdout_per_class:
+            chosen = holdout_split(labels[rest], config.holdout_per_class, seed, classes)
+        else:
+            share = config.holdout_share or default_share(len(rest), len(classes))
+            rng = np.random.default_rng((seed, HOLDOUT))
+            chosen = share_split(labels[rest], pictures[rest], share, rng)
+        training, holdout = (rest[positions] for positions in chosen)
+        if not len(validation) or not len(holdout):
+            raise UserError(
+                f"data.path = {config.path!r}: no class has enough different images to set one "
+                "aside; add images, three of a class at least"
+            )
+        return cls(training, holdout, validation, "val" if num_val else "train")
 
 
 @dataclass(frozen=True)
@@ -46,7 +112,7 @@ class JobImages:
         """Return this worker's part of every augmented batch of `epoch`."""
         return train_batches(
             self.dataset,
-            self._split[0],
+            self.parts.training,
             self.job.data,
             resolution=self.resolution,
             batch_size=batch_size,
@@ -62,33 +128,36 @@ class JobImages:
         They are uint8 (num_images, 3, resolution, resolution).
         """
         if num_images not in self._calibrations:
-            chosen = calibration_subset(self._split[0], num_images, self.job.seed)
+            chosen = calibration_subset(self.parts.training, num_images, self.job.seed)
             self._calibrations[num_images] = self._cached("train", chosen)[0]
         return self._calibrations[num_images]
 
     @cached_property
     def holdout(self) -> Images:
         """The training images set aside to evaluate subnets and training recipes on."""
-        return self._cached("train", self._split[1])
+        return self._cached("train", self.parts.holdout)
 
     @cached_property
     def validation(self) -> Images:
-        """The validation folder: for final reports only."""
-        return self.first_validation(self.dataset.num("val"))
+        """The images for final reports only: those of val/, or a part of all."""
+        return self.first_validation(len(self.parts.validation))
 
     def first_validation(self, num_images: int) -> Images:
-        """The first images of the validation folder, or all if there are fewer."""
-        return self._cached("val", np.arange(min(self.dataset.num("val"), num_images)))
+        """The first `num_images` of the validation images, or all if there are fewer."""
+        return self._cached(self.parts.validation_split, self.parts.validation[:num_images])
 
     @cached_property
     def _calibrations(self) -> dict[int, np.ndarray]:
         return {}  # by their number of images; opening them takes reading them
 
     @cached_property
-    def _split(self) -> tuple[np.ndarray, np.ndarray]:
-        return holdout_split(
+    def parts(self) -> Parts:
+        """Which images play which part; errors as of Parts.of()."""
+        return Parts.of(
             self.dataset.labels("train"),
-            self.job.data.holdout_per_class,
+            self.dataset.pictures("train"),
+            self.dataset.num("val"),
+            self.job.data,
             self.job.seed,
             self.dataset.classes,
         )

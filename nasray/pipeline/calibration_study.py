@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from nasray.data.splits import JobImages
 from nasray.errors import EvaluationError
 from nasray.evaluation.evaluator import Request
 from nasray.pipeline.run import Run
@@ -51,6 +52,5 @@ def calibration_study(run: Run, num_archs: int, seed: int = 0) -> dict[str, Any]
 
 def _sizes(run: Run) -> list[int]:
     """Those of SIZES that the data set has, and all it has if that is less than the most."""
-    held = run.job.data.holdout_per_class * len(run.dataset.classes)
-    available = run.dataset.num("train") - held
+    available = len(JobImages(run.job, run.data_path).parts.training)
     return sorted({min(size, available) for size in SIZES})

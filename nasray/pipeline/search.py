@@ -274,7 +274,7 @@ def _compare_with_random(
         "winner_top1": winner_top1,
         "random_top1": random_top1,
         "random_mean_top1": float(np.mean(random_top1)) if random_top1 else None,
-        "num_images": run.dataset.num("val"),
+        "num_images": evaluations[0].images,
     }
 
 

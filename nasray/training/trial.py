@@ -147,7 +147,7 @@ def measure_on_validation(trial: dict[str, Any], path: str) -> dict[str, Any]:
         subnet, found["val_top1"] = inherited, found["supernet_top1"]
     classes = list(images.dataset.classes)
     checkpoint.save_subnet(path, space, arch, subnet.cpu(), classes=classes)
-    return found | {"num_val_images": images.dataset.num("val")}
+    return found | {"num_val_images": len(images.parts.validation)}
 
 
 def _with_supernet_weights(

@@ -57,7 +57,7 @@ def test_the_holdout_has_as_many_images_of_each_class_and_no_training_image():
 
 def test_a_holdout_that_takes_a_whole_class_is_refused():
     labels = np.array([0] * 9 + [1] * 5, np.int32)
-    message = r"data\.holdout_per_class = 5: class 'bee' has only 5 training images; lower it"
+    message = r"data\.holdout_per_class = 5: class 'bee' has only 5 training images; lower it to 4"
     with pytest.raises(UserError, match=message):
         holdout_split(labels, 5, 0, ("ant", "bee"))
     assert len(holdout_split(labels, 4, 0, ("ant", "bee"))[0]) == 6
@@ -171,10 +171,10 @@ def test_two_loader_processes_yield_what_none_yields(dataset):
 
 
 def test_a_loader_process_without_an_image_of_a_batch_adds_none(dataset):
-    config = CONFIG.model_copy(update={"loader_workers": 2})
-    found = batches(dataset, INDICES[:1], config=config)
-    assert equal(found, batches(dataset, INDICES[:1]))
-    assert [len(images) for images, _ in found] == [1]
+    config = CONFIG.model_copy(update={"loader_workers": 3})
+    found = batches(dataset, INDICES[:2], config=config)
+    assert equal(found, batches(dataset, INDICES[:2]))
+    assert [len(images) for images, _ in found] == [2]
 
 
 def test_torchcodec_feeds_the_same_crops_but_for_rounding(dataset):
@@ -208,7 +208,9 @@ def test_the_last_incomplete_batch_is_dropped_unless_it_is_the_only_one(dataset)
     assert len(images) == len(labels) == 7
 
 
-def test_fewer_images_than_ranks_are_refused(dataset):
-    assert len(batches(dataset, INDICES[:4], world_size=4, rank=3)) == 1
-    with pytest.raises(UserError, match="3 images cannot feed 4 training workers"):
+def test_shares_of_one_image_are_refused(dataset):
+    assert len(batches(dataset, INDICES[:8], world_size=4, rank=3)) == 1
+    with pytest.raises(UserError, match="3 images cannot feed 2 .* raise batch_size to 4$"):
+        batches(dataset, batch_size=3, world_size=2)
+    with pytest.raises(UserError, match="3 images cannot feed 4 training workers .*add images$"):
         batches(dataset, INDICES[:3], world_size=4)

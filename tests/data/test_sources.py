@@ -323,8 +323,14 @@ def remove_split(root: Path, name: str) -> None:
 
 
 MISTAKES = {
-    "no train": (lambda root: remove_split(root, "train"), r"no train/ folder"),
-    "no val": (lambda root: remove_split(root, "val"), r"no val/ folder"),
+    "no train": (lambda root: remove_split(root, "train"), r"has val/ and no train/ folder"),
+    "a folder of data sets": (
+        lambda root: (
+            [(root / "a").mkdir(), (root / "train").rename(root / "a" / "train")]
+            and (root / "val").rename(root / "b")
+        ),
+        r"has no train/ folder, but a/ has one; name a/",
+    ),
     "classes differ": (
         lambda root: (root / "val" / "cat").rename(root / "val" / "cow"),
         r"train/ lacks 'cow' and val/ lacks 'cat'",
@@ -357,6 +363,50 @@ def test_a_mistake_in_the_layout_is_one_line(tmp_path, source, mistake):
     text = str(caught.value)
     assert text.startswith(f"data.path = {str(path)!r}: ") and "\n" not in text
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("source", ["imagefolder", "tar"])
+def test_images_may_lie_straight_in_their_class_folders(tmp_path, source):
+    root = make_folder(tmp_path / "raw")
+    place = root / "train"
+    path = make_tar(place, tmp_path / "x.tar", "birds") if source == "tar" else place
+    info = load(source, path, tmp_path / "out")
+    assert (info.classes, info.num_train, info.num_val) == (["ant", "bee", "cat"], 12, 0)
+    names = open_dataset(str(tmp_path / "out")).column("train", "name").to_pylist()
+    assert {name.split("/")[0] for name in names} == {"ant", "bee", "cat"}
+
+
+def test_of_several_folders_to_report_on_one_is_used_and_the_others_are_named(tmp_path, caplog):
+    root = make_folder(tmp_path / "raw", val_name="validation")
+    for name in ("test", "valid"):
+        (root / "validation").rename(root / name)
+        make_folder(tmp_path / name)
+        (tmp_path / name / "val").rename(root / "validation")
+    load("imagefolder", root, tmp_path / "out")
+    assert "reports are on the images of valid/; validation/ and test/ is not used" in caplog.text
+
+
+def test_with_a_share_to_report_on_the_images_of_val_are_divided_anew_with_all_others(tmp_path):
+    root = make_folder(tmp_path / "raw")
+    config = DataConfig(source="imagefolder", path=str(root), val_share=0.3)
+    info = import_dataset(config, str(tmp_path / "out"), seed=0)
+    assert (info.num_train, info.num_val) == (18, 0)
+    names = open_dataset(str(tmp_path / "out")).column("train", "name").to_pylist()
+    from_val = [name.startswith("val/") for name in names]
+    assert sum(from_val) == 6 and from_val != sorted(from_val)
+
+
+def test_equal_pictures_have_equal_numbers_whatever_their_format(tmp_path):
+    root = make_folder(tmp_path / "raw")
+    with Image.open(root / "train" / "ant" / "0.png") as picture:
+        picture.save(root / "train" / "ant" / "copy.bmp")
+    load("imagefolder", root, tmp_path / "out")
+    dataset = open_dataset(str(tmp_path / "out"))
+    names = dataset.column("train", "name").to_pylist()
+    number = dict(zip(names, dataset.pictures("train").tolist(), strict=True))
+    assert number["train/ant/copy.bmp"] == number["train/ant/0.png"]
+    assert len(set(number.values())) == 12
+    assert dataset.column("train", "width").to_pylist() == [12] * 13
 
 
 @pytest.mark.parametrize("source", ["imagefolder", "tar"])
