@@ -30,7 +30,7 @@ setup(
         "torchvision>=0.29",
         "pyarrow>=17",  # storage/, search/history.py, data/
         "numpy>=1.26",
-        "pillow>=10",  # data/
+        "pillow>=10.1",  # data/
         "tenacity>=8",  # storage/
         "click>=8.1",  # cli/
         "pydantic>=2.7",  # config.py

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nasray.errors import UserError, did_you_mean
 from nasray.storage import files as storage
@@ -50,6 +50,7 @@ class DataConfig(Section):
 
     source: str  # a name in data.SOURCES, or "parquet": imported already
     path: str = ""  # folder or file of the source; not needed for one in data.GENERATED
+    background: str = "white"  # under transparent pixels, a colour as Pillow names it
     # Training images set aside to evaluate subnets on: so many of each class, or a share of each.
     # 0 and 0: a fifth, but of a large set the larger of 500 and 50 per class.
     holdout_per_class: int = Field(0, ge=0)
@@ -77,6 +78,21 @@ class DataConfig(Section):
                 f"{self.holdout_share} both say what is held out; leave one of them out"
             )
         return self
+
+    @field_validator("background")
+    @classmethod
+    def _is_opaque_colour(cls, name: str) -> str:
+        from PIL import ImageColor
+
+        try:
+            opaque = len(ImageColor.getrgb(name)) == 3
+        except ValueError:
+            opaque = False
+        if not opaque:
+            raise ValueError(
+                f'{name!r} is no opaque colour; give a name such as "white", or "#rrggbb"'
+            )
+        return name
 
 
 class ComputeConfig(Section):

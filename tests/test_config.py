@@ -73,6 +73,8 @@ def test_docs_tell_every_key_and_its_default():
             "'data.pth'; did you mean 'path'?",
         ),
         ({"compute": {"device": "gpus"}}, "'gpus'; did you mean 'gpu'?"),
+        ({"data": {"source": "synthetic", "background": "witte"}}, "'witte' is no opaque colour"),
+        ({"data": {"source": "synthetic", "background": "#ffffff80"}}, "is no opaque colour; give"),
         (
             {"search": {"algorithm": "genetics", "racing": True}},
             "got algorithm = 'genetics': only they have parents",

@@ -18,8 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
+from PIL import ImageColor
 
-from nasray.data.decoding import DEFAULT_DECODER, Picture, make_decoder
+from nasray.data.decoding import DEFAULT_BACKGROUND, Picture, make_decoder
 from nasray.data.shards import Dataset
 from nasray.data.transforms import EVAL_VERSION, eval_transform
 from nasray.errors import UserError
@@ -39,19 +40,22 @@ def cached_images(
     *,
     resolution: int,
     decoder: str,
+    background: str = DEFAULT_BACKGROUND,
     folder: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the evaluation crops of `indices` and their labels.
 
     Images are uint8 (n, 3, resolution, resolution), memory-mapped and read-only; labels
-    int64 (n,). `decoder` is `data.decoder`; each has caches of its own. `folder` is on this node.
+    int64 (n,). `decoder` and `background` are those of [data]; each has caches of its own. `folder`
+    is on this node.
     The first process that asks decodes, others wait.
 
     Raises:
         UserError: `folder` cannot be written, its disk is full, or the decoder is not installed.
     """
     shape = (len(indices), 3, resolution, resolution)
-    path = os.path.join(folder, f"{_key(dataset, split, indices, resolution, decoder)}.npy")
+    key = _key(dataset, split, indices, resolution, decoder, background)
+    path = os.path.join(folder, f"{key}.npy")
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
@@ -67,15 +71,21 @@ def cached_images(
             if images is None:
                 if os.path.exists(path):
                     log.warning("%s is damaged, or too old; decoding its images again", path)
-                _build(path, shape, dataset, split, indices, make_decoder(decoder))
+                _build(path, shape, dataset, split, indices, make_decoder(decoder, background))
                 images = np.load(path, mmap_mode="r")
     return images, dataset.labels(split)[indices].astype(np.int64)
 
 
-def _key(dataset: Dataset, split: str, indices: np.ndarray, resolution: int, decoder: str) -> str:
-    made_of = [dataset.fingerprint, split, resolution, EVAL_VERSION]
-    if decoder != DEFAULT_DECODER:  # so that caches from before there were two remain
-        made_of.append(decoder)
+def _key(
+    dataset: Dataset,
+    split: str,
+    indices: np.ndarray,
+    resolution: int,
+    decoder: str,
+    background: str,
+) -> str:
+    made_of: list[object] = [dataset.fingerprint, split, resolution, EVAL_VERSION]
+    made_of += [decoder, ImageColor.getrgb(background)]
     digest = hashlib.sha256(json.dumps(made_of).encode())
     digest.update(np.asarray(indices, "<i8").tobytes())
     return f"{split}-{resolution}-{digest.hexdigest()[:24]}"

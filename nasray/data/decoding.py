@@ -5,14 +5,13 @@ torchcodec cannot. Without torchcodec, torch is not imported.
 """
 
 import io
-import struct
-import zlib
+import sys
 from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms, ImageColor, ImageFile, PngImagePlugin
 
 from nasray.errors import UserError, first_line
 
@@ -20,22 +19,28 @@ if TYPE_CHECKING:
     import torch
 
 DEFAULT_DECODER = "pillow"
+DEFAULT_BACKGROUND = "white"
 Picture: TypeAlias = "Image.Image | torch.Tensor"  # a tensor is uint8 (3, height, width), RGB
 
-# The exceptions of Pillow's decoders on damaged files.
-UNDECODABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    EOFError,
-    LookupError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+# Colour profiles and texts of more than 1 MB are legal, and scanners write them.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 256 << 20
 
+# The usual formats are tried first. Left out: those that Pillow only identifies, and those that it
+# hands to other programs; and last, those that are told by no signature at their beginning.
+FIRST_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
+NO_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+UNSIGNED_FORMATS = ("IM", "IMT", "PCD", "SPIDER", "TGA")
+
+# A grey picture of integers or floats is scaled by the smallest usual depth that holds its largest
+# value: 12 bits in a file of 16, 1 for floats up to 1.
+DEPTHS = (1, 2, 4, 8, 10, 12, 14, 16, 24, 32)  # bits
+
+# What is worth a word about a picture that is readable.
+FRAMES = "has several frames or pages, of which the first is taken"
+SCALED = "has integers or floats, scaled by the bits that its largest value needs"
+
+SAMPLE_FORMAT, PHOTOMETRIC = 339, 262  # TIFF
+UNSIGNED, SIGNED = 1, 2  # of SAMPLE_FORMAT
 ORIENTATION_TAG = 0x0112  # EXIF
 # ImageOps.exif_transpose does the same, but also writes all EXIF tags again, and raises if
 # another one of them is malformed, as in many photographs.
@@ -50,17 +55,23 @@ UPRIGHT = {
 }
 
 
-def make_decoder(name: str) -> Callable[[bytes], Picture]:
+class Undecodable(ValueError):
+    """An image that is damaged, or whose pixels have no meaning; the message says why."""
+
+
+def make_decoder(name: str, background: str = DEFAULT_BACKGROUND) -> Callable[[bytes], Picture]:
     """Return the function that decodes images for `data.decoder` = `name`.
 
-    Both give the same pictures, as far as the versions of libjpeg that they bring along agree. With
-    "torchcodec", plain JPEGs are tensors; all others, and those that it refuses, go to Pillow.
+    Transparent pixels show `background`, a colour as Pillow names it. Both decoders give the same
+    pictures, as far as the versions of libjpeg that they bring along agree. With "torchcodec",
+    plain JPEGs are tensors; all others, and those that it refuses, go to Pillow.
 
     Raises:
         UserError: torchcodec is not installed, or does not work here.
     """
+    by_pillow = partial(decode, background=background)
     if name == DEFAULT_DECODER:
-        return decode
+        return by_pillow
     try:
         from torchcodec.decoders import decode_jpeg
     except (ImportError, OSError, RuntimeError) as error:
@@ -68,13 +79,15 @@ def make_decoder(name: str) -> Callable[[bytes], Picture]:
             f"data.decoder = {name!r}: {first_line(error)}; "
             "`pip install 'torchcodec>=0.17'` on every node, or set it to \"pillow\""
         ) from None
-    return partial(_decode_with, decode_jpeg)
+    return partial(_decode_with, decode_jpeg, by_pillow)
 
 
-def _decode_with(decode_jpeg: Callable[..., Any], image: bytes) -> Picture:
+def _decode_with(
+    decode_jpeg: Callable[..., Any], by_pillow: Callable[[bytes], Picture], image: bytes
+) -> Picture:
     import torch
 
-    with Image.open(io.BytesIO(image)) as picture:  # reads the header only
+    with Image.open(io.BytesIO(image), formats=_formats()) as picture:  # reads the header only
         is_plain = picture.format == "JPEG" and picture.mode in ("RGB", "L")
         # The two find the orientation in different places, such as XMP.
         if is_plain and picture.getexif().get(ORIENTATION_TAG, 1) == 1:
@@ -86,26 +99,178 @@ def _decode_with(decode_jpeg: Callable[..., Any], image: bytes) -> Picture:
                 return pixels
             except RuntimeError:  # Pillow may read it all the same
                 pass
-    return decode(image)
+    return by_pillow(image)
 
 
-def decode(image: bytes) -> Image.Image:
-    """Decode an image of any mode to RGB, and turn it upright.
+def decode(image: bytes, background: str = DEFAULT_BACKGROUND) -> Image.Image:
+    """Decode an image of any mode to RGB on `background`, and turn it upright.
 
     Raises:
-        One of UNDECODABLE: the file is damaged or no image.
+        Undecodable: the file is damaged or no image, or its values are not finite.
     """
-    with Image.open(io.BytesIO(image)) as picture:
-        picture.load()  # the whole file, and with it a PNG's late EXIF
-        orientation = picture.getexif().get(ORIENTATION_TAG)
-        rgb = picture if picture.mode == "RGB" else _to_rgb(picture)
-    return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb
+    return decode_with_notes(image, background)[0]
+
+
+def decode_with_notes(
+    image: bytes, background: str = DEFAULT_BACKGROUND
+) -> tuple[Image.Image, list[str]]:
+    """Decode as decode() does, and say what is worth a word: FRAMES, SCALED."""
+    ground = ImageColor.getrgb(background)
+    try:
+        with Image.open(io.BytesIO(image), formats=_formats()) as picture:
+            notes = [FRAMES] if _has_frames(picture) else []
+            rawmode = _rawmode(picture)  # which load() forgets
+            picture.load()  # the whole file, and with it a PNG's late EXIF
+            orientation = picture.getexif().get(ORIENTATION_TAG)
+            wide = _wide(picture, rawmode, image)
+            if wide is not None:
+                notes += [SCALED] if wide.max() < 1 << 14 else []
+                rgb = _from_wide(wide, picture.info.get("transparency"), ground)
+            elif picture.mode[0] in "IF" or _tag(picture, SAMPLE_FORMAT) == SIGNED:
+                notes += [SCALED] if picture.format != "PPM" else []
+                rgb = _from_values(picture, ground)
+            elif picture.has_transparency_data:
+                rgb = _from_transparent(picture, rawmode, ground)
+            else:
+                rgb = picture if picture.mode == "RGB" else _to_rgb(picture)
+            if 0 in rgb.size:
+                raise Undecodable("has no pixels")
+        return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb, notes
+    except (MemoryError, Undecodable):
+        raise
+    except Image.UnidentifiedImageError:
+        raise Undecodable(_what_it_is(image)) from None
+    except Exception as error:  # Pillow's decoders raise of all kinds on damaged files
+        raise Undecodable(first_line(error)) from error
+
+
+@cache
+def _formats() -> list[str]:
+    Image.init()
+    others = sorted(set(Image.OPEN) - NO_FORMATS - {*FIRST_FORMATS, *UNSIGNED_FORMATS})
+    return [name for name in (*FIRST_FORMATS, *others, *UNSIGNED_FORMATS) if name in Image.OPEN]
+
+
+def _what_it_is(image: bytes) -> str:
+    """Say why no format of Pillow's knows `image`."""
+    if not any(image):
+        return "holds zero bytes only" if image else "is empty"
+    return f"no image that Pillow reads, it begins with {image[:24]!r}"
+
+
+def _has_frames(picture: Image.Image) -> bool:
+    # The other formats of several frames keep previews, layers or sizes of one picture.
+    formats = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")
+    return picture.format in formats and getattr(picture, "is_animated", False)
+
+
+def _rawmode(picture: ImageFile.ImageFile) -> str:
+    """How the samples lie in the file, in Pillow's words: "RGB;16B"; "" if they are not raw."""
+    args = picture.tile[0][3] if picture.tile else ""
+    first = args[0] if isinstance(args, tuple) and args else args
+    return first if isinstance(first, str) else ""
+
+
+def _tag(picture: Image.Image, number: int) -> Any:
+    """The first value of a TIFF's tag; None of other formats."""
+    value = picture.tag_v2.get(number) if picture.format == "TIFF" else None  # type: ignore[attr-defined]
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _wide(picture: Image.Image, rawmode: str, image: bytes) -> np.ndarray | None:
+    """The samples of a picture with several channels of 16 bits: uint16 (height, width, channels).
+
+    None for others. Pillow keeps the upper bytes, which are black if a camera gave 12 bits; the
+    lower ones come from reading the file again in the other byte order.
+    """
+    channels, _, depth = rawmode.partition(";")
+    if picture.format not in ("PNG", "TIFF") or channels not in ("LA", "RGB", "RGBA", "RGBX"):
+        return None
+    if not depth.startswith("16"):
+        return None
+    swapped = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
+    other = "RGBA" if channels == "LA" else f"{channels};{swapped[depth]}"
+    with Image.open(io.BytesIO(image), formats=[str(picture.format)]) as again:
+        again.tile = [
+            tile._replace(args=(other, *tile.args[1:]) if isinstance(tile.args, tuple) else other)
+            for tile in again.tile
+        ]
+        again.load()
+        lower = np.asarray(again)
+    if channels == "LA":  # all four bytes
+        return np.ascontiguousarray(lower).view(">u2").astype(np.uint16)
+    return np.asarray(picture).astype(np.uint16) << 8 | lower
+
+
+def _from_wide(wide: np.ndarray, key: Any, ground: tuple[int, ...]) -> Image.Image:
+    has_alpha = wide.shape[-1] in (2, 4)
+    colours = wide[..., :-1] if has_alpha else wide
+    rgb = Image.fromarray(np.broadcast_to(_levels(colours), (*wide.shape[:2], 3)).copy())
+    if has_alpha:
+        return _on_ground(rgb, _levels(wide[..., -1]), ground)
+    if key is not None:
+        return _on_ground(rgb, np.where((wide == key).all(-1), 0, 255), ground)
+    return rgb
+
+
+def _from_values(picture: Image.Image, ground: tuple[int, ...]) -> Image.Image:
+    """Scale grey integers and floats to RGB."""
+    values, kind = np.asarray(picture), _tag(picture, SAMPLE_FORMAT)
+    if picture.mode == "L":
+        values = values.view(np.int8)
+    elif picture.mode == "I" and kind == UNSIGNED:
+        values = values.view(np.uint32)  # Pillow keeps them as signed ones
+    # Pillow has scaled those of a PPM from the range that its header gives.
+    levels = _levels(values, 65535 if picture.format == "PPM" and picture.mode == "I" else None)
+    if picture.mode[0] in "IF" and _tag(picture, PHOTOMETRIC) == 0:
+        levels = 255 - levels  # zero is white
+    rgb, key = Image.fromarray(levels).convert("RGB"), picture.info.get("transparency")
+    return rgb if key is None else _on_ground(rgb, np.where(values == key, 0, 255), ground)
+
+
+def _levels(values: np.ndarray, largest: float | None = None) -> np.ndarray:
+    """Scale samples to 0..255, from 0..`largest`, or from a range that holds them; uint8.
+
+    That is the one of the smallest of DEPTHS; if samples are negative, their own.
+
+    Raises:
+        Undecodable: a sample is not finite.
+    """
+    values = values.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise Undecodable("holds values that are not finite")
+    low, high = min(values.min(initial=0), 0), values.max(initial=0)
+    if largest is None:
+        ranges = [2.0**bits - 1 for bits in DEPTHS if 2.0**bits - 1 >= high]
+        largest = ranges[0] if ranges and not low else max(high - low, 1)
+    return ((values - low) / largest * 255).round().astype(np.uint8)
+
+
+def _from_transparent(picture: Image.Image, rawmode: str, ground: tuple[int, ...]) -> Image.Image:
+    key: Any = picture.info.get("transparency")
+    if picture.mode in ("1", "L", "RGB") and not isinstance(key, bytes):  # one colour of a PNG
+        pixels = np.asarray(picture.convert("L") if picture.mode == "1" else picture)
+        if rawmode in ("L;2", "L;4"):  # Pillow scales the pixels, but not this
+            key = key * 255 // (3 if rawmode == "L;2" else 15)
+        elif picture.mode == "1":
+            key = 255 if key else 0
+        same = pixels == key
+        alpha = np.where(same.all(-1) if same.ndim == 3 else same, 0, 255)
+        return _on_ground(picture.convert("RGB"), alpha, ground)
+    rgba = picture.convert("RGBA")
+    return _on_ground(rgba.convert("RGB"), np.asarray(rgba.getchannel("A")), ground)
+
+
+def _on_ground(rgb: Image.Image, alpha: np.ndarray, ground: tuple[int, ...]) -> Image.Image:
+    """Composite `rgb` on a plain `ground` by `alpha` (height, width), 0..255."""
+    under = Image.new("RGB", rgb.size, ground)
+    under.paste(rgb, mask=Image.fromarray(alpha.astype(np.uint8)))
+    return under
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I"):  # 16-bit grey; convert() would clip it, not scale it
-        grey = np.asarray(picture).astype(np.float64) / 257  # 65535 = 255 * 257
-        picture = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
-    if picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")  # transparency per colour warns otherwise
+    if picture.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        to_srgb = ImageCms.buildTransform(lab, srgb, "LAB", "RGB")
+        return cast(Image.Image, ImageCms.applyTransform(picture, to_srgb))
     return picture.convert("RGB")  # CMYK of JPEG: Pillow undid Adobe's inversion

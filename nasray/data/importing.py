@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from nasray.config import DataConfig
 from nasray.data import GENERATED, IMPORTED, SOURCES, check_source
-from nasray.data.decoding import UNDECODABLE, decode
+from nasray.data.decoding import Undecodable, decode
 from nasray.data.shards import INFO_NAME, SCHEMA, DatasetInfo, Shard, read_info
 from nasray.data.source import SPLITS, Pictures, Record, pooled
 from nasray.data.survey import Look, look_at
@@ -201,7 +201,7 @@ def _load_if_decodable(record: Record) -> tuple[bytes, Look] | None:
         return None
     try:
         return image, look_at(decode(image))
-    except UNDECODABLE:
+    except Undecodable:
         return None
 
 

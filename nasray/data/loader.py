@@ -184,7 +184,7 @@ class _AugmentedImages(data.Dataset[torch.Tensor]):
     epoch: int
 
     def __getitem__(self, indices: np.ndarray) -> torch.Tensor:
-        decode = make_decoder(self.config.decoder)
+        decode = make_decoder(self.config.decoder, self.config.background)
         augment = train_transform(self.config, self.resolution)
         encoded, images = self.dataset.read("train", indices), []
         # Several are decoded, then augmented: 5 % less time than one by one, since each of the two

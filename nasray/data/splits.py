@@ -169,5 +169,6 @@ class JobImages:
             indices,
             resolution=self.resolution,
             decoder=self.job.data.decoder,
+            background=self.job.data.background,
             folder=cache_folder(),
         )

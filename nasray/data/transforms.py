@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from nasray.config import DataConfig
-from nasray.data.crop import MEAN, STD, eval_box, eval_crop
+from nasray.data.crop import MEAN, STD, eval_box, eval_crop, is_giant
 from nasray.data.decoding import Picture
 
 # Principal components of ImageNet's RGB values (Krizhevsky et al., 2012), 0..255 scale.
@@ -28,7 +28,7 @@ EIGENVECTORS = torch.tensor(  # (RGB, component)
 RATIO = (3 / 4, 4 / 3)  # width / height of the training crop
 LOG_RATIO = torch.tensor(RATIO).log().tolist()
 
-EVAL_VERSION = 1  # of the pixels that `eval_transform` gives; caches of other versions are stale
+EVAL_VERSION = 2  # of the pixels that `eval_transform` gives; caches of other versions are stale
 
 
 def train_transform(config: DataConfig, resolution: int) -> Callable[[Picture, int], torch.Tensor]:
@@ -124,6 +124,8 @@ def _center(resolution: int, picture: Picture) -> torch.Tensor:
     if isinstance(picture, Image.Image):
         return torch.from_numpy(eval_crop(picture, resolution).copy())
     (width, height), (left, top) = eval_box(_size(picture), resolution)
+    if is_giant((width, height)):
+        return _center(resolution, Image.fromarray(picture.permute(1, 2, 0).numpy()))
     return _scaled(picture, width, height)[:, top : top + resolution, left : left + resolution]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from nasray.data.decoding import UNDECODABLE, decode
+from nasray.data.decoding import Undecodable, decode
 from nasray.data.folders import images_below
 from nasray.data.transforms import eval_transform
 from nasray.errors import UserError, first_line
@@ -88,7 +88,7 @@ def _pixels(folder: str, resolution: int) -> np.ndarray:
         content = storage.read(path)
         try:
             return crop(decode(content)).numpy()
-        except UNDECODABLE as error:
+        except Undecodable as error:
             raise UserError(f"{path} cannot be decoded ({first_line(error)}); remove it") from None
 
     with ThreadPoolExecutor(usable_cpus()) as pool:

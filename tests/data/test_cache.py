@@ -11,11 +11,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from nasray.config import DataConfig
 from nasray.data.cache import cached_images
 from nasray.data.decoding import decode
 from nasray.data.importing import import_dataset
+from nasray.data.loader import train_batches
 from nasray.data.shards import Dataset, open_dataset
 from nasray.data.transforms import eval_transform
 from nasray.errors import UserError
@@ -31,9 +33,10 @@ def dataset(tmp_path_factory) -> Dataset:
     return open_dataset(folder)
 
 
-def cached(dataset, folder, indices=INDICES, split="train", resolution=16, decoder="pillow"):
+def cached(dataset, folder, indices=INDICES, split="train", resolution=16, **decoding):
+    options = {"decoder": "pillow", **decoding}
     return cached_images(
-        dataset, split, indices, resolution=resolution, decoder=decoder, folder=str(folder)
+        dataset, split, indices, resolution=resolution, folder=str(folder), **options
     )
 
 
@@ -85,6 +88,32 @@ def test_each_decoder_has_files_of_its_own(dataset, tmp_path, monkeypatch):
     assert not np.any(np.all(by_pillow == 255, axis=(1, 2, 3)))
     assert np.all(cached(dataset, tmp_path, decoder="torchcodec")[0] == 255)
     assert len(cache_files(tmp_path)) == 2
+
+
+def test_each_background_has_files_of_its_own_and_training_shows_it(tmp_path):
+    for place in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / "raw" / place).mkdir(parents=True)
+        Image.new("RGBA", (8, 8)).save(tmp_path / "raw" / place / "clear.png")
+    config = DataConfig(source="imagefolder", path=str(tmp_path / "raw"), lighting=0)
+    import_dataset(config, str(tmp_path / "out"), seed=0)
+    clear, cache = open_dataset(str(tmp_path / "out")), tmp_path / "cache"
+    for background, green in (("white", 255), ("#f00", 0), ("red", 0)):
+        shown, _ = cached(clear, cache, np.arange(2), background=background)
+        config = config.model_copy(update={"background": background, "color_jitter": 0.0})
+        [(trained, _)] = train_batches(
+            clear,
+            np.arange(2),
+            config,
+            resolution=16,
+            batch_size=2,
+            rank=0,
+            world_size=1,
+            seed=0,
+            epoch=0,
+        )
+        for images in (shown, trained.numpy()):
+            assert np.all(images[:, 0] == 255) and np.all(images[:, 1:] == green)
+    assert len(cache_files(cache)) == 2
 
 
 @pytest.mark.parametrize(

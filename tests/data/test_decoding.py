@@ -1,7 +1,9 @@
 """Decoding awkward files, by Pillow and by torchcodec."""
 
 import io
+import struct
 import sys
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +11,14 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from nasray.data.decoding import UNDECODABLE, decode, make_decoder
+from nasray.data.decoding import (
+    FRAMES,
+    SCALED,
+    Undecodable,
+    decode,
+    decode_with_notes,
+    make_decoder,
+)
 from nasray.errors import UserError
 from tests.data.test_transforms import FULLSIZE, encode, noise
 
@@ -45,7 +54,166 @@ def test_other_modes_become_rgb(mode, kind):
     assert np.asarray(decoded).min() > 250
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def chunk(kind: bytes, content: bytes) -> bytes:
+    checksum = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + checksum
+
+
+def png(values: np.ndarray, colours: int, bits: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of samples (height, width, channels), which Pillow cannot write in every depth."""
+    height, width = values.shape[:2]
+    planes = values.astype(">u2" if bits == 16 else "u1").reshape(height, -1)
+    if bits < 8:
+        planes = np.packbits(np.unpackbits(planes[..., None], axis=2)[..., -bits:], axis=None)
+        planes = planes.reshape(height, -1)
+    header = struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0)
+    lines = zlib.compress(b"".join(b"\0" + line.tobytes() for line in planes))
+    body = [(b"IHDR", header), *chunks, (b"IDAT", lines), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in body)
+
+
+def tiff(
+    values: np.ndarray, photometric: int = 1, kind: int = 1, order: str = "<", packed: bool = False
+) -> bytes:
+    """An uncompressed or deflated TIFF of samples (height, width[, channels])."""
+    height, width, channels = (*values.shape, 1)[:3]
+    data = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    data = zlib.compress(data) if packed else data
+    bits = values.dtype.itemsize * 8
+    tags = [(256, [width]), (257, [height]), (258, [bits] * channels), (259, [8 if packed else 1])]
+    tags += [(262, [photometric]), (273, [8]), (277, [channels]), (278, [height])]
+    tags += [(279, [len(data)]), (339, [kind] * channels)]
+    if channels in (2, 4) and photometric != 5:
+        tags.insert(9, (338, [2]))
+    start, entries, long = 8 + len(data), b"", b""
+    for tag, numbers in tags:
+        content = struct.pack(f"{order}{len(numbers)}I", *numbers)
+        if len(numbers) > 1:
+            where = start + 6 + 12 * len(tags) + len(long)
+            long, content = long + content, struct.pack(f"{order}I", where)
+        entries += struct.pack(f"{order}HHI", tag, 4, len(numbers)) + content
+    magic = b"II*\0" if order == "<" else b"MM\0*"
+    directory = struct.pack(f"{order}H", len(tags)) + entries + bytes(4) + long
+    return magic + struct.pack(f"{order}I", start) + data + directory
+
+
+def pixels(image: bytes, **options) -> list:
+    return np.asarray(decode(image, **options))[0].tolist()
+
+
+WHITE, BLACK, RED = [255] * 3, [0] * 3, [255, 0, 0]
+RAMP = np.array([[0, 1, 2, 3]])
+BLACK_AND_CLEAR = Image.merge("LA", [Image.new("L", (2, 1)), Image.fromarray(np.uint8([[255, 0]]))])
+PALETTE_AND_CLEAR = Image.new("PA", (2, 1))
+PALETTE_AND_CLEAR.putpalette(bytes(768))
+PALETTE_AND_CLEAR.putalpha(BLACK_AND_CLEAR.getchannel("A"))
+TWO = np.array([[0, 1]])
+CLEAR = {  # pictures of a black pixel and a transparent one
+    "LA PNG": encode(BLACK_AND_CLEAR, "PNG"),
+    "RGBA PNG": encode(BLACK_AND_CLEAR.convert("RGBA"), "PNG"),
+    "RGBA WebP": encode(BLACK_AND_CLEAR.convert("RGBA"), "WEBP", lossless=True),
+    "RGBA TIFF": encode(BLACK_AND_CLEAR.convert("RGBA"), "TIFF"),
+    "PA TIFF": encode(PALETTE_AND_CLEAR, "TIFF"),
+    "palette PNG": png(TWO, 3, 8, (b"PLTE", bytes(6)), (b"tRNS", b"\xff\0")),
+    "GIF": encode(BLACK_AND_CLEAR.convert("RGBA"), "GIF"),
+    "grey key": png(TWO, 0, 8, (b"tRNS", struct.pack(">H", 1))),
+    "grey key, 4 bits": png(TWO, 0, 4, (b"tRNS", struct.pack(">H", 1))),
+    "grey key, 1 bit": png(TWO, 0, 1, (b"tRNS", struct.pack(">H", 1))),
+    "grey key, 16 bits": png(TWO * 65535, 0, 16, (b"tRNS", b"\xff\xff")),
+    "colour key": png(np.stack([TWO] * 3, 2), 2, 8, (b"tRNS", struct.pack(">HHH", 1, 1, 1))),
+    "colour key, 16 bits": png(np.stack([TWO * 65535] * 3, 2), 2, 16, (b"tRNS", b"\xff" * 6)),
+    "RGBA, 16 bits": png(np.uint16([[[0, 0, 0, 65535], [0] * 4]]), 6, 16),
+    "LA, 16 bits": png(np.uint16([[[0, 65535], [0, 0]]]), 4, 16),
+    "RGBA TIFF, 16 bits": tiff(np.uint16([[[0, 0, 0, 65535], [0] * 4]]), 2),
+}
+
+
+@pytest.mark.parametrize("kind", CLEAR)
+def test_transparent_pixels_show_the_background(kind):
+    assert pixels(CLEAR[kind]) == [BLACK, WHITE]
+    assert pixels(CLEAR[kind], background="#ff0000") == [BLACK, RED]
+    assert plain(make_decoder("pillow", "red")(CLEAR[kind]))[0].tolist() == [BLACK, RED]
+
+
+def test_half_transparent_pixels_are_blended():
+    picture = Image.new("RGBA", (1, 1), (200, 0, 0, 51))
+    assert pixels(encode(picture, "PNG")) == [[244, 204, 204]]
+
+
+U16, U32 = np.uint16(RAMP), np.uint32(RAMP)
+GREYS = {  # the second is what the four levels 0 to 3 of each become
+    "8 bits in 16": (png(U16 * 85, 0, 16), 85),
+    "12 bits in 16": (png(U16 * 1365, 0, 16), 85),
+    "16 bits": (png(U16 * 21845, 0, 16), 85),
+    "a mask of two values": (png(U16 // 2, 0, 16), [0, 0, 255, 255]),
+    "TIFF, 12 bits in 16": (tiff(U16 * 1365, order=">"), 85),
+    "zero is white": (tiff(U16 * 21845, 0), [255, 170, 85, 0]),
+    "signed 8 bits": (tiff(np.int8(RAMP * 60 - 90), 1, 2), 85),
+    "signed 16 bits": (tiff(np.int16(RAMP * 1000 - 1024), 1, 2), 85),
+    "signed 32 bits": (tiff(np.int32(RAMP * 85), 1, 2), 85),
+    "unsigned 32 bits": (tiff(U32 * 1431655765), 85),
+    "floats up to 1": (tiff(np.float32(RAMP / 3), 1, 3), 85),
+    "floats up to 255": (tiff(np.float32(RAMP * 85), 1, 3, ">"), 85),
+    "floats up to 65535": (tiff(np.float32(RAMP * 21845), 1, 3), 85),
+    "floats round zero": (tiff(np.float32(RAMP / 3 - 0.5), 1, 3), 85),
+    "PFM": (b"Pf\n4 1\n-1.0\n" + np.float32(RAMP / 3).tobytes(), 85),
+    "PGM of 12 bits": (b"P5 4 1 4095\n" + (U16 * 1365).astype(">u2").tobytes(), 85),
+    "a dark PGM of 16 bits": (b"P5 4 1 65535\n" + (U16 * 257).astype(">u2").tobytes(), 1),
+    "colours of 12 bits in 16": (png(np.stack([U16 * 1365] * 3, 2), 2, 16), 85),
+    "TIFF, colours of 8 bits in 16": (tiff(np.stack([U16 * 85] * 3, 2), 2), 85),
+    "the same, big-endian": (tiff(np.stack([U16 * 85] * 3, 2), 2, order=">"), 85),
+    "the same, deflated": (tiff(np.stack([U16 * 85] * 3, 2), 2, packed=True), 85),
+    "colours of 16 bits": (tiff(np.stack([U16 * 21845] * 3, 2), 2), 85),
+    "LA, 12 bits in 16": (png(np.stack([U16 * 1365, U16 * 0 + 4095], 2), 4, 16), 85),
+}
+
+
+@pytest.mark.parametrize("kind", GREYS)
+def test_integers_and_floats_are_scaled_by_their_range(kind):
+    image, levels = GREYS[kind]
+    levels = [level * levels for level in range(4)] if isinstance(levels, int) else levels
+    assert pixels(image) == [[level] * 3 for level in levels]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_floats_that_are_not_finite_are_refused(value):
+    with pytest.raises(Undecodable, match="values that are not finite"):
+        decode(tiff(np.float32([[0, 1, value]]), 1, 3))
+
+
+def test_lab_becomes_the_colours_that_it_stands_for():
+    red = np.array([[[138, 81, 70]]], np.uint8)  # of sRGB, seen in D50: L 54.3, a 80.8, b 69.9
+    assert np.allclose(pixels(tiff(red, 8)), RED, atol=6)
+
+
+def test_other_colour_spaces_become_rgb():
+    picture = Image.new("RGB", (16, 16), (250, 30, 20))
+    for mode in ("CMYK", "YCbCr", "RGBX"):
+        image = encode(picture.convert(mode), "TIFF")
+        assert np.allclose(pixels(image), (250, 30, 20), atol=8), mode
+    assert pixels(encode(picture.quantize(2), "PNG"))[0] == [250, 30, 20]
+
+
+def test_what_is_worth_a_word_is_said():
+    pages = [noise(seed=seed) for seed in range(3)]
+    for kind in ("TIFF", "GIF", "WEBP", "PNG"):
+        image = encode(pages[0], kind, save_all=True, append_images=pages[1:], lossless=True)
+        picture, notes = decode_with_notes(image)
+        assert notes == [FRAMES]
+        if kind != "GIF":
+            assert np.array_equal(np.asarray(picture), np.asarray(pages[0]))
+    assert decode_with_notes(GREYS["8 bits in 16"][0])[1] == [SCALED]
+    assert decode_with_notes(encode(pages[0], "TIFF"))[1] == []
+
+
+def test_a_large_colour_profile_and_long_texts_are_no_damage():
+    profile = b"big\0\0" + zlib.compress(bytes(2 << 20))
+    text = b"Comment\0\0" + zlib.compress(bytes(900_000))
+    image = png(TWO * 255, 0, 8, (b"iCCP", profile), *[(b"zTXt", text)] * 80)
+    assert pixels(image) == [BLACK, WHITE]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation, kind):
     exif = Image.Exif()
@@ -67,12 +235,41 @@ def test_orientation_is_applied_although_other_tags_are_malformed():
     assert np.array_equal(np.asarray(decode(image)), np.asarray(expected))
 
 
-def test_damaged_files_raise_one_of_the_named_errors():
-    for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM"):
+def test_damaged_files_are_told_by_one_error():
+    for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "PPM", "TIFF", "JPEG2000", "AVIF", "TGA"):
         image = encode(noise(), kind)
         for size in (0, 1, 5, 30, len(image) // 2):
-            with pytest.raises(UNDECODABLE):
+            with pytest.raises(Undecodable):
                 decode(image[:size])
+        for seed in range(20):  # whatever the decoder raises
+            damaged = np.frombuffer(image, np.uint8).copy()
+            rng = np.random.default_rng(seed)
+            damaged[rng.integers(0, len(damaged), 9)] = rng.integers(0, 256, 9)
+            try:
+                decode(damaged.tobytes())
+            except Undecodable as error:
+                assert str(error)
+
+
+@pytest.mark.parametrize(
+    "image, reason",
+    [
+        (b"", "is empty"),
+        (bytes(1000), "zero bytes only"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "b'version https://git-lfs"),
+        (b"<!DOCTYPE html>", "begins with b'<!DOCTYPE html>'"),
+        (encode(noise(), "JPEG")[:900], "truncated"),
+    ],
+)
+def test_the_reason_is_told(image, reason):
+    with pytest.raises(Undecodable, match=reason):
+        decode(image)
+
+
+def test_a_picture_too_large_for_the_memory_is_undecodable(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(Undecodable, match="exceeds limit of 2000 pixels"):
+        decode(encode(noise(), "PNG"))
 
 
 @pytest.mark.skipif(not FULLSIZE.exists(), reason="needs the shared pictures beside the repository")

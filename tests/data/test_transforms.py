@@ -2,6 +2,7 @@
 
 import io
 import math
+import resource
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from nasray.config import DataConfig
+from nasray.data import crop
 from nasray.data.transforms import (
     EIGENVALUES,
     EIGENVECTORS,
@@ -105,6 +107,31 @@ def test_tensors_become_what_pictures_become_but_for_rounding(size):
     augment = train_transform(SYNTHETIC, 64)
     differences = (augment(tensor, 3).int() - augment(picture, 3).int()).abs()
     assert differences.float().mean() < 0.2  # jitter takes those levels further
+
+
+@pytest.mark.parametrize("size", [(64, 9000), (9000, 64), (20, 9000), (9000, 300), (1, 2000)])
+def test_of_an_extreme_image_only_the_crop_is_scaled(size, monkeypatch):
+    picture = noise(*size)
+    scaled = []
+    monkeypatch.setattr(crop, "MOST_PIXELS", 1 << 40)
+    expected = eval_transform(64)(picture)
+    monkeypatch.setattr(crop, "MOST_PIXELS", 1000)
+    resize = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda *args: scaled.append(args[1]) or resize(*args)
+    )
+    assert torch.equal(eval_transform(64)(picture), expected)
+    tensor = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    assert torch.equal(eval_transform(64)(tensor), expected)
+    assert all(min(each) <= 74 for each in scaled) and scaled
+
+
+def test_the_largest_evaluation_crop_takes_little_memory():
+    """As a whole, it would be scaled to 256 x 2,560,000 pixels."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for size in ((1, 10000), (10000, 1)):
+        assert eval_transform(224)(noise(*size)).shape == (3, 224, 224)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
 
 
 @pytest.mark.parametrize("size", SIZES)
