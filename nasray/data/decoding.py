@@ -87,7 +87,7 @@ def _decode_with(
 ) -> Picture:
     import torch
 
-    with Image.open(io.BytesIO(image), formats=_formats()) as picture:  # reads the header only
+    with Image.open(io.BytesIO(image), formats=formats()) as picture:  # reads the header only
         is_plain = picture.format == "JPEG" and picture.mode in ("RGB", "L")
         # The two find the orientation in different places, such as XMP.
         if is_plain and picture.getexif().get(ORIENTATION_TAG, 1) == 1:
@@ -117,7 +117,7 @@ def decode_with_notes(
     """Decode as decode() does, and say what is worth a word: FRAMES, SCALED."""
     ground = ImageColor.getrgb(background)
     try:
-        with Image.open(io.BytesIO(image), formats=_formats()) as picture:
+        with Image.open(io.BytesIO(image), formats=formats()) as picture:
             notes = [FRAMES] if _has_frames(picture) else []
             rawmode = _rawmode(picture)  # which load() forgets
             picture.load()  # the whole file, and with it a PNG's late EXIF
@@ -145,7 +145,8 @@ def decode_with_notes(
 
 
 @cache
-def _formats() -> list[str]:
+def formats() -> list[str]:
+    """The names of the formats that are read, in the order in which they are tried."""
     Image.init()
     others = sorted(set(Image.OPEN) - NO_FORMATS - {*FIRST_FORMATS, *UNSIGNED_FORMATS})
     return [name for name in (*FIRST_FORMATS, *others, *UNSIGNED_FORMATS) if name in Image.OPEN]

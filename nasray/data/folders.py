@@ -7,28 +7,63 @@ member: nothing is unpacked, so no member's name can reach the disk.
 """
 
 import logging
-import posixpath
-import tarfile
+import os
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from pyarrow import NativeFile
-
 from nasray.config import DataConfig
-from nasray.data.source import Pictures, Record, shuffled
+from nasray.data import kinds, tars
+from nasray.data.source import (
+    BROKEN_LINK,
+    FAULTS,
+    HIDDEN,
+    LOOP,
+    NO_IMAGE,
+    NO_SPLIT,
+    SERVICE,
+    STRAY,
+    UNDECODABLE,
+    UNREADABLE,
+    Pictures,
+    Record,
+    Skipped,
+    Unusable,
+    shuffled,
+    why_unreadable,
+)
 from nasray.errors import UserError
 from nasray.storage import files as storage
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".tif", ".tiff")
 VAL_NAMES = ("val", "valid", "validation", "test")  # the first found counts
 MAX_NAMED = 5  # classes in one message
-BLOCK = 512  # bytes; a tar is made of these and ends with zeroed ones
 
 log = logging.getLogger(__name__)
 
-# Class name -> [(path below the data set's folder, where its bytes are)].
-Split = dict[str, list[tuple[str, Any]]]
+
+# (path below the data set's folder, where its bytes are), of a folder (path, None).
+Entry = tuple[str, Any]
+# Class name -> its images.
+Split = dict[str, list[Entry]]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All that lies below a data set's folder, and how it is read from there."""
+
+    entries: list[Entry]
+    read: Callable[[Any, int | None], bytes]  # so many bytes of it, or all
+
+    def is_image(self, path: str, where: Any) -> bool:
+        """Whether it is an image by its name, or, if that says nothing, by how it begins."""
+        name = path.rpartition("/")[2]
+        if kinds.has_image_suffix(name) or isinstance(where, Unusable):
+            return not kinds.says_another_kind(name) or kinds.has_image_suffix(name)
+        if kinds.says_another_kind(name):
+            return False
+        return kinds.begins_as_image(self.read(where, kinds.HEAD_BYTES))
 
 
 def imagefolder(config: DataConfig, seed: int) -> Pictures:
@@ -37,27 +72,18 @@ def imagefolder(config: DataConfig, seed: int) -> Pictures:
     Raises:
         UserError: it does not exist, or its folders are no two splits of the same classes.
     """
-    root = config.path
-    origin = f"data.path = {root!r}"
-    _refuse_absent(root)
-    if not _is_folder(root):
+    origin = f"data.path = {config.path!r}"
+    _refuse_absent(config.path)
+    if not _is_folder(config.path):
         raise UserError(f'{origin}: is a file; give its folder, or set source = "tar"')
-    folders = _split_folders(storage.list_names(root), origin)
-    splits = {split: _list_split(root, folder) for split, folder in folders.items()}
-    filesystem, place = storage.resolve(root)
-
-    def read(path: str) -> bytes:
-        with filesystem.open_input_file(f"{place}/{path}") as file:
-            return bytes(file.read())
-
-    return _pictures(splits, folders, read, seed=seed, origin=origin)
+    return _pictures(_listing(config.path), seed=seed, origin=origin)
 
 
 def tar(config: DataConfig, seed: int) -> Pictures:
     """Open the uncompressed tar `config.path`; one folder may surround its train/ and val/.
 
     Raises:
-        UserError: as for a folder; or the tar is compressed, damaged, or holds links.
+        UserError: as for a folder; or the tar is compressed or damaged.
     """
     origin = f"data.path = {config.path!r}"
     _refuse_absent(config.path)
@@ -65,34 +91,25 @@ def tar(config: DataConfig, seed: int) -> Pictures:
         raise UserError(f'{origin}: is a folder; set source = "imagefolder"')
     filesystem, place = storage.resolve(config.path)
     file = filesystem.open_input_file(place)
-    members = list(_scan(file, origin))
-    tops = {parts[0] for parts, _ in members}
-    if "train" not in tops and len(tops) == 1:
-        members = [(parts[1:], where) for parts, where in members if len(parts) > 1]
-        tops = {parts[0] for parts, _ in members}
-    folders = _split_folders(tops, origin)
-    splits: dict[str, Split] = {split: {} for split in folders}
-    split_of = {folder: split for split, folder in folders.items()}
-    if not folders["train"]:
-        members = [(("", *parts), where) for parts, where in members]
-    for parts, where in members:
-        is_image = where is not None
-        if parts[0] in split_of and len(parts) >= 2 + is_image:
-            images = splits[split_of[parts[0]]].setdefault(parts[1], [])
-            if is_image:
-                images.append(("/".join(parts).lstrip("/"), where))
-
-    def read(where: tuple[int, int]) -> bytes:
-        offset, size = where
-        return file.read_at(size, offset)  # thread-safe, unlike seek and read
-
-    return _pictures(splits, folders, read, seed=seed, origin=origin)
+    entries = list(tars.entries(file, origin))
+    tops = [path for path, where in entries if where is None and "/" not in path]
+    around = [top for top in tops if not _aside(top)]
+    if len(around) == 1 and around != ["train"]:
+        inside = f"{around[0]}/"
+        entries = [
+            (path.removeprefix(inside), where) for path, where in entries if path != around[0]
+        ]
+    return _pictures(Listing(entries, partial(tars.read, file)), seed=seed, origin=origin)
 
 
 def images_below(folder: str) -> list[str]:
     """Paths of the images in `folder`, a path or URI, however deep, sorted; not hidden ones."""
-    files, _ = storage.list_below(folder)
-    return [storage.join(folder, name) for name in _shown_images(files)]
+    listing = _listing(folder)
+    return sorted(
+        storage.join(folder, path)
+        for path, where in listing.entries
+        if where == path and not _aside(path) and listing.is_image(path, where)
+    )
 
 
 def _refuse_absent(path: str) -> None:
@@ -105,17 +122,73 @@ def _is_folder(path: str) -> bool:
     return not filesystem.get_file_info(place).is_file
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES)
+def _listing(root: str) -> Listing:
+    filesystem, place = storage.resolve(root)
+    if filesystem.type_name == "local":
+
+        def read_local(path: str, number: int | None) -> bytes:  # names may be no UTF-8
+            with open(f"{place}/{path}", "rb") as file:
+                return file.read(number)
+
+        return Listing(list(_walk(place, "", (os.path.realpath(place),))), read_local)
+    files, folders = storage.list_below(root)
+
+    def read(path: str, number: int | None) -> bytes:
+        with filesystem.open_input_file(f"{place}/{path}") as file:
+            return bytes(file.read(number))
+
+    entries: list[Entry] = [(folder, None) for folder in folders]
+    return Listing(entries + [(path, path) for path in files], read)
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".")  # such as the ._x.jpg that macOS puts beside x.jpg
+def _walk(root: str, path: str, above: tuple[str, ...]) -> Iterator[Entry]:
+    """List all below `root`/`path`; `above` are the real paths of that folder and of those above.
+
+    Links are followed, unless to a folder that contains them.
+    """
+    try:
+        found = list(os.scandir(f"{root}/{path}"))
+    except OSError as error:
+        yield path, Unusable(UNREADABLE, str(error.strerror))
+        return
+    for entry in found:
+        name = f"{path}/{entry.name}" if path else entry.name
+        try:
+            is_folder, is_file = entry.is_dir(), entry.is_file()
+        except OSError as error:  # links round in a circle
+            yield name, Unusable(BROKEN_LINK, str(error.strerror))
+            continue
+        if is_folder:
+            real = os.path.realpath(entry.path)
+            if any(f"{each}/".startswith(f"{real}/") for each in above):
+                yield name, Unusable(LOOP)
+            else:
+                yield name, None
+                yield from _walk(root, name, (*above, real))
+        elif is_file:
+            yield name, name
+        elif entry.is_symlink():
+            yield name, Unusable(BROKEN_LINK, f"-> {os.readlink(entry.path)}")
+        else:
+            yield name, Unusable(UNREADABLE, "not a regular file")
 
 
-def _shown_images(paths: Iterable[str]) -> list[str]:
-    """Those of the paths that are of images and not hidden."""
-    return [path for path in paths if _is_image(path) and not any(map(_is_hidden, path.split("/")))]
+def _aside(path: str) -> str:
+    """Why what has this path is never part of a class; "" if it may be."""
+    names = path.split("/")
+    if any(map(kinds.is_service, names)):
+        return SERVICE
+    return HIDDEN if any(name.startswith(".") for name in names) else ""
+
+
+def shown(name: str) -> str:
+    """Return a name of any bytes as text: those that are no UTF-8 as \\xe9."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _class_name(folder: str) -> str:
+    """Return the class of a folder; the forms in which systems write one name are one class."""
+    return unicodedata.normalize("NFC", shown(folder))
 
 
 def _split_folders(names: Iterable[str], origin: str) -> dict[str, str]:
@@ -139,58 +212,15 @@ def _split_folders(names: Iterable[str], origin: str) -> dict[str, str]:
     return {"train": "train"} | ({"val": to_report_on[0]} if to_report_on else {})
 
 
-def _list_split(root: str, folder: str) -> Split:
-    """Find the classes, which are folders, and the images below each, however deep."""
-    files, folders = storage.list_below(storage.join(root, folder))
-    split: Split = {name: [] for name in folders if "/" not in name and not _is_hidden(name)}
-    for name in _shown_images(files):
-        parts = name.split("/")
-        if len(parts) > 1:
-            path = f"{folder}/{name}".lstrip("/")
-            split.setdefault(parts[0], []).append((path, path))
-    return split
-
-
-def _scan(
-    file: NativeFile, origin: str
-) -> Iterator[tuple[tuple[str, ...], tuple[int, int] | None]]:
-    """List the images of a tar with (offset, size), and its folders with None."""
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                # tarfile keeps all headers, 1 GB for ImageNet.
-                archive.members = []  # type: ignore[attr-defined]
-                parts = tuple(posixpath.normpath(member.name).strip("/").split("/"))
-                if any(map(_is_hidden, parts)):  # and "." and ".."
-                    continue
-                if member.isdir():
-                    yield parts, None
-                elif member.isreg() and not member.issparse() and _is_image(parts[-1]):
-                    yield parts, (member.offset_data, member.size)
-                elif _is_image(parts[-1]):
-                    raise UserError(
-                        f"{origin}: member {member.name!r} is a link or sparse; "
-                        "pack the tar again with --dereference --hard-dereference"
-                    )
-            end = archive.offset
-    except tarfile.TarError as error:
-        raise UserError(
-            f"{origin}: {error}; not an uncompressed tar, or cut short: unzip it or fetch it again"
-        ) from None
-    # To tarfile a damaged header, or an end without the closing blocks, is the end.
-    if file.read_at(BLOCK, end) != bytes(BLOCK):
-        raise UserError(f"{origin}: damaged or cut short at byte {end}; fetch the tar again")
-
-
-def _pictures(
-    splits: dict[str, Split],
-    folders: dict[str, str],
-    read: Callable[[Any], bytes],
-    *,
-    seed: int,
-    origin: str,
-) -> Pictures:
-    classes = _common_classes(splits, folders, origin)
+def _pictures(listing: Listing, *, seed: int, origin: str) -> Pictures:
+    tops = [path for path, where in listing.entries if where is None and "/" not in path]
+    for path, where in listing.entries:
+        if isinstance(where, Unusable) and path in ("train", *VAL_NAMES):
+            raise UserError(f"{origin}: {path}/ is {where.reason} ({shown(where.detail)})")
+    folders = _split_folders((top for top in tops if not _aside(top)), origin)
+    skipped = Skipped()
+    splits = _sorted_out(listing, folders, skipped)
+    classes = _common_classes(splits, folders, skipped, origin)
     # Sorted, so that the order in which a folder or tar lists its files does not matter.
     images = {
         split: sorted(
@@ -205,13 +235,63 @@ def _pictures(
         for split in splits:
             for position in shuffled(len(images[split]), seed, split):
                 label, path, where = images[split][position]
-                yield Record(split, label, path, partial(read, where))
+                yield Record(split, label, shown(path), partial(listing.read, where, None))
 
-    return Pictures(classes, sum(map(len, images.values())), records())
+    return Pictures(classes, sum(map(len, images.values())), records(), skipped)
+
+
+def _sorted_out(listing: Listing, folders: dict[str, str], skipped: Skipped) -> dict[str, Split]:
+    """Find the classes of each split, which are folders, and the images below each, however deep.
+
+    Adds to `skipped` what is no part of a class.
+    """
+    split_of = {folder: split for split, folder in folders.items()}
+    splits: dict[str, Split] = {split: {} for split in folders}
+    spellings: dict[str, set[str]] = {}
+    for path, where in listing.entries:
+        top, *below = path.split("/") if folders["train"] else ("", *path.split("/"))
+        aside = _aside(path)
+        if where is None:
+            if top in split_of and len(below) == 1 and not aside:
+                name = _class_name(below[0])
+                splits[split_of[top]].setdefault(name, [])
+                spellings.setdefault(f"{top}/{name}".lstrip("/"), set()).add(below[0])
+            continue
+        try:
+            is_image = listing.is_image(path, where)
+        except OSError as error:
+            if why_unreadable(error) is None:
+                raise
+            is_image, where = True, Unusable(UNREADABLE, str(why_unreadable(error)))
+        if not is_image:
+            skipped.add(NO_IMAGE, shown(path))
+        elif aside:
+            skipped.add(aside, shown(path))
+        elif top not in split_of:
+            skipped.add(NO_SPLIT if below else STRAY, shown(path))
+        elif isinstance(where, Unusable):
+            skipped.add(where.reason, shown(path), shown(where.detail))
+            if len(below) == 1 and where.reason in FAULTS and not kinds.has_image_suffix(path):
+                splits[split_of[top]].setdefault(_class_name(below[0]), [])  # a whole class lost
+        elif len(below) == 1:
+            skipped.add(STRAY, shown(path))
+        elif kinds.is_raw(path):
+            skipped.add(UNDECODABLE, shown(path), "a camera's raw image; convert it to JPEG")
+        else:
+            splits[split_of[top]].setdefault(_class_name(below[0]), []).append((path, where))
+    for folder, names in spellings.items():
+        if len(names) > 1:
+            log.warning(
+                "%s: %d folders whose names differ only in how their letters are composed are "
+                "taken for one class",
+                folder,
+                len(names),
+            )
+    return splits
 
 
 def _common_classes(
-    splits: dict[str, Split], folders: dict[str, str], origin: str
+    splits: dict[str, Split], folders: dict[str, str], skipped: Skipped, origin: str
 ) -> tuple[str, ...]:
     """Return the class names, sorted; refuse splits that differ and classes without images."""
     train = splits["train"]
@@ -220,10 +300,11 @@ def _common_classes(
         if any(path.startswith(f"{name}/train/") for path, _ in images):
             raise UserError(f"{origin}: has no train/ folder, but {name}/ has one; name {name}/")
     if len(train) < 2:
-        shown = f"{folders['train']}/ holds" if folders["train"] else "holds no train/ and"
+        which = f"{folders['train']}/ holds" if folders["train"] else "holds no train/ and"
+        fault = skipped.first_below("")
         raise UserError(
-            f"{origin}: {shown} {len(train)} class folders, and a classifier needs two at least; "
-            "use train/<class>/<image>, or <class>/<image>"
+            f"{origin}: {which} {len(train)} class folders{f' ({fault})' if fault else ''}, and a "
+            "classifier needs two at least; use train/<class>/<image>, or <class>/<image>"
         )
     if set(train) != set(val):
         lacks = [
@@ -235,10 +316,10 @@ def _common_classes(
     for split, folder in folders.items():
         empty = {name for name, images in splits[split].items() if not images}
         if empty:
+            fault = skipped.first_below(f"{folder}/{min(empty)}/".lstrip("/"))
             raise UserError(
                 f"{origin}: no images in {folder + '/' if folder else 'the folder'} of class "
-                f"{_some(empty)}; "
-                f"add some ({' '.join(IMAGE_SUFFIXES)}) or remove the class"
+                f"{_some(empty)}{f' ({fault})' if fault else ''}; add some or remove the class"
             )
     return tuple(sorted(train))
 

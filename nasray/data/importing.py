@@ -11,20 +11,32 @@ import logging
 import pkgutil
 import re
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nasray.config import DataConfig
 from nasray.data import GENERATED, IMPORTED, SOURCES, check_source
-from nasray.data.decoding import Undecodable, decode
+from nasray.data.decoding import Undecodable, decode_with_notes
 from nasray.data.shards import INFO_NAME, SCHEMA, DatasetInfo, Shard, read_info
-from nasray.data.source import SPLITS, Pictures, Record, pooled
+from nasray.data.source import (
+    FAULTS,
+    HARMLESS,
+    MAX_NAMED,
+    SPLITS,
+    UNDECODABLE,
+    UNREADABLE,
+    Pictures,
+    Record,
+    Skipped,
+    pooled,
+    why_unreadable,
+)
 from nasray.data.survey import Look, look_at
 from nasray.errors import UserError
 from nasray.storage import files as storage
@@ -35,8 +47,7 @@ from nasray.storage.files import DISK_FULL
 ROW_GROUP_BYTES = 8 << 20  # of image; what reading one image costs at worst
 ROW_GROUP_IMAGES = (64, 4096)  # at least (but for the last) and at most
 SHARD_BYTES = 256 << 20
-MAX_SKIPPED = 0.01  # of all images; more undecodable ones point to a broken data set
-MAX_NAMED = 10  # undecodable images in one message
+MAX_SKIPPED = 0.01  # of all images that should be there; more point to a broken data set
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +65,9 @@ def import_dataset(
     as it is; an interrupted one starts again.
 
     Raises:
-        UserError: the source is unknown or cannot be read, more than MAX_SKIPPED of its images
-            cannot be decoded, the disk is full, or `destination` holds another data set.
+        UserError: the source is unknown or cannot be read, more than MAX_SKIPPED of its images or
+            all of a class cannot be used, the disk is full, or `destination` holds another data
+            set.
     """
     check_source(config)
     if config.source == IMPORTED:
@@ -122,13 +134,14 @@ def write_shards(
     """Write all decodable `pictures` to `destination`, removing shards that are left there.
 
     Raises:
-        UserError: the disk is full, or more than MAX_SKIPPED of the images cannot be decoded.
+        UserError: the disk is full, or more than MAX_SKIPPED of the images, or all of a class,
+            cannot be used.
     """
     _remove_shards(destination)
     storage.make_folder(destination)
     complete = False
     try:
-        written, skipped, fingerprint = _stream(destination, pictures, show)
+        written, notes, fingerprint = _stream(destination, pictures, show)
         info = DatasetInfo(
             source=source,
             seed=seed,
@@ -136,8 +149,9 @@ def write_shards(
             classes=list(pictures.classes),
             num_train=sum(sum(shard.row_groups) for shard in written["train"].values()),
             num_val=sum(sum(shard.row_groups) for shard in written["val"].values()),
-            num_skipped=len(skipped),
-            skipped=skipped[:MAX_NAMED],
+            num_skipped=pictures.skipped.num_images(),
+            skipped=pictures.skipped.recorded(),
+            notes=dict(notes),
             shards=written,
             fingerprint=fingerprint,
         )
@@ -150,43 +164,81 @@ def write_shards(
     finally:
         if not complete:
             _remove_shards(destination)
-    if skipped:
-        log.warning("Skipped %d undecodable images: %s", len(skipped), _name_some(skipped))
+    _tell(pictures.skipped, notes)
     return info
+
+
+def _tell(skipped: Skipped, notes: Counter[str]) -> None:
+    """Log what was left out, and what is to be known of the rest."""
+    if skipped.num_images():
+        reasons = [reason for reason in skipped.numbers if reason not in HARMLESS]
+        log.warning("Skipped %d images: %s", skipped.num_images(), skipped.described(reasons))
+    for reason in HARMLESS:
+        if number := skipped.numbers[reason]:
+            log.info("Passed over %d %s", number, reason)
+    for note, number in notes.items():
+        log.info("%d images: each %s", number, note)
 
 
 def _stream(
     destination: str, pictures: Pictures, show: Callable[[int, int], None]
-) -> tuple[dict[str, dict[str, Shard]], list[str], str]:
-    """Return the shards of each split, the names of undecodable images, and the fingerprint."""
+) -> tuple[dict[str, dict[str, Shard]], Counter[str], str]:
+    """Return the shards of each split, the notes on images with their numbers, the fingerprint.
+
+    Adds to `pictures.skipped` what cannot be read or decoded.
+    """
     digest = hashlib.sha256(json.dumps(pictures.classes).encode())
-    skipped: list[str] = []
+    skipped, notes = pictures.skipped, Counter[str]()
+    num_images = len(pictures) + skipped.num_faults()
+    _refuse_many(skipped, num_images)
+    left: dict[tuple[str, int], str] = {}  # split and class of images -> "", or why none is left
     with ExitStack() as stack:
         writers = {split: _SplitWriter(destination, split) for split in SPLITS}
         for writer in writers.values():
             stack.callback(writer.close)
-        for done, (record, found) in enumerate(_load_checked(pictures), start=1):
+        for done, (record, loaded) in enumerate(_load_checked(pictures), start=1):
             show(done, len(pictures))
-            if found is None:
-                skipped.append(record.name)
-                if len(skipped) > MAX_NAMED:  # fewer are refused at the end, all named
-                    _refuse_many(skipped, len(pictures))
+            if loaded.look is None:
+                skipped.add(loaded.reason, record.name, loaded.detail)
+                why = f"{record.name}: {loaded.detail}"
+                left.setdefault((record.split, record.label), why)
+                if skipped.num_faults() > MAX_NAMED:  # fewer are refused at the end, all named
+                    _refuse_many(skipped, num_images)
                 continue
-            image, look = found
-            writers[record.split].add(image, record.label, record.name, *look)
+            left[record.split, record.label] = ""
+            notes.update(loaded.notes)
+            image = loaded.image
+            writers[record.split].add(image, record.label, record.name, *loaded.look)
             row = [record.split, record.label, record.name, len(image), zlib.crc32(image)]
             digest.update(json.dumps(row).encode())
-        _refuse_many(skipped, len(pictures))
-    return {split: writers[split].shards for split in SPLITS}, skipped, digest.hexdigest()
+        _refuse_many(skipped, num_images)
+    for (split, label), why in left.items():
+        if why:
+            raise UserError(
+                f"data.path: no image of class {pictures.classes[label]!r} in {split} can be used "
+                f"({why}); mend them, or remove the class"
+            )
+    return {split: writers[split].shards for split in SPLITS}, notes, digest.hexdigest()
 
 
-def _load_checked(pictures: Pictures) -> Iterator[tuple[Record, tuple[bytes, Look] | None]]:
-    """Load every image in a thread pool, in order; None for one that cannot be decoded."""
+@dataclass(frozen=True)
+class _Loaded:
+    """An image that was read and decoded; without a `look`, the reason why it was not."""
+
+    image: bytes = b""
+    look: Look | None = None
+    notes: list[str] = field(default_factory=list)
+    reason: str = ""
+    detail: str = ""
+
+
+def _load_checked(pictures: Pictures) -> Iterator[tuple[Record, _Loaded]]:
+    """Load every image in a thread pool, in order."""
     num_threads = usable_cpus()
-    waiting: deque[tuple[Record, Future[tuple[bytes, Look] | None]]] = deque()
+    waiting: deque[tuple[Record, Future[_Loaded]]] = deque()
     with ThreadPoolExecutor(num_threads) as pool:
         for record in pictures:
-            waiting.append((record, pool.submit(_load_if_decodable, record)))
+            waiting.append((record, pool.submit(_load, record)))
             if len(waiting) > 8 * num_threads:  # to bound the memory
                 oldest, loading = waiting.popleft()
                 yield oldest, loading.result()
@@ -194,28 +246,27 @@ def _load_checked(pictures: Pictures) -> Iterator[tuple[Record, tuple[bytes, Loo
             yield oldest, loading.result()
 
 
-def _load_if_decodable(record: Record) -> tuple[bytes, Look] | None:
+def _load(record: Record) -> _Loaded:
     try:
         image = record.load()
-    except (FileNotFoundError, IsADirectoryError):  # a link to nowhere
-        return None
+    except OSError as error:
+        why = why_unreadable(error)
+        if why is None:
+            raise
+        return _Loaded(reason=UNREADABLE, detail=why)
     try:
-        return image, look_at(decode(image))
-    except Undecodable:
-        return None
+        picture, notes = decode_with_notes(image)
+    except Undecodable as error:
+        return _Loaded(reason=UNDECODABLE, detail=str(error))
+    return _Loaded(image, look_at(picture), notes)
 
 
-def _refuse_many(skipped: list[str], num_images: int) -> None:
-    if len(skipped) > MAX_SKIPPED * num_images:
+def _refuse_many(skipped: Skipped, num_images: int) -> None:
+    if skipped.num_faults() > MAX_SKIPPED * num_images:
         raise UserError(
-            f"data.path: more than {MAX_SKIPPED:.0%} of the {num_images} images cannot be decoded: "
-            f"{_name_some(skipped)}; mend or remove them"
+            f"data.path: more than {MAX_SKIPPED:.0%} of the {num_images} images cannot be used: "
+            f"{skipped.described(FAULTS)}; mend or remove them"
         )
-
-
-def _name_some(names: list[str]) -> str:
-    more = len(names) - MAX_NAMED
-    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _remove_shards(destination: str) -> None:

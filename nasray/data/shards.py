@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nasray.data.source import UNDECODABLE
 from nasray.errors import UserError
 from nasray.storage import files as storage
 from nasray.storage import layout
@@ -48,10 +49,11 @@ class DatasetInfo:
     classes: list[str]  # a label is a position in this list
     num_train: int
     num_val: int
-    num_skipped: int  # could not be decoded
-    skipped: list[str]  # the first of them
+    num_skipped: int  # images, for any reason
+    skipped: dict[str, dict[str, Any]]  # reason -> "number" of files, "first" of their names
     shards: dict[str, dict[str, Shard]]  # split -> file name -> shard
     fingerprint: str  # of labels, names and images, in their order
+    notes: dict[str, int] = field(default_factory=dict)  # what images have, and how many
 
 
 def read_info(path: str) -> DatasetInfo:
@@ -67,6 +69,9 @@ def read_info(path: str) -> DatasetInfo:
     try:
         for shards in values["shards"].values():
             shards.update({name: Shard(**shard) for name, shard in shards.items()})
+        if isinstance(values["skipped"], list):  # of an earlier version
+            names = {"number": values["num_skipped"], "first": values["skipped"]}
+            values["skipped"] = {UNDECODABLE: names}
         return DatasetInfo(**values)
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{where}: not written by this nasray ({error}); import again") from None

@@ -1,11 +1,103 @@
-"""What a source of images returns: class names, and one record per image, shuffled."""
+"""What a source of images returns: class names, one record per image, shuffled, what it skips."""
 
+import errno
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
 SPLITS = ("train", "val")
+
+# Why an image is skipped. The first four are images that should be there: more than a few of them
+# are refused.
+BROKEN_LINK = "behind a broken link"
+UNREADABLE = "unreadable"
+UNDECODABLE = "undecodable"
+UNLABELLED = "without a label"
+FAULTS = (BROKEN_LINK, UNREADABLE, UNDECODABLE, UNLABELLED)
+HIDDEN = "hidden"
+SERVICE = "of other programs"
+STRAY = "outside of the class folders"
+NO_SPLIT = "of neither split"
+LOOP = "links round in a circle"
+NO_IMAGE = "files that are no images"
+HARMLESS = (LOOP, NO_IMAGE)  # of which no image is lost
+MAX_NAMED = 10  # for each reason
+
+# What reading a file raises that is there, but not for us; errors of a network are others.
+UNREADABLE_ERRORS = (
+    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    *(errno.EIO, errno.ENXIO, errno.ESTALE, errno.ENAMETOOLONG),
+)
+
+
+class Unusable(NamedTuple):
+    """Stands in the listing of a source for a file that cannot be used."""
+
+    reason: str  # one of the above
+    detail: str = ""
+
+
+class Skipped:
+    """What an import leaves out: how many files by reason, and the first names of each."""
+
+    def __init__(self) -> None:
+        self.numbers: Counter[str] = Counter()
+        self.first: dict[str, list[tuple[str, str]]] = {}  # name, and what is to be said of it
+        self._first_below: dict[str, str] = {}  # by the first two names of a path: why, and what
+
+    def add(self, reason: str, name: str, detail: str = "") -> None:
+        """Count the file `name`; `detail` says more than the reason."""
+        self.numbers[reason] += 1
+        names = self.first.setdefault(reason, [])
+        if len(names) < MAX_NAMED and reason != NO_IMAGE:
+            names.append((name, detail))
+        if reason in FAULTS:
+            below = "/".join(name.split("/")[:2])
+            self._first_below.setdefault(below, f"{name}: {detail or reason}")
+
+    def num_faults(self) -> int:
+        """Count the images that should be there."""
+        return sum(self.numbers[reason] for reason in FAULTS)
+
+    def num_images(self) -> int:
+        """Count all that may be images."""
+        return sum(self.numbers.values()) - sum(self.numbers[reason] for reason in HARMLESS)
+
+    def first_below(self, folder: str) -> str:
+        """The first fault below `folder`, in words; "" if there is none."""
+        below = (why for place, why in self._first_below.items() if f"{place}/".startswith(folder))
+        return next(below, "")
+
+    def described(self, reasons: Iterable[str]) -> str:
+        """Say how many are skipped for each of `reasons`, the first names, and why the first is."""
+        found = []
+        for reason in reasons:
+            if number := self.numbers[reason]:
+                [(name, detail), *others] = self.first[reason]
+                names = [f"{name} ({detail})" if detail else name, *(name for name, _ in others)]
+                more = f" and {number - MAX_NAMED} more" if number > MAX_NAMED else ""
+                found.append(f"{number} {reason}: {', '.join(names)}{more}")
+        return "; ".join(found)
+
+    def recorded(self) -> dict[str, dict[str, Any]]:
+        """Return by reason the "number", and the "first" names with what is to be said of them."""
+        return {
+            reason: {
+                "number": number,
+                "first": [f"{name} ({why})" if why else name for name, why in self.first[reason]],
+            }
+            for reason, number in self.numbers.items()
+        }
+
+
+def why_unreadable(error: OSError) -> str | None:
+    """Say why one file cannot be read; None if the error is not that file's."""
+    if error.errno in UNREADABLE_ERRORS or isinstance(error, FileNotFoundError | PermissionError):
+        return error.strerror or type(error).__name__
+    return None
 
 
 @dataclass(frozen=True)
@@ -25,6 +117,7 @@ class Pictures:
     classes: tuple[str, ...]
     num_images: int
     records: Iterable[Record]
+    skipped: Skipped = field(default_factory=Skipped)  # by the source, before anything is decoded
 
     def __len__(self) -> int:
         return self.num_images
@@ -38,7 +131,7 @@ def pooled(pictures: Pictures, seed: int) -> Pictures:
     records = list(pictures)
     order = shuffled(len(records), seed, "train")
     together = [replace(records[position], split="train") for position in order]
-    return Pictures(pictures.classes, len(together), together)
+    return replace(pictures, num_images=len(together), records=together)
 
 
 def shuffled(num_images: int, seed: int, split: str) -> np.ndarray:

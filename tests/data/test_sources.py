@@ -8,10 +8,14 @@ import pickle
 import pkgutil
 import resource
 import struct
+import subprocess
 import tarfile
+import unicodedata
 from pathlib import Path
+from unittest.mock import ANY
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -156,7 +160,8 @@ def test_a_tar_gives_the_same_data_set_as_its_folder(tmp_path, top):
     from_tar = load("tar", make_tar(root, tmp_path / "x.tar", top), tmp_path / "b")
     assert from_folder.num_train == 13
     assert (from_tar.fingerprint, from_tar.num_train) == (from_folder.fingerprint, 13)
-    assert not from_folder.skipped
+    assert from_folder.skipped == from_tar.skipped
+    assert from_folder.num_skipped == 1 and from_folder.skipped["of other programs"]["number"] == 1
 
 
 def test_the_seed_decides_the_order_and_nothing_else_does(tmp_path):
@@ -255,12 +260,24 @@ def test_a_few_undecodable_images_are_skipped_counted_and_named(tmp_path, caplog
     with caplog.at_level(logging.WARNING):
         info = load("imagefolder", root, tmp_path / "out")
     assert (info.num_train, info.num_skipped) == (119, 1)
-    assert info.skipped == ["train/bee/9.png"]
+    why = "train/bee/9.png (image file is truncated)"
+    assert info.skipped == {"undecodable": {"number": 1, "first": [why]}}
     assert [record.message for record in caplog.records] == [
-        "Skipped 1 undecodable images: train/bee/9.png"
+        f"Skipped 1 images: 1 undecodable: {why}"
     ]
     written = json.loads((tmp_path / "out" / "dataset.json").read_text())
-    assert written["skipped"] == ["train/bee/9.png"]
+    assert written["skipped"] == info.skipped
+    assert open_dataset(str(tmp_path / "out")).info == info
+
+
+def test_what_an_earlier_version_skipped_can_be_read(tmp_path):
+    load("imagefolder", make_folder(tmp_path / "raw"), tmp_path / "out")
+    file = tmp_path / "out" / "dataset.json"
+    values = json.loads(file.read_text()) | {"num_skipped": 1, "skipped": ["train/bee/9.png"]}
+    del values["notes"]
+    file.write_text(json.dumps(values))
+    info = open_dataset(str(tmp_path / "out")).info
+    assert info.skipped == {"undecodable": {"number": 1, "first": ["train/bee/9.png"]}}
 
 
 def test_more_than_one_percent_undecodable_is_refused_and_nothing_stays(tmp_path):
@@ -281,13 +298,129 @@ def test_a_refused_data_set_names_ten_undecodable_images_at_least(tmp_path):
     assert str(caught.value).count(".png") == 10
 
 
-def test_an_image_that_cannot_be_read_is_skipped_like_one_that_cannot_be_decoded(tmp_path):
+FAULTS = {
+    "loop.jpg": (lambda path: path.symlink_to("loop.jpg"), "behind a broken link"),
+    "nowhere.jpg": (lambda path: path.symlink_to("/not/mounted"), "behind a broken link"),
+    "nowhere": (lambda path: path.symlink_to("gone"), "behind a broken link"),
+    "pipe.jpg": (os.mkfifo, "unreadable"),
+    "memory.jpg": (lambda path: path.symlink_to("/proc/self/mem"), "unreadable"),
+    "empty.jpg": (lambda path: path.touch(), "undecodable"),
+    "zeros.tif": (lambda path: path.write_bytes(bytes(999)), "undecodable"),
+    "text.webp": (lambda path: path.write_text("<html>"), "undecodable"),
+    "photo.heic": (lambda path: path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(99)), "undecodable"),
+    "cut": (lambda path: path.write_bytes(encode(3)[:45]), "undecodable"),
+    "cut.part": (lambda path: path.write_bytes(encode(3, "JPEG")[:60]), "undecodable"),
+    "camera.dng": (lambda path: path.write_bytes(encode(3, "TIFF")), "undecodable"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_an_image_that_cannot_be_used_is_counted_and_named(tmp_path, name):
     root = make_folder(tmp_path / "raw", train=40)
-    (root / "train" / "ant" / "loop.jpg").symlink_to("loop.jpg")
+    make, reason = FAULTS[name]
+    make(root / "train" / "ant" / name)
     (root / "train" / "ant" / "folder.jpg").mkdir()
-    os.mkfifo(root / "train" / "ant" / "pipe.jpg")
     info = load("imagefolder", root, tmp_path / "out")
-    assert info.num_train == 120
+    assert (info.num_train, info.num_skipped) == (120, 1)
+    assert list(info.skipped) == [reason] and info.skipped[reason]["number"] == 1
+    [first] = info.skipped[reason]["first"]
+    assert first.startswith(f"train/ant/{name} (") and first.endswith(")")
+    for other in range(2):
+        make(root / "train" / "ant" / f"{other}{name}")
+    with pytest.raises(UserError, match=f"more than 1% of the 129 .* 3 {reason}: train/ant/"):
+        load("imagefolder", root, tmp_path / "other")
+
+
+def test_what_the_user_may_not_read_is_counted_and_named(tmp_path):
+    root = make_folder(tmp_path / "raw", train=80)
+    for parent in (tmp_path, *list(tmp_path.parents)[:-2]):
+        if parent.stat().st_uid == os.geteuid():
+            parent.chmod(0o755)
+    tmp_path.chmod(0o777)
+    (root / "train" / "ant" / "7.png").chmod(0)
+    (root / "train" / "ant" / "kept").mkdir(mode=0)
+    nobody, before = 65534, os.geteuid()
+    if before == 0:
+        os.seteuid(nobody)  # the superuser may read all
+    try:
+        info = load("imagefolder", root, tmp_path / "out")
+    finally:
+        os.seteuid(before)
+    assert info.num_train == 239
+    assert sorted(info.skipped["unreadable"]["first"]) == [
+        "train/ant/7.png (Permission denied)",
+        "train/ant/kept (Permission denied)",
+    ]
+
+
+@pytest.mark.parametrize("source", ["imagefolder", "tar"])
+def test_what_is_no_part_of_a_class_is_counted_by_reason(tmp_path, source, caplog):
+    root = make_folder(tmp_path / "raw")
+    ant, picture = root / "train" / "ant", encode(9)
+    for path in ("no suffix", "x.JFIF", "y.jpg_original", "z.JPG~", "deep/er/w.gif"):  # are images
+        (ant / path).parent.mkdir(parents=True, exist_ok=True)
+        (ant / path).write_bytes(picture)
+    found = {
+        "hidden": [".x.png", ".hidden/x.png", ".cache/9f"],
+        "of other programs": ["@eaDir/x.png", "__MACOSX/x.png", "._0.png", ".ipynb_checkpoints/x"],
+        "files that are no images": ["a.txt", "b.json", "c.xml", "d.mp4", "Thumbs.db", "BM", "P5"],
+    }
+    for reason, paths in found.items():
+        for path in paths:
+            (ant / path).parent.mkdir(exist_ok=True)
+            text = b"BMWs and P5 8 values" if reason == "files that are no images" else picture
+            (ant / path).write_bytes(text)
+    for path in ("x.png", "train/x.png", "val/x.png", "test/ant/x.png", "more/x.png"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(picture)
+    (ant / "round").symlink_to("../../train")
+    with caplog.at_level(logging.INFO):
+        info = load(
+            source, make_tar(root, tmp_path / "x.tar") if source == "tar" else root, tmp_path
+        )
+    assert info.num_train == 17 and info.num_skipped == 12
+    assert {reason: skips["number"] for reason, skips in info.skipped.items()} == {
+        "hidden": 3,
+        "of other programs": 4,
+        "files that are no images": 7,
+        "outside of the class folders": 3,
+        "of neither split": 2,
+        "links round in a circle": 1,
+    }
+    assert info.skipped["files that are no images"]["first"] == []
+    messages = [record.message for record in caplog.records]
+    assert "Passed over 7 files that are no images" in messages
+    [told] = [message for message in messages if message.startswith("Skipped 12 images: ")]
+    assert "train/ant/.x.png" in told and "test/ant/x.png" in told and "a.txt" not in told
+
+
+def test_no_class_is_emptied_by_skipping(tmp_path):
+    root = make_folder(tmp_path / "raw", classes=("ant", "bee"), train=300, val=1)
+    (root / "val" / "bee" / "0.png").write_bytes(b"no")
+    with pytest.raises(UserError, match=r"no image of class 'bee' in val can be used \(val/bee/0"):
+        load("imagefolder", root, tmp_path / "out")
+    assert os.listdir(tmp_path / "out") == ["lock"]
+    for lost in (root / "val" / "bee" / "0.png", root / "val" / "bee"):
+        lost.unlink() if lost.is_file() else lost.rmdir()
+        lost.symlink_to("/not/mounted")
+        message = r"no images in val/ of class 'bee' \(val/bee.*: -> /not/mounted\)"
+        with pytest.raises(UserError, match=message):
+            load("imagefolder", root, tmp_path / "out")
+        lost.unlink()
+    os.rename(root / "val", tmp_path / "elsewhere")
+    (root / "val").symlink_to("/not/mounted")
+    with pytest.raises(UserError, match=r"val/ is behind a broken link \(-> /not/mounted\)"):
+        load("imagefolder", root, tmp_path / "out")
+
+
+def test_images_with_a_word_are_counted(tmp_path, caplog):
+    root = make_folder(tmp_path / "raw")
+    pages = [Image.new("RGB", (4, 4), (0, 0, 9 * page)) for page in range(3)]
+    pages[0].save(root / "train" / "ant" / "film.gif", save_all=True, append_images=pages[1:])
+    with caplog.at_level(logging.INFO):
+        info = load("imagefolder", root, tmp_path / "out")
+    assert list(info.notes.values()) == [1] and "of which the first is taken" in [*info.notes][0]
+    assert f"1 images: each {[*info.notes][0]}" in caplog.text
 
 
 def test_two_imports_into_one_folder_are_kept_apart(tmp_path):
@@ -433,8 +566,11 @@ def test_a_file_that_is_no_tar_and_a_zipped_tar_are_refused(tmp_path):
     (tmp_path / "text.tar").write_text("hello " * 1000)
     with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as archive:
         archive.add(make_folder(tmp_path / "raw"), ".")
-    for name in ("text.tar", "x.tar.gz"):
-        with pytest.raises(UserError, match="not an uncompressed tar"):
+    for name, message in (
+        ("text.tar", "not an uncompressed tar, or cut short"),
+        ("x.tar.gz", "is compressed by gzip, not an uncompressed tar.*; gunzip it"),
+    ):
+        with pytest.raises(UserError, match=message):
             load("tar", tmp_path / name, tmp_path / "out")
 
 
@@ -460,12 +596,88 @@ def test_names_in_a_tar_never_reach_the_disk(tmp_path):
     assert not list(tmp_path.rglob("evil*"))
 
 
-def test_a_link_in_a_tar_is_refused_by_name(tmp_path):
-    root = make_folder(tmp_path / "raw")
-    (root / "train" / "ant" / "link.png").symlink_to("0.png")
-    assert load("imagefolder", root, tmp_path / "out").num_train == 13
-    with pytest.raises(UserError, match=r"link\.png.*--dereference"):
-        load("tar", make_tar(root, tmp_path / "x.tar"), tmp_path / "other")
+def add(archive: tarfile.TarFile, name: str, content: bytes = b"", **fields) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    for key, value in fields.items():
+        setattr(member, key, value)
+    archive.addfile(member, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_a_tar_is_what_it_unpacks_to(tmp_path, kind):
+    target, link = tmp_path / "x.tar", {"type": tarfile.SYMTYPE}
+    with tarfile.open(target, "w", format=kind) as archive:
+        for path in ("train/ant", "./train/bee", "val/ant/", "val/bee"):
+            add(archive, f"{path}/0.png", encode(len(path)))
+        long = "é" * 40 + "/" + "n" * 90
+        add(archive, f"train/ant/{long}.png", encode(40))
+        add(archive, "train/ant/0.png", encode(41))  # in place of the first
+        add(archive, "train/ant/hard.png", type=tarfile.LNKTYPE, linkname="train/bee/0.png")
+        add(archive, "train/bee/0.png", encode(42))  # the hard link keeps the one before
+        add(archive, "train/ant/soft.png", linkname="../bee/0.png", **link)
+        add(archive, "train/ant/chain.png", linkname="soft.png", **link)
+        add(archive, "train/bee/folder", linkname="../../val/./bee", **link)
+        add(archive, "train/bee/round", linkname="..", **link)
+    unpacked = tmp_path / "unpacked"
+    unpacked.mkdir()
+    subprocess.run(["tar", "-xf", target, "-C", unpacked], check=True)
+    from_tar = load("tar", target, tmp_path / "a")
+    from_folder = load("imagefolder", unpacked, tmp_path / "b")
+    assert from_tar.num_train == 7 and from_tar.fingerprint == from_folder.fingerprint
+    assert from_tar.skipped == from_folder.skipped == {"links round in a circle": ANY}
+
+
+def test_links_out_of_a_tar_are_broken_and_sparse_members_are_read(tmp_path):
+    content = encode(7, "BMP") + bytes(1 << 16)
+    holes = tmp_path / "holes.bmp"
+    with open(holes, "wb") as file:
+        file.write(content[:400])
+        file.seek(len(content) - 1)
+        file.write(b"\0")
+    root = make_folder(tmp_path / "raw", train=40)
+    target = make_tar(root, tmp_path / "x.tar")
+    subprocess.run(
+        ["tar", "-rSf", target, "--transform=s,^,train/ant/,", "-C", tmp_path, holes.name],
+        check=True,
+    )
+    with tarfile.open(target) as archive:
+        assert archive.getmember("train/ant/holes.bmp").issparse()
+    with tarfile.open(target, "a") as archive:
+        add(archive, "train/ant/out.png", type=tarfile.SYMTYPE, linkname="../../../out.png")
+    info = load("tar", target, tmp_path / "out")
+    assert info.num_train == 121
+    first = ["train/ant/out.png (-> ../../../out.png)"]
+    assert info.skipped == {"behind a broken link": {"number": 1, "first": first}}
+
+
+@pytest.mark.parametrize("source", ["imagefolder", "tar"])
+def test_names_in_any_bytes_are_read_and_shown(tmp_path, source):
+    root = make_folder(tmp_path / "raw", classes=("ant", "bee"))
+    for split in ("train", "val"):
+        os.rename(root / split / "ant", os.fsencode(root / split) + b"/caf\xe9")
+    os.rename(root / "train" / "bee" / "0.png", os.fsencode(root / "train/bee") + b"/\x82\xa0.png")
+    path = make_tar(root, tmp_path / "x.tar") if source == "tar" else root
+    info = load(source, path, tmp_path / "out")
+    assert info.classes == ["bee", "caf\\xe9"]
+    assert (info.num_train, info.num_val) == (8, 4)
+    names = pq.read_table(tmp_path / "out" / "train-00000.parquet").column("name").to_pylist()
+    assert "train/bee/\\x82\\xa0.png" in names and "train/caf\\xe9/0.png" in names
+
+
+@pytest.mark.parametrize("source", ["imagefolder", "tar"])
+def test_the_forms_of_one_name_are_one_class(tmp_path, source, caplog):
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    root = make_folder(tmp_path / "raw", classes=("ant", decomposed))
+    (root / "val" / decomposed).rename(root / "val" / composed)
+    path = make_tar(root, tmp_path / "x.tar") if source == "tar" else root
+    info = load(source, path, tmp_path / "out")
+    assert info.classes == ["ant", composed] and not caplog.records
+    (root / "train" / composed).mkdir()
+    (root / "train" / composed / "0.png").write_bytes(encode(3))
+    path = make_tar(root, tmp_path / "x.tar") if source == "tar" else root
+    assert load(source, path, tmp_path / "other").num_train == 9
+    assert "train/café: 2 folders" in caplog.text
 
 
 def test_a_folder_without_an_imported_data_set_says_how_to_get_one(tmp_path):
