@@ -50,6 +50,10 @@ class DataConfig(Section):
 
     source: str  # a name in data.SOURCES, or "parquet": imported already
     path: str = ""  # folder or file of the source; not needed for one in data.GENERATED
+    # Of "csv", "table" and "huggingface"; empty: "path" or "image", "label", and "split" if there.
+    image_column: str = ""
+    label_column: str = ""
+    split_column: str = ""
     background: str = "white"  # under transparent pixels, a colour as Pillow names it
     # Training images set aside to evaluate subnets on: so many of each class, or a share of each.
     # 0 and 0: a fifth, but of a large set the larger of 500 and 50 per class.

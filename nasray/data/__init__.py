@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 SOURCES = {
     "imagefolder": "nasray.data.folders:imagefolder",
     "tar": "nasray.data.folders:tar",
+    "csv": "nasray.data.tables:csv",
+    "table": "nasray.data.tables:table",
+    "huggingface": "nasray.data.tables:huggingface",
     "cifar10": "nasray.data.torchvision_sets:cifar10",
     "fashion_mnist": "nasray.data.torchvision_sets:fashion_mnist",
     "synthetic": "nasray.data.synthetic:shapes",
@@ -21,6 +24,9 @@ SOURCES = {
 # Sources that draw their images: they need no path; what they draw is decided by these keys of
 # [data], beside the seed.
 GENERATED = {"synthetic": ("num_classes", "train_per_class", "val_per_class", "image_side")}
+# Sources of rows, whose columns these keys name.
+TABULAR = ("csv", "table", "huggingface")
+COLUMNS = ("image_column", "label_column", "split_column")
 IMPORTED = "parquet"  # in place of a source: a data set that has been imported already
 
 

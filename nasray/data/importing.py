@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nasray.config import DataConfig
-from nasray.data import GENERATED, IMPORTED, SOURCES, check_source
+from nasray.data import COLUMNS, GENERATED, IMPORTED, SOURCES, TABULAR, check_source
 from nasray.data.decoding import Undecodable, decode_with_notes
 from nasray.data.shards import INFO_NAME, SCHEMA, DatasetInfo, Shard, read_info
 from nasray.data.source import (
@@ -100,6 +100,8 @@ def open_source(config: DataConfig, seed: int) -> Pictures:
 def _options(config: DataConfig, seed: int) -> dict[str, int | str]:
     """What decides, besides the source, which images a data set holds."""
     split = {"pooled": 1} if config.val_share else {}  # val/ is no split of its own
+    if config.source in TABULAR:
+        return {"path": config.path, **{key: getattr(config, key) for key in COLUMNS}, **split}
     if config.source not in GENERATED:
         return {"path": config.path, **split}
     keys = GENERATED[config.source]
