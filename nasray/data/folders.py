@@ -25,8 +25,10 @@ from nasray.data.source import (
     NO_SPLIT,
     SERVICE,
     STRAY,
+    TRAIN_NAMES,
     UNDECODABLE,
     UNREADABLE,
+    VAL_NAMES,
     Pictures,
     Record,
     Skipped,
@@ -37,7 +39,6 @@ from nasray.data.source import (
 from nasray.errors import UserError
 from nasray.storage import files as storage
 
-VAL_NAMES = ("val", "valid", "validation", "test")  # the first found counts
 MAX_NAMED = 5  # classes in one message
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def tar(config: DataConfig, seed: int) -> Pictures:
     entries = list(tars.entries(file, origin))
     tops = [path for path, where in entries if where is None and "/" not in path]
     around = [top for top in tops if not _aside(top)]
-    if len(around) == 1 and around != ["train"]:
+    if len(around) == 1 and around[0].lower() not in TRAIN_NAMES:
         inside = f"{around[0]}/"
         entries = [
             (path.removeprefix(inside), where) for path, where in entries if path != around[0]
@@ -193,29 +194,29 @@ def _class_name(folder: str) -> str:
 
 def _split_folders(names: Iterable[str], origin: str) -> dict[str, str]:
     """Return the folder of each split there is; "" is the data set's own."""
-    found = set(names)
-    to_report_on = [name for name in VAL_NAMES if name in found]
-    if "train" not in found and to_report_on:
+    found = sorted(names, reverse=True)  # small letters before large ones
+    train, val = (
+        [name for known in split for name in found if name.lower() == known]
+        for split in (TRAIN_NAMES, VAL_NAMES)
+    )
+    if not train and val:
         raise UserError(
-            f"{origin}: has {to_report_on[0]}/ and no train/ folder; images belong in "
-            "train/<class>/, or all of them straight in <class>/"
+            f"{origin}: has {val[0]}/ and no train/ folder; images belong in train/<class>/, or "
+            "all of them straight in <class>/"
         )
-    if "train" not in found:
+    if not train:
         return {"train": ""}
-    if len(to_report_on) > 1:
-        log.warning(
-            "%s: reports are on the images of %s/; %s is not used",
-            origin,
-            to_report_on[0],
-            " and ".join(f"{name}/" for name in to_report_on[1:]),
-        )
-    return {"train": "train"} | ({"val": to_report_on[0]} if to_report_on else {})
+    for used, *others in (train, val or [""]):
+        if others:
+            unused = " and ".join(f"{name}/" for name in others)
+            log.warning("%s: %s/ is used, %s is not", origin, used, unused)
+    return {"train": train[0]} | ({"val": val[0]} if val else {})
 
 
 def _pictures(listing: Listing, *, seed: int, origin: str) -> Pictures:
     tops = [path for path, where in listing.entries if where is None and "/" not in path]
     for path, where in listing.entries:
-        if isinstance(where, Unusable) and path in ("train", *VAL_NAMES):
+        if isinstance(where, Unusable) and path.lower() in (*TRAIN_NAMES, *VAL_NAMES):
             raise UserError(f"{origin}: {path}/ is {where.reason} ({shown(where.detail)})")
     folders = _split_folders((top for top in tops if not _aside(top)), origin)
     skipped = Skipped()
@@ -297,7 +298,7 @@ def _common_classes(
     train = splits["train"]
     val = splits.get("val", train)
     for name, images in train.items() if not folders["train"] else ():
-        if any(path.startswith(f"{name}/train/") for path, _ in images):
+        if any(path.split("/")[1].lower() in TRAIN_NAMES for path, _ in images):
             raise UserError(f"{origin}: has no train/ folder, but {name}/ has one; name {name}/")
     if len(train) < 2:
         which = f"{folders['train']}/ holds" if folders["train"] else "holds no train/ and"

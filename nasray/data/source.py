@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 SPLITS = ("train", "val")
+# What people call them, in letters of any size; of the second, the first found counts.
+TRAIN_NAMES = ("train", "training")
+VAL_NAMES = ("val", "valid", "validation", "test", "testing")
 
 # Why an image is skipped. The first four are images that should be there: more than a few of them
 # are refused.

@@ -19,11 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nasray.config import DataConfig
-from nasray.data.folders import VAL_NAMES, shown
+from nasray.data.folders import shown
 from nasray.data.source import (
     NO_SPLIT,
     SPLITS,
+    TRAIN_NAMES,
     UNLABELLED,
+    VAL_NAMES,
     Pictures,
     Record,
     Skipped,
@@ -33,7 +35,6 @@ from nasray.errors import UserError, did_you_mean
 from nasray.storage import files as storage
 
 IMAGE_NAMES, LABEL_NAMES, SPLIT_NAMES = ("path", "image", "img"), ("label",), ("split",)
-TRAIN_NAMES = ("train", "training")
 DELIMITERS = ",;\t|"
 MAX_NAMED = 5  # labels or splits in one message
 

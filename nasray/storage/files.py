@@ -91,12 +91,17 @@ def resolve(path: str) -> tuple[fs.FileSystem, str]:
     """Return the filesystem that holds `path`, and the path there.
 
     Raises:
-        UserError: no filesystem is known for this URI.
+        UserError: no filesystem is known for this URI, or the path is no UTF-8.
     """
     found = absolute(path)
     options = GOOGLE_RETRIES if found.startswith(("gs://", "gcs://")) else ""
     try:
         return fs.FileSystem.from_uri(found + options)
+    except UnicodeEncodeError:
+        name = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise UserError(
+            f"{name}: the name of a folder on the way is no UTF-8; rename it, or give a link to it"
+        ) from None
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise UserError(f"{path}: {error}; give a folder, or s3://, gs://, az://") from None
 

@@ -516,7 +516,7 @@ def test_of_several_folders_to_report_on_one_is_used_and_the_others_are_named(tm
         make_folder(tmp_path / name)
         (tmp_path / name / "val").rename(root / "validation")
     load("imagefolder", root, tmp_path / "out")
-    assert "reports are on the images of valid/; validation/ and test/ is not used" in caplog.text
+    assert "valid/ is used, validation/ and test/ is not" in caplog.text
 
 
 def test_with_a_share_to_report_on_the_images_of_val_are_divided_anew_with_all_others(tmp_path):
@@ -649,6 +649,27 @@ def test_links_out_of_a_tar_are_broken_and_sparse_members_are_read(tmp_path):
     assert info.num_train == 121
     first = ["train/ant/out.png (-> ../../../out.png)"]
     assert info.skipped == {"behind a broken link": {"number": 1, "first": first}}
+
+
+@pytest.mark.parametrize("source", ["imagefolder", "tar"])
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "testing"), ("TRAIN", "VALID")])
+def test_splits_are_known_by_the_names_that_people_give(tmp_path, source, names):
+    root = make_folder(tmp_path / "raw", val_name=names[1])
+    (root / "train").rename(root / names[0])
+    path = make_tar(root, tmp_path / "x.tar") if source == "tar" else root
+    info = load(source, path, tmp_path / "out")
+    assert (info.classes, info.num_train, info.num_val) == (["ant", "bee", "cat"], 12, 6)
+
+
+@pytest.mark.parametrize("source", ["imagefolder", "tar"])
+def test_a_path_that_is_no_utf8_is_one_line(tmp_path, source):
+    place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    root = make_folder(place)
+    path = make_tar(root, place / "x.tar") if source == "tar" else root
+    with pytest.raises(UserError, match=r"caf\\xe9.*is no UTF-8; rename it"):
+        load(source, path, tmp_path / "out")
+    (tmp_path / "link").symlink_to(path)
+    assert load(source, tmp_path / "link", tmp_path / "out").num_train == 12
 
 
 @pytest.mark.parametrize("source", ["imagefolder", "tar"])
