@@ -320,6 +320,7 @@ class RunDirectory:
         `verify` replaces the job's search.verify; None: by that of a search that was begun.
         """
         from nasray.pipeline.run import is_search_begun, opened, recorded_job
+        from nasray.pipeline.stages import check_data
 
         recorded = recorded_job(storage.join(self.folder, layout.JOB), self.data_path)
         if verify is None and recorded and recorded.search.verify and is_search_begun(self.folder):
@@ -330,6 +331,7 @@ class RunDirectory:
             values |= {"search": values["search"] | {"verify": verify}}
             job = parse_job(values, self.origin)
         with opened(self.folder, job, None if job else self.data_path) as found:
+            check_data(found)
             yield found
 
     def _cluster(self, opened: "Run") -> AbstractContextManager[None]:

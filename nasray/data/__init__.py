@@ -27,6 +27,7 @@ GENERATED = {"synthetic": ("num_classes", "train_per_class", "val_per_class", "i
 # Sources of rows, whose columns these keys name.
 TABULAR = ("csv", "table", "huggingface")
 COLUMNS = ("image_column", "label_column", "split_column")
+PUBLISHED = ("cifar10", "fashion_mnist")  # sources that hold the same wherever they lie
 IMPORTED = "parquet"  # in place of a source: a data set that has been imported already
 
 

@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nasray.config import DataConfig
-from nasray.data import COLUMNS, GENERATED, IMPORTED, SOURCES, TABULAR, check_source
+from nasray.data import COLUMNS, GENERATED, IMPORTED, PUBLISHED, SOURCES, TABULAR, check_source
 from nasray.data.decoding import Undecodable, decode_with_notes
-from nasray.data.shards import INFO_NAME, SCHEMA, DatasetInfo, Shard, read_info
+from nasray.data.shards import INFO_NAME, SCHEMA, DatasetInfo, Shard, read_info, write_stamps
 from nasray.data.source import (
     FAULTS,
     HARMLESS,
@@ -75,16 +75,19 @@ def import_dataset(
             f"data.source = {IMPORTED!r} stands for a data set that is imported already; "
             f"name its source instead, one of {sorted(SOURCES)}"
         )
-    options = _options(config, seed)
+    options = made_of(config, seed)
     if storage.exists(storage.join(destination, INFO_NAME)):
         return _complete(config, destination, options)
     pictures = open_source(config, seed)
+    found = {} if config.source in (*GENERATED, *PUBLISHED) else storage.stamps(config.path)
     with locks.held(destination):
         if storage.exists(storage.join(destination, INFO_NAME)):  # meanwhile, by another
             return _complete(config, destination, options)
-        return write_shards(
+        info = write_shards(
             destination, pictures, source=config.source, seed=seed, options=options, show=show
         )
+        write_stamps(destination, found)
+        return info
 
 
 def open_source(config: DataConfig, seed: int) -> Pictures:
@@ -97,8 +100,8 @@ def open_source(config: DataConfig, seed: int) -> Pictures:
     return pooled(pictures, seed) if config.val_share else pictures
 
 
-def _options(config: DataConfig, seed: int) -> dict[str, int | str]:
-    """What decides, besides the source, which images a data set holds."""
+def made_of(config: DataConfig, seed: int) -> dict[str, int | str]:
+    """Return what decides, besides the source, which images a data set holds."""
     split = {"pooled": 1} if config.val_share else {}  # val/ is no split of its own
     if config.source in TABULAR:
         return {"path": config.path, **{key: getattr(config, key) for key in COLUMNS}, **split}
@@ -261,6 +264,11 @@ def _load(record: Record) -> _Loaded:
     except Undecodable as error:
         return _Loaded(reason=UNDECODABLE, detail=str(error))
     return _Loaded(image, look_at(picture), notes)
+
+
+def decodable(record: Record) -> bool:
+    """Whether the import would take the image of `record`."""
+    return _load(record).look is not None
 
 
 def _refuse_many(skipped: Skipped, num_images: int) -> None:

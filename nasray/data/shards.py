@@ -3,6 +3,7 @@
 importing.py writes it once; Dataset reads it at random.
 """
 
+import os
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,8 @@ SCHEMA = pa.schema(
     ]
 )
 CACHE_BYTES = 768 << 20  # row groups one reader keeps
+
+Stamps = dict[str, tuple[int, int]]  # path in the source -> bytes, ns of the last change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,31 @@ def read_info(path: str) -> DatasetInfo:
         return DatasetInfo(**values)
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{where}: not written by this nasray ({error}); import again") from None
+
+
+def write_stamps(data_path: str, found: Stamps) -> None:
+    """Record the stamps of the files that were imported to `data_path`."""
+    sizes, times = zip(*found.values(), strict=True) if found else ((), ())
+    table = pa.table(
+        {
+            "name": pa.array(map(os.fsencode, found), pa.binary()),  # of any bytes
+            "size": pa.array(sizes, pa.int64()),
+            "time": pa.array(times, pa.int64()),
+        }
+    )
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer)
+    storage.write(storage.join(data_path, layout.SOURCE_FILES), buffer.getvalue().to_pybytes())
+
+
+def read_stamps(data_path: str) -> Stamps:
+    """Return the stamps recorded with an import; none if it was made by an earlier version."""
+    path = storage.join(data_path, layout.SOURCE_FILES)
+    if not storage.exists(path):
+        return {}
+    columns = pq.read_table(pa.BufferReader(storage.read(path))).to_pydict()
+    names = map(os.fsdecode, columns["name"])
+    return dict(zip(names, zip(columns["size"], columns["time"], strict=True), strict=True))
 
 
 def open_dataset(path: str) -> "Dataset":

@@ -4,6 +4,7 @@ Search never sees the validation images: subnets are evaluated on a hold-out of 
 images, and calibrated on the others (docs/spec.md, OneShot 6.4).
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -91,6 +92,7 @@ class JobImages:
     job: Job
     data_path: str
     other_resolution: int | None = None
+    fingerprint: str = ""  # that the data set must have; empty: any
 
     @property
     def resolution(self) -> int:
@@ -102,9 +104,16 @@ class JobImages:
         """The imported data set.
 
         Raises:
-            UserError: there is none at `data_path`.
+            UserError: there is none at `data_path`, or on this node another one.
         """
-        return open_dataset(self.data_path)
+        dataset = open_dataset(self.data_path)
+        if self.fingerprint not in ("", dataset.fingerprint):
+            raise UserError(
+                f"{self.data_path} on node {os.uname().nodename} is not the data set of this run: "
+                "it was imported from other images or another time; copy the run's there, or keep "
+                "one copy where all nodes see it"
+            )
+        return dataset
 
     def training_batches(
         self, batch_size: int, epoch: int, *, rank: int, world_size: int

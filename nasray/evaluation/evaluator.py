@@ -54,6 +54,7 @@ class EvaluationTask:
     digest: str  # of the supernet's file, which must not change during a search
     data_path: str
     job: Job
+    fingerprint: str = ""  # of the data set, which must be the same on every node; empty: any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,7 @@ class Evaluator:
         task, job = self.task, self.task.job
         choose_kernels(deterministic=job.compute.deterministic)
         self.device = worker_device(job.compute.cpus_per_evaluator)
-        self.images = JobImages(job, task.data_path)
+        self.images = JobImages(job, task.data_path, fingerprint=task.fingerprint)
         space = make_space(job.space, len(self.images.dataset.classes))
         # Of the latest rule, as it was sent and as it was received.
         self.model: tuple[ray.ObjectRef | None, CorrectnessModel | None] = None, None

@@ -154,6 +154,11 @@ class Run:
         """The random architectures that were evaluated to fit a predictor, read once."""
         return History(self.path(layout.HISTORY), "sample")
 
+    @property
+    def begun(self) -> bool:
+        """Whether there are results that depend on the job and its images."""
+        return _begun(self.folder)
+
     def path(self, *names: str) -> str:
         """The path of a file of layout.py in this run directory."""
         return storage.join(self.folder, *names)

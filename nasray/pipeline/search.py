@@ -154,6 +154,7 @@ def evaluators(run: Run) -> "EvaluatorPool":
             digest=run.supernet_digest,
             data_path=run.data_path,
             job=run.job,
+            fingerprint=run.dataset.fingerprint,
         )
     )
 

@@ -13,8 +13,9 @@ from nasray import checkpoint
 from nasray.config import DataConfig
 from nasray.costs.operations import OpCount
 from nasray.costs.profile import micronet_rows, profile, total
+from nasray.data.changes import difference, is_imported
 from nasray.data.importing import import_dataset
-from nasray.data.shards import DatasetInfo
+from nasray.data.shards import DatasetInfo, read_info
 from nasray.data.splits import JobImages
 from nasray.errors import UserError
 from nasray.pipeline.run import Run
@@ -28,7 +29,11 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_data(run: Run) -> None:
-    """Import the data set into RUN/data, unless the job names an imported one."""
+    """Import the data set into RUN/data, unless the job names an imported one.
+
+    Raises:
+        UserError: as import_dataset() raises, or the images are not those of this run.
+    """
     if run.job.data.source == "parquet":
         run.dataset  # noqa: B018  opened to be checked
         return
@@ -39,6 +44,36 @@ def prepare_data(run: Run) -> None:
         info.num_val,
         len(info.classes),
     )
+
+
+def check_data(run: Run) -> None:
+    """Compare the images that RUN/data was imported from with those that the job names now.
+
+    If they differ and nothing has been computed, the import is removed, to be made again.
+
+    Raises:
+        UserError: they differ, and results depend on them.
+    """
+    config = run.job.data
+    if config.source == "parquet" or not is_imported(run.data_path):
+        return
+    info, recorded = read_info(run.data_path), run.path(layout.FINGERPRINT)
+    # An import that was made since then, in the place of one that was removed.
+    is_other = storage.exists(recorded) and storage.read_json(recorded) != info.fingerprint
+    found = None if is_other else difference(config, run.data_path, seed=run.job.seed)
+    if found and run.begun:
+        raise UserError(
+            f"{run.folder} was begun with other images than data.path = {config.path!r} holds now: "
+            f"{found}; restore them, name the former ones (data.path, --data), or use another run "
+            "directory"
+        )
+    if not run.begun and info.seed != run.job.seed:
+        found = found or f"they were stored in the order of seed = {info.seed}"
+    if found or is_other:
+        logger.info("data: the images differ from those imported (%s): importing again", found)
+        storage.remove(storage.join(run.data_path, layout.DATASET))
+        for made in (layout.FINGERPRINT, layout.START) if not run.begun else ():
+            storage.remove(run.path(made))
 
 
 def import_shown(config: DataConfig, destination: str, *, seed: int) -> DatasetInfo:

@@ -8,6 +8,7 @@ import errno
 import json
 import logging
 import os
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -155,6 +156,27 @@ def _walk(folder: str) -> tuple[list[str], list[str]]:
         files += [f"{path}{name}" for name in names if os.path.isfile(os.path.join(place, name))]
         folders += [f"{path}{name}" for name in below]
     return sorted(files), sorted(folders)
+
+
+def stamps(path: str) -> dict[str, tuple[int, int]]:
+    """Size, in bytes, and time of the last change, in ns, of each file below the folder `path`.
+
+    Keys are paths relative to it, sorted; the key of a file `path` is "".
+    """
+    filesystem, place = resolve(path)
+    if filesystem.get_file_info(place).is_file:
+        names = [""]
+    else:
+        names, _ = list_below(path)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        found = {}
+        for name in names:
+            with suppress(FileNotFoundError, PermissionError):  # removed meanwhile; not readable
+                status = os.stat(os.path.join(place, name) if name else place)
+                found[name] = status.st_size, status.st_mtime_ns
+        return found
+    infos = filesystem.get_file_info([f"{place}/{name}".rstrip("/") for name in names])
+    return {name: (info.size, info.mtime_ns or 0) for name, info in zip(names, infos, strict=True)}
 
 
 def make_folder(folder: str) -> None:

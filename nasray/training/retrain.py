@@ -21,6 +21,7 @@ from nasray import checkpoint
 from nasray.cluster.placement import on_gpu, worker_labels
 from nasray.cluster.worker import raise_user_error
 from nasray.config import Job, RetrainConfig, parse_job
+from nasray.data.shards import read_info
 from nasray.errors import UserError
 from nasray.progress import following, progress
 from nasray.spaces.space import Architecture
@@ -51,6 +52,7 @@ def retrain(job: Job, run_dir: str, data_path: str, arch: Architecture, name: st
     teacher = storage.join(run_dir, layout.TEACHER) if job.supernet.has_teacher else supernet
     task = {"job": job.model_dump(), "data_path": data_path, "arch": list(arch)}
     task |= {"supernet": supernet, "teacher": teacher, "folder": folder}
+    task["fingerprint"] = read_info(data_path).fingerprint
     if config.epochs:
         result = _train(job, task, name)
     else:

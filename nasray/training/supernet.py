@@ -38,6 +38,7 @@ from nasray import checkpoint
 from nasray.cluster.worker import worker_device
 from nasray.config import Job, SpaceConfig, SupernetConfig, parse_job
 from nasray.data.loader import TrainBatches
+from nasray.data.shards import read_info
 from nasray.data.splits import JobImages
 from nasray.data.transforms import resized
 from nasray.devices import choose_kernels
@@ -107,6 +108,7 @@ def _train(job: Job, run_dir: str, data_path: str, *, teacher: bool = False) -> 
         return len(epochs), _summary(epochs[-1]) if epochs else ""
 
     task = {"job": job.model_dump(), "folder": folder, "run_dir": run_dir, "data_path": data_path}
+    task["fingerprint"] = read_info(data_path).fingerprint
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config=task,
@@ -161,7 +163,7 @@ def _train_worker(task: dict[str, Any]) -> str | None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
 
-    images = JobImages(job, task["data_path"])
+    images = JobImages(job, task["data_path"], fingerprint=task.get("fingerprint", ""))
 
     # The same supernet on all workers.
     space = make_space(job.space, len(images.dataset.classes))

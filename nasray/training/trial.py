@@ -163,7 +163,7 @@ def _with_supernet_weights(
 
 def _arch_and_images(job: Job, trial: dict[str, Any]) -> tuple[Space, Architecture, JobImages]:
     """The space, the architecture, and the images at the resolution that it takes."""
-    images = JobImages(job, trial["data_path"])
+    images = JobImages(job, trial["data_path"], fingerprint=trial.get("fingerprint", ""))
     space, arch = make_space(job.space, len(images.dataset.classes)), tuple(trial["arch"])
     return space, arch, replace(images, other_resolution=space.resolution_of(arch))
 

@@ -202,7 +202,7 @@ def test_an_interrupted_import_starts_again_without_leftovers(tmp_path):
     load("imagefolder", make_folder(tmp_path / "raw"), out)
     names = {file.name for file in out.iterdir()}
     shards = {"train-00000.parquet", "val-00000.parquet"}
-    assert names == shards | {"dataset.json", "lock", "notes.txt"}
+    assert names == shards | {"dataset.json", "source.parquet", "lock", "notes.txt"}
     assert open_dataset(str(out)).num("train") == 12
 
 
