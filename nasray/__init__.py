@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from nasray.api import (
         DesignSpace,
         RunDirectory,
+        check_data,
         import_data,
         load,
         load_supernet,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DesignSpace",
     "RunDirectory",
+    "check_data",
     "import_data",
     "load",
     "load_supernet",

@@ -37,7 +37,7 @@ MODULES = r"collections\.abc\.|typing\.|nasray\.config\.|['\"]"  # left out of s
 def page() -> str:
     """The text of docs/api.md."""
     parts = [INTRODUCTION]
-    functions = ("run", "open", "load", "load_supernet", "space", "import_data")
+    functions = ("run", "open", "load", "load_supernet", "space", "check_data", "import_data")
     for name in (*functions, "RunDirectory", "DesignSpace"):
         found = getattr(nasray, name)
         parts.append(_described(f"## nasray.{name}", found))

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +101,47 @@ def open(
         parsed = with_absolute_paths(parsed, data_path)
     check_names(parsed, origin)
     return RunDirectory(folder, parsed, data_path, address, verbose, origin)
+
+
+def check_data(source: AnyPath, *, kind: str = "") -> dict[str, Any]:
+    """Look through a data set before it is imported; return what `nasray data check --json` prints.
+
+    Args:
+        source: a folder, a tar, another file of images, a data set that was imported, or a job:
+            then what is held out is what the job says.
+        kind: of the source, as data.source in a job; without it, what `source` looks like.
+
+    Raises:
+        UserError: there is no data set, or it cannot be read.
+    """
+    from nasray.pipeline.run import check_names
+    from nasray.pipeline.stages import survey_shown
+
+    check_torch()
+    path = os.fspath(source)
+    if path.endswith(".toml") and not kind:
+        job = load_job(path)
+    else:
+        values = {"data": {"source": kind or _kind_of(path), "path": path}}
+        job = with_absolute_paths(parse_job(values, "nasray data check"))
+    check_names(job, path)
+    return survey_shown(job.data, seed=job.seed)
+
+
+def _kind_of(path: str) -> str:
+    """What data.source is for the data set at `path`, by its looks."""
+    if not storage.exists(path):
+        raise UserError(f"{path} does not exist; give a data set, or a job")
+    names: set[str] = set()
+    with suppress(NotADirectoryError):
+        names = set(storage.list_names(path))
+    if layout.DATASET in names:
+        return "parquet"
+    if names & {"dataset_info.json", "state.json", "dataset_dict.json"}:
+        return "huggingface"
+    by_suffix = {".csv": "csv", ".parquet": "table", ".tar": "tar"}
+    suffix = os.path.splitext(path)[1].lower()
+    return "imagefolder" if names else by_suffix.get(suffix, "imagefolder")
 
 
 def import_data(

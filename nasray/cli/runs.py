@@ -5,7 +5,7 @@ Nothing heavy is imported before a verb needs it: `nasray --help` must answer at
 
 import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 job_argument = click.argument("job")
 run_argument = click.argument("run_dir")
+MAX_ROWS = 40  # of classes, on the screen
 WEIGHTS = {  # by what result.json says was shipped
     "supernet": "With the supernet's weights",
     "fine-tuned": "Fine-tuned",
@@ -65,6 +66,41 @@ def data_import(source: str, destination: str, path: str, seed: int) -> None:
         f"{destination}: {info.num_train} training and {info.num_val} validation images, "
         f"{len(info.classes)} classes, {info.num_skipped} skipped"
     )
+    _print_findings(nasray.check_data(destination, kind="parquet"))
+
+
+@data.command("check")
+@click.argument("source")
+@click.option("--kind", type=click.Choice(list(SOURCES)), help="Of SOURCE: data.source of a job.")
+@click.option("--json", "as_json", is_flag=True, help="All of it as JSON.")
+def data_check(source: str, kind: str | None, as_json: bool) -> None:
+    """Look through the images of SOURCE: a folder, a tar, an imported data set, or a JOB.
+
+    Classes, sizes, what an import skips and why, equal pictures in two classes or in both train
+    and val, how many are held out, and how sure a top-1 on them is.
+    """
+    found = nasray.check_data(source, kind=kind or "")
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    counts = sorted(found["classes"].items(), key=lambda each: -sum(each[1].values()))
+    rows = [(name, *each.values()) for name, each in counts]
+    if len(rows) > MAX_ROWS:
+        half = MAX_ROWS // 2
+        rows = [*rows[:half], ("...", "", ""), *rows[-half:]]
+    width = max(len(name) for name in ("class", *(name for name, *_ in rows)))
+    click.echo(f"{'class':<{width}}  {'train':>7}  {'val':>7}")
+    for name, train, val in rows:
+        click.echo(f"{name:<{width}}  {train:>7}  {val:>7}")
+    _print_findings(found)
+
+
+def _print_findings(found: dict[str, Any]) -> None:
+    from nasray.data.survey import sentences
+
+    facts, problems = sentences(found)
+    for line in (*facts, *(f"Note: {problem}" for problem in problems)):
+        click.echo(line)
 
 
 @click.command()

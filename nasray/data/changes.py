@@ -89,7 +89,7 @@ def _first_difference(pictures: Pictures, dataset: Dataset, unchanged: set[str])
         )
     }
     common: list[Record] = []
-    for record in pictures:
+    for record in sorted(pictures, key=lambda each: each.name):
         if record.name not in imported:
             # Those that the import skipped are not new, unless they have become readable.
             if record.name not in unchanged and decodable(record):
@@ -101,6 +101,7 @@ def _first_difference(pictures: Pictures, dataset: Dataset, unchanged: set[str])
         common.append(record)
     if gone := imported.keys() - {record.name for record in common}:
         return f"{min(gone)} is gone"
+    common.sort(key=lambda each: imported[each.name][:2])  # as they are stored
     read = [record for record in common if record.name not in unchanged]
     if read:
         log.info("comparing %d images whose files were written since the import", len(read))

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from nasray.config import DataConfig
 from nasray.data import COLUMNS, GENERATED, IMPORTED, PUBLISHED, SOURCES, TABULAR, check_source
 from nasray.data.decoding import Undecodable, decode_with_notes
+from nasray.data.look import Look, look_at
 from nasray.data.shards import INFO_NAME, SCHEMA, DatasetInfo, Shard, read_info, write_stamps
 from nasray.data.source import (
     FAULTS,
@@ -37,7 +38,6 @@ from nasray.data.source import (
     pooled,
     why_unreadable,
 )
-from nasray.data.survey import Look, look_at
 from nasray.errors import UserError
 from nasray.storage import files as storage
 from nasray.storage import locks
@@ -237,6 +237,21 @@ class _Loaded:
     detail: str = ""
 
 
+def looked_at(
+    pictures: Pictures, show: Callable[[int, int], None]
+) -> Iterator[tuple[Record, Look]]:
+    """Decode every image as an import does, and keep none.
+
+    Adds to `pictures.skipped` those that cannot be read or decoded.
+    """
+    for done, (record, loaded) in enumerate(_load_checked(pictures), start=1):
+        show(done, len(pictures))
+        if loaded.look is None:
+            pictures.skipped.add(loaded.reason, record.name, loaded.detail)
+        else:
+            yield record, loaded.look
+
+
 def _load_checked(pictures: Pictures) -> Iterator[tuple[Record, _Loaded]]:
     """Load every image in a thread pool, in order."""
     num_threads = usable_cpus()
@@ -295,7 +310,7 @@ class _SplitWriter:
         self.num_bytes = 0  # of image, in `rows`
         self.writer: pq.ParquetWriter | None = None
 
-    def add(self, image: bytes, label: int, name: str, *look: int) -> None:
+    def add(self, image: bytes, label: int, name: str, *look: bytes | int) -> None:
         self.rows.append((image, label, name, *look))
         self.num_bytes += len(image)
         fewest, most = ROW_GROUP_IMAGES

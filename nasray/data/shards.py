@@ -24,7 +24,7 @@ SCHEMA = pa.schema(
         ("label", pa.int32()),
         ("name", pa.string()),
         ("picture", pa.int64()),  # hash of the decoded pixels
-        ("look", pa.int64()),  # survey.Look
+        ("gradients", pa.binary(32)),  # look.Look
         ("width", pa.int32()),  # pixels, upright
         ("height", pa.int32()),
     ]

@@ -3,7 +3,7 @@ and does nothing if its own result is there.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,14 +13,16 @@ from nasray import checkpoint
 from nasray.config import DataConfig
 from nasray.costs.operations import OpCount
 from nasray.costs.profile import micronet_rows, profile, total
+from nasray.data import IMPORTED
 from nasray.data.changes import difference, is_imported
 from nasray.data.importing import import_dataset
 from nasray.data.shards import DatasetInfo, read_info
 from nasray.data.splits import JobImages
+from nasray.data.survey import sentences, survey
 from nasray.errors import UserError
 from nasray.pipeline.run import Run
 from nasray.pipeline.search import answers, given_predictor, is_finished
-from nasray.progress import progress
+from nasray.progress import Show, progress
 from nasray.storage import files as storage
 from nasray.storage import layout
 from nasray.training.sampler import check_trained_widths
@@ -37,13 +39,19 @@ def prepare_data(run: Run) -> None:
     if run.job.data.source == "parquet":
         run.dataset  # noqa: B018  opened to be checked
         return
-    info = import_shown(run.job.data, run.data_path, seed=run.job.seed)
-    logger.info(
-        "data: %d training and %d validation images of %d classes",
-        info.num_train,
-        info.num_val,
-        len(info.classes),
-    )
+    if is_imported(run.data_path):
+        info = read_info(run.data_path)
+        logger.info(
+            "data: %d images of %d classes", info.num_train + info.num_val, len(info.classes)
+        )
+        return
+    import_shown(run.job.data, run.data_path, seed=run.job.seed)
+    imported = run.job.data.model_copy(update={"source": IMPORTED, "path": run.data_path})
+    facts, problems = sentences(survey(imported, run.job.seed))
+    for fact in facts:
+        logger.info("data: %s", fact)
+    for problem in problems:
+        logger.warning("data: %s", problem)
 
 
 def check_data(run: Run) -> None:
@@ -76,15 +84,20 @@ def check_data(run: Run) -> None:
             storage.remove(run.path(made))
 
 
+def survey_shown(config: DataConfig, *, seed: int) -> dict[str, Any]:
+    """Survey the images that `config` names behind a progress bar."""
+    with progress("check", 100) as show:
+        return survey(config, seed, _in_percent(show))
+
+
 def import_shown(config: DataConfig, destination: str, *, seed: int) -> DatasetInfo:
     """Import a data set behind a progress bar."""
     with progress("data", 100) as show:
-        return import_dataset(
-            config,
-            destination,
-            seed=seed,
-            show=lambda done, total: show(100 * done // max(total, 1), f"{done} images"),
-        )
+        return import_dataset(config, destination, seed=seed, show=_in_percent(show))
+
+
+def _in_percent(show: Show) -> Callable[[int, int], None]:
+    return lambda done, total: show(100 * done // max(total, 1), f"{done} images")
 
 
 def check(run: Run) -> None:
