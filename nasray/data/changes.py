@@ -11,7 +11,7 @@ import numpy as np
 
 from nasray.config import DataConfig
 from nasray.data import GENERATED, PUBLISHED
-from nasray.data.importing import INFO_NAME, decodable, made_of, open_source
+from nasray.data.importing import INFO_NAME, decodable, made_of, open_source, stamps_beside
 from nasray.data.shards import Dataset, open_dataset, read_stamps, write_stamps
 from nasray.data.source import SPLITS, Pictures, Record
 from nasray.errors import UserError, first_line
@@ -61,7 +61,8 @@ def difference(config: DataConfig, data_path: str, *, seed: int) -> str | None:
 
 
 def _compared(config: DataConfig, dataset: Dataset, seed: int) -> str | None:
-    before, now = read_stamps(dataset.path), storage.stamps(config.path)
+    before = read_stamps(dataset.path)
+    now = storage.stamps(config.path) | stamps_beside(config, dataset.path)
     if before == now:
         return None
     try:

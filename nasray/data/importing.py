@@ -8,6 +8,7 @@ it holds no data set.
 import hashlib
 import json
 import logging
+import os
 import pkgutil
 import re
 import zlib
@@ -24,7 +25,16 @@ from nasray.config import DataConfig
 from nasray.data import COLUMNS, GENERATED, IMPORTED, PUBLISHED, SOURCES, TABULAR, check_source
 from nasray.data.decoding import Undecodable, decode_with_notes
 from nasray.data.look import Look, look_at
-from nasray.data.shards import INFO_NAME, SCHEMA, DatasetInfo, Shard, read_info, write_stamps
+from nasray.data.shards import (
+    INFO_NAME,
+    SCHEMA,
+    DatasetInfo,
+    Shard,
+    Stamps,
+    open_dataset,
+    read_info,
+    write_stamps,
+)
 from nasray.data.source import (
     FAULTS,
     HARMLESS,
@@ -79,15 +89,24 @@ def import_dataset(
     if storage.exists(storage.join(destination, INFO_NAME)):
         return _complete(config, destination, options)
     pictures = open_source(config, seed)
-    found = {} if config.source in (*GENERATED, *PUBLISHED) else storage.stamps(config.path)
+    before = {} if config.source in (*GENERATED, *PUBLISHED) else storage.stamps(config.path)
     with locks.held(destination):
         if storage.exists(storage.join(destination, INFO_NAME)):  # meanwhile, by another
             return _complete(config, destination, options)
         info = write_shards(
             destination, pictures, source=config.source, seed=seed, options=options, show=show
         )
-        write_stamps(destination, found)
+        write_stamps(destination, before | stamps_beside(config, destination))
         return info
+
+
+def stamps_beside(config: DataConfig, data_path: str) -> Stamps:
+    """The stamps of the files that a table names, as far as they were imported to `data_path`."""
+    if config.source not in ("csv", "table"):
+        return {}
+    dataset = open_dataset(data_path)
+    names = [name for split in SPLITS for name in dataset.column(split, "name").to_pylist()]
+    return storage.stamps(os.path.dirname(storage.absolute(config.path)), names)
 
 
 def open_source(config: DataConfig, seed: int) -> Pictures:

@@ -8,6 +8,7 @@ import errno
 import json
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -158,25 +159,29 @@ def _walk(folder: str) -> tuple[list[str], list[str]]:
     return sorted(files), sorted(folders)
 
 
-def stamps(path: str) -> dict[str, tuple[int, int]]:
+def stamps(path: str, names: Sequence[str] | None = None) -> dict[str, tuple[int, int]]:
     """Size, in bytes, and time of the last change, in ns, of each file below the folder `path`.
 
-    Keys are paths relative to it, sorted; the key of a file `path` is "".
+    Keys are paths relative to it; the key of a file `path` is "". With `names`, only of those of
+    them that there are.
     """
     filesystem, place = resolve(path)
-    if filesystem.get_file_info(place).is_file:
-        names = [""]
-    else:
-        names, _ = list_below(path)
+    if names is None:
+        names = [""] if filesystem.get_file_info(place).is_file else list_below(path)[0]
     if isinstance(filesystem, fs.LocalFileSystem):
         found = {}
         for name in names:
-            with suppress(FileNotFoundError, PermissionError):  # removed meanwhile; not readable
+            # Removed meanwhile, not readable, or no name of a file.
+            with suppress(FileNotFoundError, PermissionError, NotADirectoryError, ValueError):
                 status = os.stat(os.path.join(place, name) if name else place)
                 found[name] = status.st_size, status.st_mtime_ns
         return found
     infos = filesystem.get_file_info([f"{place}/{name}".rstrip("/") for name in names])
-    return {name: (info.size, info.mtime_ns or 0) for name, info in zip(names, infos, strict=True)}
+    return {
+        name: (info.size or 0, info.mtime_ns or 0)
+        for name, info in zip(names, infos, strict=True)
+        if info.type != fs.FileType.NotFound
+    }
 
 
 def make_folder(folder: str) -> None:

@@ -138,3 +138,20 @@ def test_another_source_generator_or_way_of_dividing_is_a_difference(tmp_path):
     assert difference(drawn, str(tmp_path / "drawn"), seed=0) is None
     more = drawn.model_copy(update={"train_per_class": 3})
     assert "train_per_class = 2, not 3" in (difference(more, str(tmp_path / "drawn"), seed=0) or "")
+
+
+def test_a_table_and_the_files_that_it_names_are_compared(tmp_path):
+    root = make_folder(tmp_path / "raw")
+    files = sorted(root.rglob("*.png"))
+    rows = [f"{file.relative_to(tmp_path)},{file.parent.name}" for file in files]
+    table = tmp_path / "list.csv"
+    table.write_text("\n".join(["path,label", *rows]))
+    config = imported(tmp_path, "csv", table)
+    assert found(config, tmp_path) is None
+    rewrite(files[3], encode(77))
+    assert found(config, tmp_path) == f"{files[3].relative_to(tmp_path)} has changed"
+    import_again = tmp_path / "out/dataset.json"
+    import_again.unlink()
+    import_dataset(config, str(tmp_path / "out"), seed=0)
+    table.write_text("\n".join(["path,label", *rows[:-1], rows[-1].replace(",cat", ",bee")]))
+    assert "was of class 'cat' in train" in (found(config, tmp_path) or "")
