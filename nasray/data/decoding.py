@@ -35,8 +35,11 @@ UNSIGNED_FORMATS = ("IM", "IMT", "PCD", "SPIDER", "TGA")
 # value: 12 bits in a file of 16, 1 for floats up to 1.
 DEPTHS = (1, 2, 4, 8, 10, 12, 14, 16, 24, 32)  # bits
 
+Opaque = tuple[Image.Image, "np.ndarray | None"]  # RGB, and its alpha (height, width), 0..255
+
 # What is worth a word about a picture that is readable.
 FRAMES = "has several frames or pages, of which the first is taken"
+TRANSPARENT = "has transparent pixels, which show data.background"
 SCALED = "has integers or floats, scaled by the bits that its largest value needs"
 
 SAMPLE_FORMAT, PHOTOMETRIC = 339, 262  # TIFF
@@ -114,7 +117,7 @@ def decode(image: bytes, background: str = DEFAULT_BACKGROUND) -> Image.Image:
 def decode_with_notes(
     image: bytes, background: str = DEFAULT_BACKGROUND
 ) -> tuple[Image.Image, list[str]]:
-    """Decode as decode() does, and say what is worth a word: FRAMES, SCALED."""
+    """Decode as decode() does, and say what is worth a word: FRAMES, SCALED, TRANSPARENT."""
     ground = ImageColor.getrgb(background)
     try:
         with Image.open(io.BytesIO(image), formats=formats()) as picture:
@@ -123,16 +126,21 @@ def decode_with_notes(
             picture.load()  # the whole file, and with it a PNG's late EXIF
             orientation = picture.getexif().get(ORIENTATION_TAG)
             wide = _wide(picture, rawmode, image)
+            alpha = None
             if wide is not None:
                 notes += [SCALED] if wide.max() < 1 << 14 else []
-                rgb = _from_wide(wide, picture.info.get("transparency"), ground)
+                rgb, alpha = _from_wide(wide, picture.info.get("transparency"))
             elif picture.mode[0] in "IF" or _tag(picture, SAMPLE_FORMAT) == SIGNED:
                 notes += [SCALED] if picture.format != "PPM" else []
-                rgb = _from_values(picture, ground)
+                rgb, alpha = _from_values(picture)
             elif picture.has_transparency_data:
-                rgb = _from_transparent(picture, rawmode, ground)
+                rgb, alpha = _from_transparent(picture, rawmode)
             else:
                 rgb = picture if picture.mode == "RGB" else _to_rgb(picture)
+            if alpha is not None and alpha.min(initial=255) < 255:
+                notes.append(TRANSPARENT)
+                opaque, rgb = rgb, Image.new("RGB", rgb.size, ground)
+                rgb.paste(opaque, mask=Image.fromarray(alpha.astype(np.uint8)))
             if 0 in rgb.size:
                 raise Undecodable("has no pixels")
         return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb, notes
@@ -203,18 +211,16 @@ def _wide(picture: Image.Image, rawmode: str, image: bytes) -> np.ndarray | None
     return np.asarray(picture).astype(np.uint16) << 8 | lower
 
 
-def _from_wide(wide: np.ndarray, key: Any, ground: tuple[int, ...]) -> Image.Image:
+def _from_wide(wide: np.ndarray, key: Any) -> Opaque:
     has_alpha = wide.shape[-1] in (2, 4)
-    colours = wide[..., :-1] if has_alpha else wide
-    rgb = Image.fromarray(np.broadcast_to(_levels(colours), (*wide.shape[:2], 3)).copy())
+    levels = _levels(wide[..., :-1] if has_alpha else wide)
+    rgb = Image.fromarray(np.broadcast_to(levels, (*wide.shape[:2], 3)).copy())
     if has_alpha:
-        return _on_ground(rgb, _levels(wide[..., -1]), ground)
-    if key is not None:
-        return _on_ground(rgb, np.where((wide == key).all(-1), 0, 255), ground)
-    return rgb
+        return rgb, _levels(wide[..., -1])
+    return rgb, None if key is None else np.where((wide == key).all(-1), 0, 255)
 
 
-def _from_values(picture: Image.Image, ground: tuple[int, ...]) -> Image.Image:
+def _from_values(picture: Image.Image) -> Opaque:
     """Scale grey integers and floats to RGB."""
     values, kind = np.asarray(picture), _tag(picture, SAMPLE_FORMAT)
     if picture.mode == "L":
@@ -226,7 +232,7 @@ def _from_values(picture: Image.Image, ground: tuple[int, ...]) -> Image.Image:
     if picture.mode[0] in "IF" and _tag(picture, PHOTOMETRIC) == 0:
         levels = 255 - levels  # zero is white
     rgb, key = Image.fromarray(levels).convert("RGB"), picture.info.get("transparency")
-    return rgb if key is None else _on_ground(rgb, np.where(values == key, 0, 255), ground)
+    return rgb, None if key is None else np.where(values == key, 0, 255)
 
 
 def _levels(values: np.ndarray, largest: float | None = None) -> np.ndarray:
@@ -247,7 +253,7 @@ def _levels(values: np.ndarray, largest: float | None = None) -> np.ndarray:
     return ((values - low) / largest * 255).round().astype(np.uint8)
 
 
-def _from_transparent(picture: Image.Image, rawmode: str, ground: tuple[int, ...]) -> Image.Image:
+def _from_transparent(picture: Image.Image, rawmode: str) -> Opaque:
     key: Any = picture.info.get("transparency")
     if picture.mode in ("1", "L", "RGB") and not isinstance(key, bytes):  # one colour of a PNG
         pixels = np.asarray(picture.convert("L") if picture.mode == "1" else picture)
@@ -256,17 +262,9 @@ def _from_transparent(picture: Image.Image, rawmode: str, ground: tuple[int, ...
         elif picture.mode == "1":
             key = 255 if key else 0
         same = pixels == key
-        alpha = np.where(same.all(-1) if same.ndim == 3 else same, 0, 255)
-        return _on_ground(picture.convert("RGB"), alpha, ground)
+        return picture.convert("RGB"), np.where(same.all(-1) if same.ndim == 3 else same, 0, 255)
     rgba = picture.convert("RGBA")
-    return _on_ground(rgba.convert("RGB"), np.asarray(rgba.getchannel("A")), ground)
-
-
-def _on_ground(rgb: Image.Image, alpha: np.ndarray, ground: tuple[int, ...]) -> Image.Image:
-    """Composite `rgb` on a plain `ground` by `alpha` (height, width), 0..255."""
-    under = Image.new("RGB", rgb.size, ground)
-    under.paste(rgb, mask=Image.fromarray(alpha.astype(np.uint8)))
-    return under
+    return rgba.convert("RGB"), np.asarray(rgba.getchannel("A"))
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

@@ -240,9 +240,15 @@ def _columns(
             f"{origin}: column {image!r} holds {kind}, neither paths nor encoded images; set "
             f"data.image_column to one of {names}"
         )
+    label = chosen("label_column", "labels", [*labels, *LABEL_NAMES])
+    if schema.names and pa.types.is_nested(schema.field(label).type):
+        raise UserError(
+            f"{origin}: column {label!r} holds {schema.field(label).type}, not one class for each "
+            f"image; set data.label_column to one of {names}"
+        )
     return (
         image,
-        chosen("label_column", "labels", [*labels, *LABEL_NAMES]),
+        label,
         chosen("split_column", "splits", SPLIT_NAMES),
     )
 

@@ -55,7 +55,7 @@ def entries(file: NativeFile, origin: str) -> Iterator[tuple[str, Any]]:
                 archive.members = []  # type: ignore[attr-defined]
                 _unpack(member, root)
             end = archive.offset
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, EOFError) as error:  # the others by damaged headers
         head = file.read_at(8, 0)
         for begin, (kind, advice) in COMPRESSED.items():
             if head.startswith(begin):

@@ -4,6 +4,7 @@ import io
 import struct
 import sys
 import zlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image, ImageOps
 from nasray.data.decoding import (
     FRAMES,
     SCALED,
+    TRANSPARENT,
     Undecodable,
     decode,
     decode_with_notes,
@@ -203,7 +205,9 @@ def test_what_is_worth_a_word_is_said():
         if kind != "GIF":
             assert np.array_equal(np.asarray(picture), np.asarray(pages[0]))
     assert decode_with_notes(GREYS["8 bits in 16"][0])[1] == [SCALED]
-    assert decode_with_notes(encode(pages[0], "TIFF"))[1] == []
+    assert decode_with_notes(CLEAR["LA PNG"])[1] == [TRANSPARENT]
+    for plain_one in (pages[0], pages[0].convert("RGBA")):
+        assert decode_with_notes(encode(plain_one, "TIFF"))[1] == []
 
 
 def test_a_large_colour_profile_and_long_texts_are_no_damage():
@@ -222,6 +226,11 @@ def test_exif_orientation_is_applied(orientation, kind):
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(image))).convert("RGB")
     assert np.array_equal(np.asarray(decode(image)), np.asarray(expected))
     assert decode(image).size == ((32, 24) if orientation < 5 else (24, 32))
+
+
+def test_the_oldest_pillow_allowed_turns_a_tiff_once():
+    """Up to 10.0, its load() turned a TIFF and left the tag, so that decode() turned it again."""
+    assert '"pillow>=10.1"' in (Path(__file__).parents[2] / "setup.py").read_text()
 
 
 def test_orientation_is_applied_although_other_tags_are_malformed():

@@ -189,6 +189,9 @@ def test_a_wrong_kind_of_file_is_one_line(tmp_path, rows):
     table = write_parquet(tmp_path / "x.parquet", [{"path": 3, "label": "x"}])
     with pytest.raises(UserError, match="'path' holds int64, neither paths nor encoded images"):
         load("table", table, tmp_path / "out")
+    table = write_parquet(tmp_path / "x.parquet", [{"path": "a", "label": ["x", "y"]}])
+    with pytest.raises(UserError, match=r"'label' holds list<.*not one class for each image"):
+        load("table", table, tmp_path / "out")
     with pytest.raises(UserError, match=r"'lable': .* did you mean 'label'\?"):
         load("csv", path, tmp_path / "out", label_column="lable")
 
