@@ -276,6 +276,9 @@ class SearchConfig(Section):
     """Search. Defaults are the published genetic search (population and rates)."""
 
     algorithm: str = "genetic"  # a name in algorithms.ALGORITHMS
+    # What is maximised on the hold-out, a name in search.scores.FITNESS: the share of all images
+    # that is right, or the mean of that share over the classes.
+    fitness: Literal["top1", "balanced"] = "top1"
     # Of steady, evolution and bayesian: so many candidates are under way at once, on any number of
     # evaluators. More evaluators than that have nothing to do.
     lag: int = Field(16, ge=1)
@@ -326,6 +329,15 @@ class SearchConfig(Section):
                 'racing = true is for algorithm = "genetic" and "steady" without verify, got '
                 f"algorithm = {self.algorithm!r}{' with verify' if self.verify else ''}: only they "
                 "have parents that a candidate must beat; set it to false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _early_stopping_counts_images(self) -> "SearchConfig":
+        if self.racing and self.fitness != "top1":
+            raise ValueError(
+                "racing = true stops by the number of images that are right, which decides "
+                f'fitness = "top1" alone, got fitness = {self.fitness!r}; set one of the two back'
             )
         return self
 

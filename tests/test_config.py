@@ -79,6 +79,10 @@ def test_docs_tell_every_key_and_its_default():
             {"search": {"algorithm": "genetics", "racing": True}},
             "got algorithm = 'genetics': only they have parents",
         ),
+        (
+            {"search": {"racing": True, "fitness": "balanced"}},
+            "fitness = \"top1\" alone, got fitness = 'balanced'; set one of the two back",
+        ),
         ({"search": {"population_size": 1}}, "search.population_size: input should be greater"),
         ({"search": {"num_parents": 50}}, "num_parents must be below population_size = 50"),
         ({"search": {"limits": [{"cost": "macs"}]}}, "a limit needs `max`, `min` or both"),

@@ -206,6 +206,29 @@ def correct_mask(
     return torch.cat(guesses).cpu().numpy() == labels
 
 
+@torch.inference_mode()
+def predictions(
+    subnet: nn.Module, images: UInt8Images, *, batch_size: int, device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
+    """The class of each image by `subnet` (in eval mode), and its probability.
+
+    Returns int64 (n,), as correct_mask() compares them with labels: -1 where an output is not
+    finite; and float32 (n,).
+    """
+
+    def predict(batch: Tensor) -> Tensor:
+        with autocast(device):
+            outputs = subnet(_prepared(batch, None))
+        best = outputs.argmax(1, keepdim=True)
+        probability = outputs.float().softmax(1).gather(1, best)
+        best = best.where(outputs.isfinite().all(1, keepdim=True), -1)
+        return torch.cat([best.double(), probability.double()], 1)
+
+    found = torch.cat(list(on_batches(predict, images, batch_size, device, graphs=False)))
+    classes, probabilities = found.cpu().numpy().T
+    return classes.astype(np.int64), probabilities.astype(np.float32)
+
+
 def _prepared(batch: Tensor, resolution: int | None) -> Tensor:
     batch = normalize(batch)
     return batch if resolution is None else resized(batch, resolution)

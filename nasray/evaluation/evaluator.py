@@ -29,6 +29,7 @@ from nasray.evaluation.evaluate import evaluate
 from nasray.evaluation.pool import Pool
 from nasray.search.candidate import Evaluation
 from nasray.search.racing import CorrectnessModel, StoppingRule, measured
+from nasray.search.scores import FITNESS
 from nasray.spaces import make_space
 from nasray.spaces.space import Architecture
 
@@ -99,7 +100,7 @@ class Evaluator:
         return context.get_node_id()
 
     def evaluate(self, attempt: int, request: Request) -> Evaluation:
-        """Recalibrate BN for an architecture and measure its top-1.
+        """Recalibrate BN for an architecture and measure its fitness.
 
         Raises:
             EvaluationError: memory ran out, with the job's batch size and with half of it.
@@ -121,9 +122,12 @@ class Evaluator:
                 f"out of memory with search.batch_size = {size}, and with {sizes[-1]}: {reason}; "
                 "lower it, or give evaluators more memory"
             )
-        images, _ = self._images(request)
+        images, labels = self._images(request)
+        found = measured(correct, len(images), self._rule(request))
+        if request.rule is None:
+            found["fitness"] = FITNESS[self.task.job.search.fitness](correct, labels)
         return Evaluation(
-            **measured(correct, len(images), self._rule(request)),
+            **found,
             seconds=time.monotonic() - started,
             batch_size=batch_size,
             attempt=attempt,

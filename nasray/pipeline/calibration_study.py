@@ -33,7 +33,7 @@ def calibration_study(run: Run, num_archs: int, seed: int = 0) -> dict[str, Any]
     failed = [each.error for each in found if each.failed]
     if failed:
         raise EvaluationError(f"{len(failed)} evaluations failed; the last: {failed[-1]}")
-    fitness = np.array([each.fitness for each in found]).reshape(len(ways), -1)
+    fitness = np.array([each.top1 for each in found]).reshape(len(ways), -1)
     seconds = np.array([each.seconds for each in found]).reshape(len(ways), -1)
     rows = [
         {

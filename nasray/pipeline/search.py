@@ -243,13 +243,21 @@ def evaluate(run: Run, archs: Sequence[Architecture]) -> list[dict[str, Any]]:
         run.space.to_json,
     )
     return [
-        {"arch": run.space.to_json(arch), **_top1(found), **cost}
+        {"arch": run.space.to_json(arch), **_top1(run, found), **cost}
         for arch, found, cost in zip(archs, evaluations, costs, strict=True)
     ]
 
 
-def _top1(found: Evaluation) -> dict[str, Any]:
-    return {"top1": None, "error": found.error} if found.failed else {"top1": found.fitness}
+def _top1(run: Run, found: Evaluation) -> dict[str, Any]:
+    if found.failed:
+        return {"top1": None, "error": found.error}
+    return {"top1": found.top1, **_other_fitness(run, found)}
+
+
+def _other_fitness(run: Run, found: Evaluation) -> dict[str, float]:
+    """The fitness, where it is not top-1."""
+    name = run.job.search.fitness
+    return {} if name == "top1" else {f"{name}_top1": found.fitness}
 
 
 def _compare_with_random(
@@ -284,6 +292,7 @@ def _entry(run: Run, candidate: Candidate) -> dict[str, Any]:
         "arch": run.space.to_json(candidate.arch),
         "genes": list(candidate.arch),
         "fitness": candidate.fitness,
+        **({"top1": candidate.top1} if run.job.search.fitness != "top1" else {}),
         "generation": candidate.generation,
         **candidate.costs,
     }

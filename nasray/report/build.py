@@ -4,10 +4,14 @@ Shows whatever the run directory holds so far; every part is optional. Here each
 are computed, in the order of the page; templates/report.html.j2 is the page, which escapes them.
 """
 
+import base64
 import json
 import logging
+import math
 from statistics import mean
 from typing import Any
+
+import numpy as np
 
 from nasray.errors import UserError
 from nasray.report import figures
@@ -19,6 +23,7 @@ from nasray.report.page import (
     duration,
     embed,
     percent,
+    percent_of,
     plotly_script,
     render,
 )
@@ -26,14 +31,18 @@ from nasray.report.scatter import search_figure
 from nasray.report.tables import (
     WAYS,
     candidates_table,
+    classes_table,
     costs_of,
     exports_table,
     profile_tables,
     recipes_table,
     shipped_table,
 )
+from nasray.search.scores import Predictions, by_class
 from nasray.storage import files as storage
 from nasray.storage import layout
+
+MOST_CLASSES = 40  # in a figure of confusions
 
 logger = logging.getLogger(__name__)
 
@@ -54,13 +63,14 @@ def build_report(run_dir: str) -> str:
         "study": _study(run),
         "training": embed(figures.training_figure(run.curve), "training-plot") if run.curve else "",
         "retraining": _retraining(run),
+        "validation": _validation(run),
     }
     plain = {
         "tiles": _tiles(run),
         "winner": _winner(run),
         "candidates": _candidates(run),
         "profiles": profile_tables(run.networks),
-        "exports": exports_table(run.exports),
+        "exports": _exports(run),
     }
     if not any(figured.values()) and not any(plain.values()):
         raise UserError(f"{run_dir}: nothing to report yet; start with `nasray run JOB {run_dir}`")
@@ -102,9 +112,12 @@ def _tiles(run: RunContents) -> list[tuple[str, str, str]]:
         way = WAYS.get(retrained.get("shipped", "scratch"), "")
         note = f"winner, {way}" + (f"; {images:,} validation images" if images else "")
         tiles.append((percent(retrained["val_top1"]), "top-1", note))
+        balanced: float = retrained.get("val_balanced_top1") or retrained["val_top1"]
+        if not math.isclose(balanced, retrained["val_top1"]):
+            tiles.append((percent(balanced), "balanced top-1", "the mean over the classes"))
     elif winner or candidates:
         best = winner["fitness"] if winner else max(c.fitness for c in candidates)
-        tiles.append((percent(best), "top-1", "best subnet, supernet weights, hold-out images"))
+        tiles.append((percent(best), run.fitness, "best subnet, supernet weights, hold-out images"))
     costs = costs_of(retrained or winner or {})
     for cost, (label, _) in figures.COSTS.items():
         if costs.get(cost) is not None:
@@ -135,13 +148,16 @@ def _search(run: RunContents) -> Part:
         paired=run.paired,
         limits=run.search["limits"] if run.search else [],
         winners=[entry["genes"] for entry in run.answers or filter(None, [run.winner])],
+        measure=run.fitness,
     )
     failed = f" {run.num_failed} could not be evaluated." if run.num_failed else ""
     return {
         "note": "Every point is an architecture evaluated with the supernet's weights."
         f"{failed}{_stopped_early(run)}",
         "scatter": embed(scatter, "search-plot"),
-        "by_generation": embed(figures.generations_figure(run.generations), "generations-plot"),
+        "by_generation": embed(
+            figures.generations_figure(run.generations, run.fitness), "generations-plot"
+        ),
     }
 
 
@@ -172,12 +188,12 @@ def _baseline(run: RunContents) -> Part:
     average = mean(others)
     note = (
         f"On {baseline['num_images']:,} validation images, with the supernet's weights, the winner "
-        f"has {percent(winner)} top-1. {len(others)} random architectures within the same limits "
-        f"have {percent(average)} on average ({percent(min(others))} to "
+        f"has {percent(winner)} {run.fitness}. {len(others)} random architectures within the same "
+        f"limits have {percent(average)} on average ({percent(min(others))} to "
         f"{percent(max(others))}): the search gains {100 * (winner - average):+.2f} points and "
         f"beats {sum(winner > top1 for top1 in others)} of {len(others)}."
     )
-    plot = embed(figures.baseline_figure(others, winner), "baseline-plot")
+    plot = embed(figures.baseline_figure(others, winner, run.fitness), "baseline-plot")
     return {"note": note, "plot": plot}
 
 
@@ -185,14 +201,14 @@ def _candidates(run: RunContents) -> list[tuple[str, Table, str]]:
     """The tables of architectures: (title, table, note)."""
     cost = (run.search or {}).get("front_cost", "cost")
     label = figures.COSTS.get(cost, (cost,))[0]
-    note = f"No evaluated architecture beats one of these in both top-1 and {label}."
+    note = f"No evaluated architecture beats one of these in both {run.fitness} and {label}."
     listed = [
         ("The best for each limit", run.answers, ""),
         ("Pareto front", run.front, note),
         ("Best architectures", run.top, ""),
     ]
     return [
-        (title, candidates_table(entries, run.paired), note)
+        (title, candidates_table(entries, run.paired, run.fitness), note)
         for title, entries, note in listed
         if entries
     ]
@@ -233,6 +249,62 @@ def _study(run: RunContents) -> Part:
     header = ("calibration", "mean top-1", "Kendall's tau", "seconds")
     plot = embed(figures.study_figure(study["rows"]), "study-plot")
     return {"note": note, "plot": plot, "table": Table(header=header, rows=rows)}
+
+
+def _validation(run: RunContents) -> list[Part]:
+    """What each network says of the validation images: by class, and where it is most wrong."""
+    return [
+        _said(each.name, each.predictions, f"confusion-plot-{position}")
+        for position, each in enumerate(run.retrained)
+        if each.predictions
+    ]
+
+
+def _said(name: str, said: Predictions, plot: str) -> Part:
+    top1, images = by_class(said.correct, said.labels, len(said.classes))
+    top1, images = top1[images > 0], images[images > 0]
+    # The classes are independent samples, so the variances of their top-1 add up.
+    error = math.sqrt((top1 * (1 - top1) / images).sum()) / len(top1)
+    note = (
+        f"Top-1 {percent_of(said.top1, len(said.labels))}; balanced, which is the mean over the "
+        f"classes, {percent(said.balanced_top1)} ± {100 * error:.2f}. Classes have "
+        f"{images.min():,} to {images.max():,} images."
+    )
+    confusion, shown = said.confusion, np.arange(len(said.classes))
+    if len(shown) > MOST_CLASSES:
+        wrong = confusion - np.diag(confusion.diagonal())
+        most = np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")
+        shown = np.sort(most[:MOST_CLASSES])
+        note += f" The figure shows the {MOST_CLASSES} classes with the most confusions."
+    figure = figures.confusion_figure(
+        confusion[np.ix_(shown, shown)], [said.classes[label] for label in shown]
+    )
+    worst = [
+        {
+            "jpeg": base64.b64encode(jpeg).decode(),
+            "name": said.names[row],
+            "true": said.classes[said.labels[row]],
+            "predicted": said.classes[said.predicted[row]],
+            "probability": percent(float(said.probability[row])),
+        }
+        for row in said.most_confident_errors(len(said.labels)).tolist()
+        if (jpeg := said.thumbnails[row]) is not None
+    ]
+    return {
+        "name": name,
+        "note": note,
+        "plot": embed(figure, plot),
+        "table": classes_table(said),
+        "worst": worst,
+    }
+
+
+def _exports(run: RunContents) -> Part:
+    """The exported files, and what an image must go through to become their input."""
+    if not run.exports:
+        return None
+    inputs = {export["input"]["preprocessing"] for export in run.exports if "input" in export}
+    return {"table": exports_table(run.exports), "inputs": sorted(inputs)}
 
 
 def _retraining(run: RunContents) -> Part:

@@ -7,6 +7,7 @@ from typing import Any
 from nasray.errors import UserError
 from nasray.search.candidate import Candidate
 from nasray.search.history import History
+from nasray.search.scores import Predictions
 from nasray.storage import files as storage
 from nasray.storage import layout
 
@@ -21,6 +22,7 @@ class Retrained:
     result: Entry | None
     curves: list[Entry]
     profile: Entry | None
+    predictions: Predictions | None  # for the validation images
 
     @property
     def number(self) -> str:
@@ -90,6 +92,12 @@ class RunContents:
         return next(iter([*same, *self.results]), None)
 
     @property
+    def fitness(self) -> str:
+        """What the search maximised, in words."""
+        config = self.job["job"].get("search", {}) if self.job else {}
+        return "balanced top-1" if config.get("fitness") == "balanced" else "top-1"
+
+    @property
     def paired(self) -> bool:
         """Whether genes alternate between the operation and the channel scale of a block."""
         arch = self.winner["arch"] if self.winner else {}
@@ -130,7 +138,8 @@ def read_contents(run_dir: str) -> RunContents:
         top=_load_rows(run_dir, layout.TOP, *candidate),
         retrained=[_read_retrained(retrain, name) for name in storage.list_numbered(retrain)],
         exports=[
-            _load(export, name, "file", "bytes", "max_abs_diff", "num_images", "top1_agreement")
+            _load(export, name, "bytes", "max_abs_diff", "num_images", "top1_agreement")
+            | {"file": layout.exported(name.removesuffix(".json"), "onnx")}
             for name in exports
         ],
         predictor=_load(
@@ -143,6 +152,7 @@ def read_contents(run_dir: str) -> RunContents:
 
 
 def _read_retrained(folder: str, name: str) -> Retrained:
+    said = storage.join(folder, name, layout.PREDICTIONS)
     return Retrained(
         name=name,
         result=_load(folder, f"{name}/{layout.RESULT}", "arch", "genes", "val_top1"),
@@ -150,6 +160,7 @@ def _read_retrained(folder: str, name: str) -> Retrained:
             folder, f"{name}/{layout.CURVES}", "trial", "recipe", "stopped", "epochs"
         ),
         profile=_load(folder, f"{name}/{layout.PROFILE}", "rows", "totals", "micronet"),
+        predictions=Predictions.read(said) if storage.exists(said) else None,
     )
 
 

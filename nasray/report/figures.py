@@ -27,8 +27,11 @@ COSTS = {
 }
 
 
-def generations_figure(generations: Sequence[Sequence[Candidate]]) -> "Figure":
-    """Plot the best and the median fitness of each generation, and its middle half."""
+def generations_figure(generations: Sequence[Sequence[Candidate]], measure: str) -> "Figure":
+    """Plot the best and the median fitness of each generation, and its middle half.
+
+    `measure` says what the fitness is, such as "top-1".
+    """
     fitness = [100 * np.array([c.fitness for c in generation]) for generation in generations]
     numbers = [generation[0].generation for generation in generations]
     low, median, high = ([float(np.quantile(f, at)) for f in fitness] for at in (0.25, 0.5, 0.75))
@@ -46,13 +49,13 @@ def generations_figure(generations: Sequence[Sequence[Candidate]]) -> "Figure":
         _line(numbers, median, "median", GREY),
         _line(numbers, best, "best", BLUE),
     ]
-    figure = make_figure(traces, height=320, x="generation", y="top-1, %")
+    figure = make_figure(traces, height=320, x="generation", y=f"{measure}, %")
     figure.update_xaxes(dtick=1 if len(numbers) < 12 else None)
     return figure.update_layout(hovermode="x unified")
 
 
-def baseline_figure(random_top1: Sequence[float], winner_top1: float) -> "Figure":
-    """Mark every random architecture and the winner on one axis."""
+def baseline_figure(random_top1: Sequence[float], winner_top1: float, measure: str) -> "Figure":
+    """Mark every random architecture and the winner on one axis, which shows `measure`."""
 
     def marks(top1: Sequence[float], name: str, marker: dict[str, Any]) -> dict[str, Any]:
         hover = {"hovertemplate": f"%{{x:.2f}} %<extra>{name}</extra>"}
@@ -61,7 +64,7 @@ def baseline_figure(random_top1: Sequence[float], winner_top1: float) -> "Figure
     ticks = {"symbol": "line-ns-open", "size": 26, "color": GREY, "line": {"width": 2}}
     star = {"symbol": "star", "size": 16, "color": RED}
     traces = [marks(random_top1, "random", ticks), marks([winner_top1], "winner", star)]
-    figure = make_figure(traces, height=170, x="top-1, %")
+    figure = make_figure(traces, height=170, x=f"{measure}, %")
     return figure.update_yaxes(visible=False, range=[-1, 1])
 
 
@@ -137,6 +140,37 @@ def retraining_figure(trials: Sequence[dict[str, Any]]) -> "Figure":
             }
             traces.append(line)
     return make_figure(traces, height=340, x="epoch", y="top-1, %")
+
+
+def confusion_figure(confusion: np.ndarray, classes: Sequence[str]) -> "Figure":
+    """Plot the share of each true class (rows) that is taken for each class (columns).
+
+    `confusion` counts images, int (classes, classes).
+    """
+    number = len(classes)
+    shares = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    names = [escape(name if len(name) <= 24 else f"{name[:23]}…") for name in classes]
+    positions = list(range(number))
+    heatmap = {
+        "type": "heatmap",
+        "z": shares.round(2).tolist(),
+        "text": [
+            [f"{names[row]} as {names[column]}: {confusion[row, column]:,}" for column in positions]
+            for row in positions
+        ],
+        "hovertemplate": "%{text} images, %{z:.1f} % of the class<extra></extra>",
+        "zmin": 0,
+        "zmax": 100,
+        "colorscale": [[0, "rgba(61,127,217,0)"], [0.25, "rgba(61,127,217,0.55)"], [1, BLUE]],
+        "colorbar": {"title": {"text": "%"}, "thickness": 12},
+        "xgap": 1,
+        "ygap": 1,
+    }
+    height = 170 + number * max(12, min(34, 700 // number))
+    figure = make_figure([heatmap], height=height, x="predicted class", y="true class")
+    ticks = {"tickmode": "array", "tickvals": positions, "ticktext": names, "showgrid": False}
+    figure.update_xaxes(**ticks, tickangle=-45, automargin=True)
+    return figure.update_yaxes(**ticks, autorange="reversed", automargin=True)
 
 
 def _line(x: Sequence[float], y: Sequence[float | None], name: str, colour: str) -> dict[str, Any]:

@@ -72,6 +72,7 @@ def search_figure(
     paired: bool,
     limits: Sequence[dict[str, Any]],
     winners: Sequence[Sequence[int]],
+    measure: str,
 ) -> "Figure":
     """Plot all candidates and the Pareto front after each generation.
 
@@ -81,6 +82,7 @@ def search_figure(
         paired: whether genes alternate between operation and channel scale.
         limits: what the search was held to, as search.json has it.
         winners: genes of the architectures that are marked.
+        measure: what the fitness is, such as "top-1".
     """
     import plotly.graph_objects as go
 
@@ -103,7 +105,7 @@ def search_figure(
     }
     traces = _legend()
     for cost in costs:
-        hover = {"hovertemplate": _hover_text(cost)}
+        hover = {"hovertemplate": _hover_text(cost, measure)}
         traces.append(candidates | hover | _points(shown, cost))
         traces.append(FRONT | _points(fronts[cost][-1], cost))
         traces.append(WINNER | _points(marked, cost))
@@ -115,7 +117,7 @@ def search_figure(
     ]
     figure = finish(go.Figure(traces, frames=frames), height=520)
     figure.update_yaxes(
-        title_text="top-1 on the hold-out images, %",
+        title_text=f"{measure} on the hold-out images, %",
         range=_padded([100 * c.fitness for c in shown], 0.06),
         autorange=False,
     )
@@ -227,10 +229,11 @@ def _label(cost: str) -> str:
     return escape(COSTS.get(cost, (cost,))[0])  # plotly reads it as HTML
 
 
-def _hover_text(cost: str) -> str:
+def _hover_text(cost: str, measure: str) -> str:
     x = f"{_label(cost)} %{{x:{_format(cost)}}}"
     return (
-        f"%{{customdata[0]}}<br>top-1 %{{y:.2f}} %, {x}<extra>generation %{{customdata[1]}}</extra>"
+        f"%{{customdata[0]}}<br>{measure} %{{y:.2f}} %, {x}"
+        "<extra>generation %{customdata[1]}</extra>"
     )
 
 

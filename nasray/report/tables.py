@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from nasray.report import figures
 from nasray.report.contents import Entry, Retrained
 from nasray.report.drawing import arch_text
 from nasray.report.page import Table, amount, number, percent, percent_of
+from nasray.search.scores import Predictions, by_class
 
 # How a network got its weights, as result.json has it and as a reader does.
 WAYS = {
@@ -18,11 +20,11 @@ WAYS = {
 }
 
 
-def candidates_table(entries: Sequence[Entry], paired: bool) -> Table:
-    """Top-1, costs and genes of each; before them its limit, if the first has one."""
+def candidates_table(entries: Sequence[Entry], paired: bool, measure: str) -> Table:
+    """Fitness (`measure`), costs and genes of each; before them its limit, if the first has one."""
     costs = [name for name in figures.COSTS if costs_of(entries[0]).get(name) is not None]
     limited = bool(entries[0].get("limit"))
-    header = ["top-1", *(figures.COSTS[name][0] for name in costs), "architecture"]
+    header = [measure, *(figures.COSTS[name][0] for name in costs), "architecture"]
     rows = [
         [
             *([_limit(entry["limit"])] if limited else []),
@@ -79,6 +81,25 @@ def _top1(found: dict[str, Entry], way: str) -> str:
     return ""
 
 
+def classes_table(said: Predictions) -> Table:
+    """The top-1 of each class, the worst first, and what its images are most often taken for."""
+    top1, images = by_class(said.correct, said.labels, len(said.classes))
+    errors = said.confusion - np.diag(said.confusion.diagonal())
+    rows = []
+    for label in np.argsort(top1, kind="stable").tolist():  # those without images last
+        other, count = int(errors[label].argmax()), int(errors[label].max())
+        rows.append(
+            [
+                said.classes[label],
+                percent_of(top1[label], int(images[label])) if images[label] else "",
+                number(int(images[label])),
+                f"{said.classes[other]} ({count:,})" if count else "",
+            ]
+        )
+    header = ["class", "top-1", "images", "most often taken for"]
+    return Table(header=header, rows=rows, text_last=True)
+
+
 def recipes_table(retrained: Sequence[Retrained]) -> Table | None:
     """The best recipe of each network that was trained."""
     rows = [
@@ -107,7 +128,7 @@ def profile_tables(retrained: Sequence[Retrained]) -> list[dict[str, Any]]:
     ]
 
 
-def exports_table(exports: Sequence[Entry]) -> Table | None:
+def exports_table(exports: Sequence[Entry]) -> Table:
     """The exported files, each with how well it agrees with torch."""
     rows = [
         [
@@ -120,7 +141,7 @@ def exports_table(exports: Sequence[Entry]) -> Table | None:
         for entry in exports
     ]
     header = ["ONNX file", "size", "largest difference", "same top-1", "images compared"]
-    return Table(header=header, rows=rows) if rows else None
+    return Table(header=header, rows=rows)
 
 
 def _micronet_table(scores: Sequence[Entry]) -> Table | None:

@@ -14,9 +14,9 @@ FAILED = -np.inf  # fitness of what could not be evaluated
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The result of evaluating an architecture. `fitness` is top-1 on the hold-out images."""
+    """The result of evaluating an architecture on the hold-out images."""
 
-    fitness: float  # a fraction; FAILED if there is an error
+    fitness: float  # top-1 or what else search.fitness says, a fraction; FAILED with an error
     seconds: float = field(default=0.0, compare=False)
     images: int = 0  # evaluated: all, or fewer if it was stopped early
     slices: tuple[float, ...] = ()  # top-1 on each slice of them, in the order of evaluation
@@ -34,6 +34,13 @@ class Evaluation:
     def failed(self) -> bool:
         """Whether it could not be evaluated; `error` says why."""
         return self.fitness == FAILED
+
+    @property
+    def top1(self) -> float:
+        """The fraction of the images that is right, whatever the fitness is."""
+        if not self.correct or self.judged:
+            return self.fitness  # by early stopping, which goes by top-1 alone
+        return float(unpack(self.correct, self.images).mean())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,6 +35,7 @@ CALIBRATION_STUDY = "calibration.json"
 
 RETRAIN = "retrain"
 EXPORT = "export"
+EARLIER = "earlier"  # by number: RETRAIN, EXPORT and JOB as they were before the next retraining
 REPORT = "report.html"
 
 # In the folder of one retrained architecture.
@@ -42,6 +43,7 @@ GENES = "genes.json"
 MODEL = "model.pt"
 PROFILE = "profile.json"
 RESULT = "result.json"
+PREDICTIONS = "validation.parquet"
 # In the folder of one of its trials; CURVES is also, for all trials together, in the one above.
 TRIAL = "trial-"
 STATE = "state.pt"

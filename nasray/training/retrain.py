@@ -85,8 +85,12 @@ def _train(job: Job, task: dict[str, Any], name: str) -> dict[str, Any]:
     finished = [index for index, curve in enumerate(curves) if not curve["stopped"]]
     if not finished:
         reasons = {str(curve.get("failure", "it was stopped")) for curve in curves}
-        raise UserError(f"{folder}: no recipe trained to the end: {'; '.join(sorted(reasons))}")
-    best = max(finished, key=lambda index: (curves[index]["epochs"][-1]["holdout_top1"], -index))
+        raise UserError(
+            f"{folder}: no recipe trained to the end: {'; '.join(sorted(reasons))}; change "
+            "[retrain] in the job and run the same command again"
+        )
+    key = f"holdout_{job.search.fitness}"
+    best = max(finished, key=lambda index: (curves[index]["epochs"][-1][key], -index))
     result = _measure(job, trials[best], folder) | {"trial": best, "recipe": recipes[best]}
     result["seconds"] = sum(epoch["seconds"] for curve in curves for epoch in curve["epochs"])
     return result
@@ -186,7 +190,7 @@ def _tune(job: Job, trials: list[dict[str, Any]]) -> list[int]:
         trainable,
         param_space={"trial": tune.grid_search(trials)},
         tune_config=tune.TuneConfig(
-            metric="holdout_top1",
+            metric=f"holdout_{job.search.fitness}",
             mode="max",
             scheduler=ASHAScheduler(
                 time_attr="epoch",

@@ -22,7 +22,8 @@ from nasray.config import Job, parse_job
 from nasray.data.splits import JobImages
 from nasray.data.transforms import resized
 from nasray.devices import Compiled, can_compile, choose_kernels
-from nasray.evaluation.evaluate import recalibrate_bn, top1
+from nasray.evaluation.evaluate import recalibrate_bn
+from nasray.evaluation.validation import on_holdout, on_validation
 from nasray.spaces import make_space
 from nasray.spaces.space import Architecture, Space
 from nasray.spaces.supernet import build_subnet
@@ -82,9 +83,7 @@ def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: 
         report(_metrics(curves[-1]))
 
     def validate(epoch: int) -> dict[str, float | None]:
-        subnet.eval()
-        size = job.search.batch_size
-        return {"holdout_top1": top1(subnet, *images.holdout, batch_size=size, device=device)}
+        return on_holdout(subnet, images, device)
 
     compiles = config.compile and device == "cuda" and can_compile()
     network = Compiled(subnet) if compiles else subnet
@@ -116,38 +115,38 @@ def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: 
     except LossNotFiniteError as error:  # only this recipe has failed
         if rank == 0:
             storage.write_json(storage.join(trial["folder"], layout.FAILURE), str(error))
-        report({"epoch": config.epochs, "holdout_top1": 0.0})
+        report({"epoch": config.epochs, f"holdout_{job.search.fitness}": 0.0})
 
 
 @ray.remote
 def measure_on_validation(trial: dict[str, Any], path: str) -> dict[str, Any]:
     """Save at `path` the subnet of the best trial, or without epochs the supernet's subnet.
 
-    Returns its top-1 on all validation images, and that of the supernet's, if there is one.
+    Beside it, what it says of each validation image. Returns its top-1 on all of them, and that
+    of the supernet's, if there is one.
     """
     job = parse_job(trial["job"], trial["folder"])
     choose_kernels(deterministic=job.compute.deterministic)
     device = worker_device(job.compute.cpus_per_trial)
     space, arch, images = _arch_and_images(job, trial)
     found = {"arch": space.to_json(arch), "genes": list(arch), "shipped": job.retrain.way}
-
-    def measured(subnet: nn.Module) -> float:
-        size = job.search.batch_size
-        return top1(subnet.to(device).eval(), *images.validation, batch_size=size, device=device)
-
     if job.retrain.init == "supernet" or storage.exists(trial["supernet"]):
-        inherited = _with_supernet_weights(trial["supernet"], space, arch, images, device)
-        found["supernet_top1"] = measured(inherited)
+        subnet = _with_supernet_weights(trial["supernet"], space, arch, images, device)
+        said = on_validation(subnet, images, device)
+        found["supernet_top1"] = said.top1
     if job.retrain.epochs:
         subnet = build_subnet(space.decode(arch))
         state = checkpoint.load(storage.join(trial["folder"], layout.STATE))["state"]
         subnet.load_state_dict(state)
-        found["val_top1"] = measured(subnet)
-    else:
-        subnet, found["val_top1"] = inherited, found["supernet_top1"]
-    classes = list(images.dataset.classes)
-    checkpoint.save_subnet(path, space, arch, subnet.cpu(), classes=classes)
-    return found | {"num_val_images": len(images.parts.validation)}
+        said = on_validation(subnet.to(device), images, device)
+    said.write(storage.join(path.rpartition("/")[0], layout.PREDICTIONS))
+    extra = {"classes": list(said.classes), "background": job.data.background}
+    checkpoint.save_subnet(path, space, arch, subnet.cpu(), **extra)
+    return found | {
+        "val_top1": said.top1,
+        "val_balanced_top1": said.balanced_top1,
+        "num_val_images": len(said.labels),
+    }
 
 
 def _with_supernet_weights(
@@ -170,8 +169,5 @@ def _arch_and_images(job: Job, trial: dict[str, Any]) -> tuple[Space, Architectu
 
 def _metrics(epoch: dict[str, Any]) -> dict[str, Any]:
     # ASHA goes by "epoch", not by the number of reports: a resumed trial repeats old ones.
-    return {
-        "epoch": epoch["epoch"] + 1,
-        "holdout_top1": epoch["holdout_top1"],
-        "loss": epoch["loss"],
-    }
+    found = {key: value for key, value in epoch.items() if key.startswith("holdout_")}
+    return {"epoch": epoch["epoch"] + 1, "loss": epoch["loss"], **found}

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,20 @@ def test_memory_that_runs_out_halves_the_batch_once(evaluator, monkeypatch, word
     hungry.most = 5
     with pytest.raises(EvaluationError, match=f"batch_size = 20, and with 10: {words}; lower"):
         evaluator.evaluate(1, Request(arch=ARCHS[0]))
+
+
+def test_balanced_fitness_is_the_mean_over_the_classes_and_top1_stays_known(evaluator, make_job):
+    pixels, labels = evaluator.images.holdout
+    rows = np.argsort(labels, kind="stable")[:19]  # 8, 8 and 3 of three classes
+    evaluator.images.__dict__["holdout"] = pixels[rows], labels[rows]
+    plain = evaluator.evaluate(1, Request(arch=ARCHS[0]))
+    evaluator.task = replace(evaluator.task, job=make_job(search={"fitness": "balanced"}))
+    found = evaluator.evaluate(1, Request(arch=ARCHS[0]))
+    correct = unpack(found.correct, 19)
+    assert found.correct == plain.correct and 0 < correct.mean() < 1
+    by_class = [correct[:8].mean(), correct[8:16].mean(), correct[16:].mean()]
+    assert found.fitness == pytest.approx(np.mean(by_class)) != plain.fitness
+    assert found.top1 == plain.top1 == plain.fitness == correct.mean()
 
 
 def test_a_race_that_is_lost_judges_fewer_images_and_stays_below_the_bar(make_task, make_job):

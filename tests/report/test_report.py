@@ -1,14 +1,17 @@
 """A report shows what a run directory holds, whatever that is, and fetches nothing."""
 
+import io
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from nasray.errors import UserError
 from nasray.report import figures
@@ -16,6 +19,7 @@ from nasray.report.build import build_report
 from nasray.report.drawing import architecture_svg
 from nasray.search.candidate import Candidate, best_first, pareto_front
 from nasray.search.history import History
+from nasray.search.scores import Predictions
 from nasray.storage import files as storage
 
 NUM_GENERATIONS, POPULATION_SIZE = 12, 30
@@ -144,9 +148,28 @@ def write_retraining(run_dir: str, winner: Candidate) -> None:
 
 
 def write_export(run_dir: str) -> None:
-    export = {"file": f"{run_dir}/export/0.onnx", "bytes": 14_300_000, "max_abs_diff": 2.4e-6}
+    export = {"file": "/somewhere/else/0.onnx", "bytes": 14_300_000, "max_abs_diff": 2.4e-6}
     export |= {"num_images": 64, "top1_agreement": 1.0, "opset": 20}
+    export["input"] = {"preprocessing": "Scale the short side to 256 pixels."}
     storage.write_json(f"{run_dir}/export/0.json", export)
+
+
+def write_predictions(run_dir: str, classes: Sequence[str] = ("daisy", "rose", "tulip")) -> None:
+    """300 images of the first class and 10 of each other; of the latter, half are wrong."""
+    sizes = [300, *[10] * (len(classes) - 1)]
+    labels = np.repeat(np.arange(len(classes)), sizes)
+    predicted = labels.copy()
+    predicted[300::2] = 0
+    jpeg = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(jpeg, "JPEG")
+    Predictions(
+        classes=tuple(classes),
+        names=[f"val/{row}.jpg" for row in range(len(labels))],
+        labels=labels,
+        predicted=predicted,
+        probability=np.linspace(0.4, 0.99, len(labels), dtype=np.float32),
+        thumbnails=[jpeg.getvalue() if row in (316, 318) else None for row in range(len(labels))],
+    ).write(f"{run_dir}/retrain/0/validation.parquet")
 
 
 def write_run(run_dir: str) -> None:
@@ -154,13 +177,14 @@ def write_run(run_dir: str) -> None:
     write_training(run_dir)
     winner = write_search(run_dir)
     write_retraining(run_dir, winner)
+    write_predictions(run_dir)
     write_export(run_dir)
 
 
 class Tags(HTMLParser):
     """Collects tags with their attributes, and sees to it that they nest."""
 
-    EMPTY = ("meta", "input", "br", "line", "rect")  # without an end tag here
+    EMPTY = ("meta", "input", "br", "img", "line", "rect")  # without an end tag here
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -222,23 +246,69 @@ def test_a_whole_run_shows_every_part_and_starts_with_the_numbers(run_dir):
         "Best architectures",
         "Supernet training",
         "Retraining",
+        "Validation images, network 0",
         "Cost profile",
         "Export",
     ]
     tags = Tags(page)
     text = " ".join(tags.text)
     assert text.index("flowers-330M") < text.index("74.02 %") < text.index("Fitness by generation")
-    for shown in ("360", "50,000 validation images", "float16", "conv29", "10 of 10", "seed 7"):
+    assert "export/0.onnx" in text and "/somewhere/else" not in text
+    for shown in (
+        "360",
+        "50,000 validation images",
+        "float16",
+        "short side to 256 pixels",
+        "conv29",
+        "10 of 10",
+        "seed 7",
+    ):
         assert shown in text
     figures_shown = ["search-plot", "generations-plot", "baseline-plot", "training-plot"]
-    assert set(tags.ids()) >= {*figures_shown, "retraining-plot-0"}
+    assert set(tags.ids()) >= {*figures_shown, "retraining-plot-0", "confusion-plot-0"}
+
+
+def test_each_class_its_confusions_and_the_worst_images_are_shown(run_dir):
+    page = read_page(run_dir)
+    assert rows_of(page, "Validation images, network 0")[1:4] == [
+        ["rose", "50.00 % ± 15.81", "10", "daisy (5)"],
+        ["tulip", "50.00 % ± 15.81", "10", "daisy (5)"],
+        ["daisy", "100.00 % ± 0.00", "300", ""],
+    ]
+    text = " ".join(" ".join(Tags(page).text).split())
+    assert "Top-1 96.88 % ± 0.97; balanced, which is the mean over the classes, 66.67 % ±" in text
+    assert "daisy 98.82 % is tulip val/318.jpg" in text  # the one that it is most sure of
+    assert text.index("val/318.jpg") < text.index("val/316.jpg")
+
+
+def test_a_search_by_balanced_top1_says_so(tmp_path):
+    write_job(str(tmp_path))
+    write_search(str(tmp_path))
+    job = storage.read_json(str(tmp_path / "job.json"))
+    job["job"]["search"] = job["job"].get("search", {}) | {"fitness": "balanced"}
+    storage.write_json(str(tmp_path / "job.json"), job)
+    page = read_page(tmp_path)
+    assert "balanced top-1 on the hold-out images, %" in page
+    assert rows_of(page, "Pareto front")[0][0] == "balanced top-1"
+
+
+def test_of_many_classes_the_figure_shows_the_most_confused(tmp_path):
+    write_retraining(str(tmp_path), make_candidate(np.random.default_rng(0), 0))
+    write_predictions(str(tmp_path), [f"<b>{label}" for label in range(1000)])
+    page = read_page(tmp_path)
+    assert "b>0" not in Tags(page).names()
+    assert len(rows_of(page, "Validation images, network 0")) == 1001
+    assert "The figure shows the 40 classes with the most confusions" in page
+    assert len(page) < 1_000_000
 
 
 def test_the_page_names_no_other_place(run_dir):
     page = read_page(run_dir)
-    assert re.findall(r"(?:https?:)?//[\w.]+", page.replace("s3://images", "")) == []
+    text = re.sub('base64,[^"]*', "", page.replace("s3://images", ""))
+    assert re.findall(r"(?:https?:)?//[\w.]+", text) == []
     for tag, attributes in Tags(page).tags:
-        assert not {"src", "href"} & set(attributes), (tag, attributes)
+        inside = attributes.pop("src", "").startswith("data:image/jpeg;base64,")
+        assert inside == (tag == "img") and "href" not in attributes, (tag, attributes)
     assert "default-src 'none'" in page
 
 

@@ -21,6 +21,7 @@ from nasray.data.importing import import_dataset
 from nasray.data.splits import JobImages
 from nasray.errors import UserError
 from nasray.evaluation.evaluate import top1
+from nasray.search.scores import Predictions
 from nasray.storage import files as storage
 from nasray.training.retrain import draw_recipes, retrain
 from tests.conftest import (
@@ -74,6 +75,8 @@ def test_the_best_trial_is_tested_once_on_the_validation_folder(
     accuracy = top1(subnet, *images.validation, batch_size=job.search.batch_size)
     assert result["val_top1"] == accuracy
     assert result["num_val_images"] == 4 * 8
+    said = Predictions.read(f"{folder}/validation.parquet")
+    assert (said.top1, said.balanced_top1) == (accuracy, result["val_balanced_top1"])
     assert result["genes"] == list(arch)
     assert extra["classes"] == list(images.dataset.classes)
     recipes = draw_recipes(job.retrain, job.seed)

@@ -1,0 +1,123 @@
+"""How good predicted classes are: top-1, each class by itself, and the mean over the classes.
+
+Also the file of the predictions for the validation images, which the report shows.
+"""
+
+import io
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nasray.errors import UserError
+from nasray.storage import files as storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What a network says of n images of known classes.
+
+    A label is a position among `classes`; so is a prediction, or -1 where the network's outputs
+    are not finite.
+    """
+
+    classes: tuple[str, ...]
+    names: list[str]  # of the images, in the source of the data set
+    labels: np.ndarray  # int64 (n,)
+    predicted: np.ndarray  # int64 (n,)
+    probability: np.ndarray  # float32 (n,), of the predicted class
+    thumbnails: list[bytes | None]  # JPEG, of the most confident errors
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Which are right: bool (n,)."""
+        return self.predicted == self.labels
+
+    @property
+    def top1(self) -> float:
+        """The fraction that is right."""
+        return top1(self.correct, self.labels)
+
+    @property
+    def balanced_top1(self) -> float:
+        """The mean of the top-1 of each class."""
+        return balanced_top1(self.correct, self.labels)
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """How many images of class i are taken for class j: int64 (classes, classes).
+
+        Those without a prediction are left out.
+        """
+        number = len(self.classes)
+        known = self.predicted >= 0
+        pairs = self.labels[known] * number + self.predicted[known]
+        return np.bincount(pairs, minlength=number**2).reshape(number, number)
+
+    def most_confident_errors(self, number: int) -> np.ndarray:
+        """Positions of up to `number` wrong images, the greatest probability first."""
+        wrong = np.flatnonzero(~self.correct & (self.predicted >= 0))
+        return wrong[np.argsort(-self.probability[wrong], kind="stable")][:number]
+
+    def write(self, path: str) -> None:
+        """Write a Parquet file: a row for each image, the class names in the schema's metadata."""
+        columns = {
+            "name": pa.array(self.names, pa.string()),
+            "label": pa.array(self.labels, pa.int32()),
+            "predicted": pa.array(self.predicted, pa.int32()),
+            "probability": pa.array(self.probability, pa.float32()),
+            "thumbnail": pa.array(self.thumbnails, pa.binary()),
+        }
+        table = pa.table(columns, metadata={"classes": json.dumps(self.classes)})
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        storage.write(path, buffer.getvalue())
+
+    @classmethod
+    def read(cls, path: str) -> "Predictions":
+        """Read what write() has written.
+
+        Raises:
+            UserError: it is damaged, or another file.
+        """
+        try:
+            table = pq.read_table(io.BytesIO(storage.read(path)))
+            return cls(
+                classes=tuple(json.loads(table.schema.metadata[b"classes"])),
+                names=table["name"].to_pylist(),
+                labels=table["label"].to_numpy().astype(np.int64),
+                predicted=table["predicted"].to_numpy().astype(np.int64),
+                probability=table["probability"].to_numpy(),
+                thumbnails=table["thumbnail"].to_pylist(),
+            )
+        except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: damaged ({error}); remove the file") from None
+
+
+def by_class(correct: np.ndarray, labels: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """The top-1 of each of `number` classes, NaN of one without images, and their images.
+
+    Takes bool (n,) and int (n,); returns float64 and int64 (number,).
+    """
+    images = np.bincount(labels, minlength=number)
+    right = np.bincount(labels, weights=correct, minlength=number)
+    return np.divide(right, images, out=np.full(number, np.nan), where=images > 0), images
+
+
+def top1(correct: np.ndarray, labels: np.ndarray) -> float:
+    """The fraction of images that is right."""
+    return float(correct.mean())
+
+
+def balanced_top1(correct: np.ndarray, labels: np.ndarray) -> float:
+    """The mean of the top-1 of each class, over the classes that have images."""
+    found, images = by_class(correct, labels, int(labels.max()) + 1)
+    return float(found[images > 0].mean())
+
+
+# What a search may maximise, by the value of search.fitness: functions of which hold-out images
+# are right, bool (n,), and of their labels. One that needs more than that, such as a likelihood,
+# needs it from evaluation.evaluate.correct_mask() and a column of the history besides.
+FITNESS = {"top1": top1, "balanced": balanced_top1}
