@@ -278,18 +278,19 @@ class RunDirectory:
                     fit.sample(opened, sample)
             return fit.fit_predictor(opened)
 
-    def retrain(self) -> list[dict[str, Any]]:
+    def retrain(self, *, again: bool = False) -> list[dict[str, Any]]:
         """Give the answers of the search their weights, on the cluster; return their results.
 
         In the ways of the job's [retrain]: trained from scratch or from the supernet's weights
-        on, or the supernet's.
+        on, or the supernet's. With `again`, all of them anew, and [retrain] may have changed; what
+        is there is kept in earlier/.
 
         Raises:
             UserError: the search is not finished, or no recipe trained to the end.
         """
         from nasray.pipeline import stages
 
-        with self._working() as opened, self._cluster(opened):
+        with self._working(again=again) as opened, self._cluster(opened):
             return stages.retrain(opened)
 
     def export(self) -> list[dict[str, Any]]:
@@ -329,19 +330,18 @@ class RunDirectory:
 
     def results(self) -> list[dict[str, Any]]:
         """Return the results of the networks whose retraining has ended, in their order."""
-        return self._read_each(layout.RETRAIN, "{}/" + layout.RESULT)
+        names = storage.list_numbered(storage.join(self.folder, layout.RETRAIN))
+        paths = [storage.join(self.folder, layout.retrained(n, layout.RESULT)) for n in names]
+        return [storage.read_json(path) for path in paths if storage.exists(path)]
 
     def exports(self) -> list[dict[str, Any]]:
-        """Return the checks of the exported networks, in their order."""
-        return self._read_each(layout.EXPORT, "{}")
-
-    def _read_each(self, folder: str, pattern: str) -> list[dict[str, Any]]:
-        """The JSON files that `pattern` makes of the names in `folder`, where there are any."""
-        place = storage.join(self.folder, folder)
-        names = storage.list_numbered(place)
-        paths = [storage.join(place, pattern.format(name)) for name in names]
-        found = [path for path in paths if path.endswith(".json") and storage.exists(path)]
-        return [storage.read_json(path) for path in found]
+        """Return the checks of the exported networks, in their order, with where each "file" is."""
+        names = storage.list_numbered(storage.join(self.folder, layout.EXPORT))
+        return [
+            self.read(layout.exported(name, "json"))
+            | {"file": storage.join(self.folder, layout.exported(name, "onnx"))}
+            for name in (each.removesuffix(".json") for each in names if each.endswith(".json"))
+        ]
 
     def read(self, name: AnyPath) -> Any:
         """Return the content of one of the run's JSON files, e.g. "retrain/0/result.json".
@@ -355,10 +355,11 @@ class RunDirectory:
         return storage.read_json(path)
 
     @contextmanager
-    def _working(self, *, verify: bool | None = None) -> "Iterator[Run]":
+    def _working(self, *, verify: bool | None = None, again: bool = False) -> "Iterator[Run]":
         """Hold the run's lock, with its job checked against the recorded one.
 
         `verify` replaces the job's search.verify; None: by that of a search that was begun.
+        With `again`, what was retrained is set aside.
         """
         from nasray.pipeline.run import is_search_begun, opened, recorded_job
         from nasray.pipeline.stages import check_data
@@ -371,7 +372,7 @@ class RunDirectory:
             values = job.model_dump()
             values |= {"search": values["search"] | {"verify": verify}}
             job = parse_job(values, self.origin)
-        with opened(self.folder, job, None if job else self.data_path) as found:
+        with opened(self.folder, job, None if job else self.data_path, again=again) as found:
             check_data(found)
             yield found
 

@@ -4,6 +4,7 @@ Nothing heavy is imported before a verb needs it: `nasray --help` must answer at
 """
 
 import json
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -201,14 +202,22 @@ def fit_predictor(run_dir: str, sample: int, data_path: str | None, address: str
 @click.command()
 @job_argument
 @run_argument
+@click.option(
+    "--again",
+    is_flag=True,
+    help="Anew, by a [retrain] that may have changed; what is there is kept in RUN_DIR/earlier.",
+)
 @data_option
 @address_option
-def retrain(job: str, run_dir: str, data_path: str | None, address: str | None) -> None:
+def retrain(
+    job: str, run_dir: str, again: bool, data_path: str | None, address: str | None
+) -> None:
     """Give the answers of the search in RUN_DIR their weights, in the ways of [retrain].
 
     Trained from scratch or from the supernet's weights on, under Ray Tune, or the supernet's.
+    Until one of them is done, [retrain] and the *_trial* keys of [compute] may change.
     """
-    for result in _open(run_dir, job, data_path, address).retrain():
+    for result in _open(run_dir, job, data_path, address).retrain(again=again):
         click.echo(json.dumps(result))
 
 
@@ -265,8 +274,11 @@ def _summarise(run: "RunDirectory") -> None:
         )
     for result in run.results():
         costs, way = result["costs"], result.get("shipped", "scratch")
+        balanced = result.get("val_balanced_top1", result["val_top1"])
+        differs = not math.isclose(balanced, result["val_top1"])  # classes of different sizes
         click.echo(
-            f"{WEIGHTS[way]}: {result['val_top1']:.1%} top-1 on "
+            f"{WEIGHTS[way]}: {result['val_top1']:.1%} top-1"
+            f"{f' ({balanced:.1%} as the mean over the classes)' if differs else ''} on "
             f"{result['num_val_images']} validation images, {costs['params'] / 1e6:.2f} M "
             f"parameters, {costs['macs'] / 1e6:.1f} M MACs"
         )

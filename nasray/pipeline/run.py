@@ -3,6 +3,7 @@
 storage/layout.py names its files; the stages (stages.py) write them.
 """
 
+import logging
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from importlib.metadata import version
 
 from nasray import checkpoint
 from nasray.algorithms import ALGORITHMS
-from nasray.config import Job, SearchConfig, parse_job, with_absolute_paths
+from nasray.config import Job, RetrainConfig, SearchConfig, parse_job, with_absolute_paths
 from nasray.costs.latency import LatencyTable
 from nasray.costs.table import check_cost
 from nasray.data import check_source
@@ -28,6 +29,8 @@ from nasray.spaces.space import Space
 from nasray.storage import files as storage
 from nasray.storage import layout, locks
 from nasray.version import __version__
+
+logger = logging.getLogger(__name__)
 
 # Keys that may change when a run is resumed: the place of the data, and the part of the cluster
 # that is used, on which results do not depend.
@@ -44,11 +47,20 @@ FREE_KEYS = {
     ("compute", "evaluator_labels"),
 }
 
+# What retraining runs on. With all of [retrain], it may change until there is a retrained network.
+TRIAL_KEYS = {
+    ("compute", "cpus_per_trial"),
+    ("compute", "concurrent_trials"),
+    ("compute", "workers_per_trial"),
+}
+# Of [retrain]: these do not change what a trial that has begun does.
+NOT_OF_A_TRIAL = {"compile", "num_winners", "also"}
+
 START_KEYS = ("init", "teacher")  # of [supernet]: files, which may move but not change
 
 # All keys of [search] may change until something is evaluated, and all but these until the search
 # begins: the samples for a predictor depend on these.
-EVALUATION_KEYS = {"calibration_images", "batch_size", "latency_table"}
+EVALUATION_KEYS = {"calibration_images", "batch_size", "latency_table", "fitness"}
 
 
 @dataclass(frozen=True)
@@ -165,10 +177,13 @@ class Run:
 
 
 @contextmanager
-def opened(folder: str, job: Job | None = None, data_path: str | None = None) -> Iterator[Run]:
+def opened(
+    folder: str, job: Job | None = None, data_path: str | None = None, *, again: bool = False
+) -> Iterator[Run]:
     """Hold a run directory during the block; with a `job`, start a run or resume it.
 
-    Without a job, `data_path` is the new place of a data set that was moved.
+    Without a job, `data_path` is the new place of a data set that was moved. With `again`, what
+    was retrained is set aside, and the job may have another [retrain].
 
     Raises:
         UserError: another process holds it, it has no job, it was recorded with another one, or the
@@ -183,9 +198,14 @@ def opened(folder: str, job: Job | None = None, data_path: str | None = None) ->
         job = job or recorded
         if job is None or (recorded is None and _begun(folder)):
             raise UserError(f"{recorded_path} is gone; restore it, or use another folder")
+        if recorded is not None and again:
+            _check_same(recorded, job, folder, again=True)
+            _set_aside(folder)
         if recorded != job:
             if recorded is not None and _begun(folder):
                 _check_same(recorded, job, folder)
+                if _trials_differ(recorded, job):
+                    _set_aside(folder)
             else:
                 _check_start(job)  # before hours of import, as the decoder
                 for made in (layout.FINGERPRINT, layout.START):
@@ -250,25 +270,35 @@ def is_search_begun(folder: str) -> bool:
     return any(file.startswith((f"{SOURCE}-", f"{SINGLE}/{SOURCE}/")) for file in files)
 
 
-def _free_keys(folder: str) -> set[tuple[str, str]]:
-    """The keys of the job that may still change, by what has been evaluated."""
+def _free_keys(folder: str, *, again: bool) -> set[tuple[str, str]]:
+    """The keys of the job that may still change, by what has been evaluated and retrained."""
+    free = set(FREE_KEYS)
+    if again or not _is_retrained(folder):
+        free |= TRIAL_KEYS | {("retrain", key) for key in RetrainConfig.model_fields}
     if is_search_begun(folder):
-        return FREE_KEYS
+        return free
     files, _ = storage.list_below(storage.join(folder, layout.HISTORY))
     keys = set(SearchConfig.model_fields)
     notes = {layout.SUPERNET_DIGEST, layout.SEARCH_INPUTS}
     if {storage.join(layout.HISTORY, file) for file in files} - notes:
         keys -= EVALUATION_KEYS
-    return FREE_KEYS | {("search", key) for key in keys}
+    return free | {("search", key) for key in keys}
 
 
-def _check_same(recorded: Job, job: Job, folder: str) -> None:
+def _is_retrained(folder: str) -> bool:
+    """Whether a network has been retrained to the end."""
+    names = storage.list_names(storage.join(folder, layout.RETRAIN))
+    paths = [storage.join(folder, layout.retrained(name, layout.RESULT)) for name in names]
+    return any(map(storage.exists, paths))
+
+
+def _check_same(recorded: Job, job: Job, folder: str, *, again: bool = False) -> None:
     """Refuse to resume a run with another job.
 
     Raises:
         UserError: names the first difference.
     """
-    free = _free_keys(folder)
+    free = _free_keys(folder, again=again)
     old, new = recorded.model_dump(), job.model_dump()
     # More ways of retraining may be added.
     new["retrain"]["also"] = new["retrain"]["also"][: len(old["retrain"]["also"])]
@@ -283,10 +313,45 @@ def _check_same(recorded: Job, job: Job, folder: str) -> None:
         )
         for keys, before, after in pairs:
             if keys not in free and before != after and not _is_moved(folder, keys, after):
+                way_out = "use another run directory, or the recorded value"
+                if section == "retrain" or keys in TRIAL_KEYS:
+                    way_out = (
+                        f"use the recorded value, or `nasray retrain JOB {folder} --again`, which "
+                        f"keeps the networks that are there in {layout.EARLIER}/ and retrains"
+                    )
                 raise UserError(
                     f"{folder} was recorded with {'.'.join(keys)} = {before!r}, the job says "
-                    f"{after!r}; use another run directory, or the recorded value"
+                    f"{after!r}; {way_out}"
                 )
+
+
+def _trials_differ(recorded: Job, job: Job) -> bool:
+    """Whether a trial that was begun by one job cannot go on by the other."""
+    pairs = zip(recorded.retrain.ways, job.retrain.ways, strict=False)
+    return recorded.compute.workers_per_trial != job.compute.workers_per_trial or any(
+        before.model_dump(exclude=NOT_OF_A_TRIAL) != after.model_dump(exclude=NOT_OF_A_TRIAL)
+        for before, after in pairs
+    )
+
+
+def _set_aside(folder: str) -> None:
+    """Move what was retrained, and its exports, to RUN/earlier/<n>/, with the job of both."""
+    earlier = storage.join(folder, layout.EARLIER)
+    numbers = [int(name) for name in storage.list_names(earlier) if name.isdigit()]
+    place = storage.join(earlier, str(max(numbers, default=0) + 1))
+    # Exports first: should this be interrupted, none may be taken for one of a network to come.
+    found = [
+        name
+        for name in (layout.EXPORT, layout.RETRAIN)
+        if storage.exists(storage.join(folder, name))
+    ]
+    if not found:
+        return
+    content = storage.read(storage.join(folder, layout.JOB))
+    storage.write(storage.join(place, layout.JOB), content)
+    for name in found:
+        storage.move(storage.join(folder, name), storage.join(place, name))
+    logger.info("What was retrained before is in %s now", place)
 
 
 def _check_start(job: Job) -> None:

@@ -275,3 +275,18 @@ def remove(path: str) -> None:
         filesystem.delete_dir(place)
     elif info.type == fs.FileType.File:
         filesystem.delete_file(place)
+
+
+def move(path: str, target: str) -> None:
+    """Give a file or folder another name on the same storage; `target` must not exist.
+
+    An object store has no folders to rename: there, a folder is copied, then deleted.
+    """
+    filesystem, place = resolve(path)
+    _, there = resolve(target)
+    if filesystem.type_name in OBJECT_STORES:
+        fs.copy_files(place, there, filesystem, filesystem)
+        remove(path)
+        return
+    filesystem.create_dir(os.path.dirname(there), recursive=True)
+    filesystem.move(place, there)

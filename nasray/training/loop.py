@@ -336,8 +336,8 @@ class FiniteCheck:
     def _check(self, totals: Tensor) -> None:
         if not math.isfinite(loss := totals[0].item()):
             raise LossNotFiniteError(
-                f"the loss became {loss} in epoch {self.epoch + 1}; the last good checkpoint "
-                "is kept. Lower learning_rate or raise warmup_epochs, and use a new run directory"
+                f"the loss became {loss} in epoch {self.epoch + 1}; lower learning_rate or raise "
+                "warmup_epochs"
             )
 
 

@@ -250,7 +250,9 @@ def _train_worker(task: dict[str, Any]) -> str | None:
             device=device,
             seed=job.seed * world_size + rank,
         )
-    except (LossNotFiniteError, WorkersDifferError) as error:  # a restart would only repeat it
+    except LossNotFiniteError as error:  # a restart would only repeat it, as after the next one
+        return f"{error}, and use a new run directory"
+    except WorkersDifferError as error:
         return str(error)
     if rank == 0:
         path = storage.join(task["folder"], layout.SUPERNET)

@@ -3,6 +3,7 @@
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import PIL
 import pytest
@@ -71,3 +72,87 @@ def test_a_decoder_that_is_not_installed_is_refused_before_the_import(tmp_path: 
         with opened(str(tmp_path), job(decoder="torchcodec")):
             pass
     assert not (tmp_path / layout.JOB).exists()
+
+
+BEGUN = "retrain/0/trial-0/curves.json"
+RETRAIN = {"retrain": {"learning_rate": 0.1}, "compute": {}}
+CHANGES = [
+    {"retrain": {"learning_rate": 0.01}},
+    {"retrain": {"learning_rate": 0.1, "epochs": 7}},
+    {"retrain": {"learning_rate": [0.01, 0.1], "num_trials": 3}},
+    {"compute": {"workers_per_trial": 2}},
+    {"retrain": {"learning_rate": 0.1, "init": "supernet", "epochs": 1}},
+]
+
+
+def retraining_job(change: dict[str, Any]) -> Job:
+    return Job.model_validate({"data": {"source": "synthetic"}} | RETRAIN | change)
+
+
+def begin_retraining(folder: Path, *, done: bool = False) -> None:
+    """Leave behind what a retraining does that was interrupted, or has ended."""
+    with opened(str(folder), retraining_job({})):
+        storage.write_json(f"{folder}/{BEGUN}", [{"epoch": 0}])
+        if done:
+            storage.write_json(f"{folder}/retrain/0/result.json", {"val_top1": 0.5})
+            storage.write_json(f"{folder}/export/0.json", {"bytes": 1})
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_retraining_may_change_until_it_has_a_result_and_then_begins_anew(
+    change: dict[str, Any], tmp_path: Path
+):
+    begin_retraining(tmp_path)
+    with opened(str(tmp_path), retraining_job(change)) as run:
+        assert run.job == retraining_job(change)
+    assert not (tmp_path / "retrain").exists()  # its trials would go on by the other recipe
+    assert storage.read_json(f"{tmp_path}/earlier/1/{BEGUN}") == [{"epoch": 0}]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"compute": {"cpus_per_trial": 2}},
+        {"compute": {"concurrent_trials": 2}},
+        {"retrain": {"learning_rate": 0.1, "num_winners": 3}},
+        {"retrain": {"learning_rate": 0.1, "also": [{"init": "supernet"}]}},
+    ],
+)
+def test_a_trial_goes_on_where_its_recipe_is_the_same(change: dict[str, Any], tmp_path: Path):
+    begin_retraining(tmp_path)
+    with opened(str(tmp_path), retraining_job(change)):
+        assert (tmp_path / BEGUN).exists()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_results_of_retraining_are_kept_when_it_is_done_again(
+    change: dict[str, Any], tmp_path: Path
+):
+    begin_retraining(tmp_path, done=True)
+    advice = rf"`nasray retrain JOB {tmp_path} --again`"
+    with pytest.raises(UserError, match=advice):
+        with opened(str(tmp_path), retraining_job(change)):
+            pass
+    assert (tmp_path / "retrain/0/result.json").exists()
+    with opened(str(tmp_path), retraining_job(change), again=True):
+        pass
+    assert not (tmp_path / "retrain").exists() and not (tmp_path / "export").exists()
+    assert storage.read_json(f"{tmp_path}/earlier/1/retrain/0/result.json") == {"val_top1": 0.5}
+    assert storage.read_json(f"{tmp_path}/earlier/1/export/0.json") == {"bytes": 1}
+    recorded = storage.read_json(f"{tmp_path}/earlier/1/job.json")["job"]
+    assert Job.model_validate(recorded) == retraining_job({})
+    changed = retraining_job(change)
+    with opened(str(tmp_path), changed):
+        storage.write_json(f"{tmp_path}/retrain/0/result.json", {"val_top1": 0.6})
+    with opened(str(tmp_path), changed, again=True):
+        pass
+    assert storage.read_json(f"{tmp_path}/earlier/2/retrain/0/result.json") == {"val_top1": 0.6}
+
+
+def test_another_job_is_refused_before_anything_is_set_aside(tmp_path: Path):
+    begin_retraining(tmp_path, done=True)
+    with pytest.raises(UserError, match=r"supernet\.epochs"):
+        with opened(str(tmp_path), retraining_job({"supernet": {"epochs": 99}}), again=True):
+            pass
+    assert (tmp_path / "retrain/0/result.json").exists()
