@@ -1,6 +1,7 @@
 """Write a trained network as one ONNX file, and check that the file computes the same.
 
-The file is complete: it holds the weights, the class names and the normalisation of the input.
+The file is complete: it holds the weights, the normalisation of the input, the class names and
+how an image becomes an input, so that it reaches elsewhere the accuracy that was measured here.
 Imports no Ray; the packages of the [export] extra are imported when they are needed.
 """
 
@@ -15,14 +16,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from nasray.data.transforms import MEAN, STD
+from nasray.data.crop import MEAN, STD, short_side
+from nasray.data.decoding import DEFAULT_BACKGROUND
 from nasray.errors import UserError
 from nasray.storage import files as storage
 from nasray.version import __version__
 
 logger = logging.getLogger(__name__)
 
-OPSET = 20  # ONNX 1.15; read by onnxruntime 1.17 and later
+# Of ONNX 1.15, which onnxruntime reads from 1.17 on.
+OPSET, IR_VERSION = 20, 9
 # The largest allowed difference of a logit, relative to the largest logit. float32 rounds at 6e-8;
 # another order of sums over some 100 layers makes that 1e-7 to 1e-5, while a layer that differs
 # (in its epsilon, padding or activation) makes 1e-3 and more.
@@ -55,11 +58,13 @@ def export_onnx(
     classes: Sequence[str],
     metadata: dict[str, str],
     check_images: np.ndarray,  # uint8 (N, 3, resolution, resolution), RGB, N >= 2
+    background: str = DEFAULT_BACKGROUND,
 ) -> dict[str, Any]:
     """Write `model` to `path` (a file or a URI) if onnxruntime computes the same.
 
     The ONNX input "images" is float32 (batch, 3, resolution, resolution), RGB in 0..1; the output
-    "logits" is (batch, classes). Returns what export/<name>.json holds.
+    "logits" is (batch, classes). The file's metadata are `metadata` and input_metadata(). Returns
+    what export/<name>.json holds.
 
     Raises:
         ExportError: onnxruntime and torch disagree; then no file is at `path`.
@@ -73,12 +78,9 @@ def export_onnx(
     expected = _in_batches(_run_torch(network), check_images)
     if expected.shape[1] != len(classes):
         raise UserError(f"{path}: {len(classes)} classes, but the model has {expected.shape[1]}")
-    properties = {
-        "classes": json.dumps(list(classes)),
-        "resolution": str(resolution),
-        "nasray": __version__,
-    }
-    content = _to_onnx(network, resolution, metadata | properties)
+    properties = {"classes": json.dumps(list(classes)), "nasray": __version__}
+    how_to_feed = input_metadata(resolution, background)
+    content = _to_onnx(network, resolution, metadata | properties | how_to_feed)
     try:
         agreement = check_logits(expected, _run_onnx(content, check_images))
     except ExportError as error:
@@ -92,6 +94,30 @@ def export_onnx(
         **agreement,
         "num_images": len(check_images),
         "opset": OPSET,
+        "input": how_to_feed,
+    }
+
+
+def input_metadata(resolution: int, background: str = DEFAULT_BACKGROUND) -> dict[str, str]:
+    """How an image becomes the input of an exported network; docs/deploy.md explains the keys."""
+    short = short_side(resolution)
+    return {
+        "preprocessing": (
+            f"Decode to upright RGB, transparent parts on {background}. Scale the short side to "
+            f"{short} pixels, the long side in proportion and rounded down, with Pillow's BILINEAR "
+            f"(antialiased). Cut {resolution} x {resolution} out of the center. Divide by 255. "
+            "Order as batch, channel, row, column. The graph subtracts mean and divides by std."
+        ),
+        "resolution": str(resolution),
+        "resize": str(short),
+        "crop": str(resolution),
+        "interpolation": "bilinear",
+        "color_order": "RGB",
+        "scale": "1/255",
+        "normalization": "inside the graph",
+        "mean": json.dumps([round(value / 255, 6) for value in MEAN]),
+        "std": json.dumps([round(value / 255, 6) for value in STD]),
+        "background": background,
     }
 
 
@@ -145,6 +171,7 @@ def _to_onnx(network: nn.Module, resolution: int, metadata: dict[str, str]) -> b
         verbose=False,
     )
     program.model.metadata_props.update(metadata)
+    program.model.ir_version = IR_VERSION
     return program.model_proto.SerializeToString()
 
 

@@ -113,13 +113,26 @@ def test_the_file_stands_alone_and_says_what_it_is(tmp_path):
 
     file = onnx.load(path)
     onnx.checker.check_model(file)
-    assert {entry.key: entry.value for entry in file.metadata_props} == {
+    found = {entry.key: entry.value for entry in file.metadata_props}
+    assert "to 74 pixels" in found["preprocessing"] and "64 x 64" in found["preprocessing"]
+    assert {key: value for key, value in found.items() if key != "preprocessing"} == {
         "space": "shufflenet",
         "arch": "0-8-0-7",
         "classes": json.dumps(CLASSES),
-        "resolution": str(SIDE),
         "nasray": __version__,
+        "resolution": str(SIDE),
+        "resize": "74",
+        "crop": str(SIDE),
+        "interpolation": "bilinear",
+        "color_order": "RGB",
+        "scale": "1/255",
+        "normalization": "inside the graph",
+        "mean": "[0.48502, 0.457957, 0.407604]",
+        "std": "[0.228992, 0.224, 0.225]",
+        "background": "white",
     }
+    assert result["input"].items() <= found.items()
+    assert (file.ir_version, result["opset"]) <= (9, 20)  # onnxruntime 1.17 reads no later ones
     assert [(opset.domain, opset.version) for opset in file.opset_import] == [("", result["opset"])]
     (images,), (logits,) = file.graph.input, file.graph.output
     sizes = [size.dim_param or size.dim_value for size in images.type.tensor_type.shape.dim]

@@ -19,18 +19,21 @@ def short_side(resolution: int) -> int:
     return math.ceil(resolution / EVAL_CROP)
 
 
-def eval_box(size: tuple[int, int], resolution: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """How an image of `size`, (width, height), is cropped.
+def eval_box(
+    size: tuple[int, int], resolution: int, short: int | None = None
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """How an image of `size`, (width, height), is cropped, its short side scaled to `short`.
 
     Returns the size that it is scaled to, and the left and upper edge of the square there.
     """
-    width, height = (int(short_side(resolution) * side / min(size)) for side in size)
+    short = short or short_side(resolution)
+    width, height = (int(short * side / min(size)) for side in size)
     return (width, height), (round((width - resolution) / 2), round((height - resolution) / 2))
 
 
-def eval_crop(picture: Image.Image, resolution: int) -> np.ndarray:
-    """Scale and crop an RGB image: uint8 (3, resolution, resolution)."""
-    size, (left, top) = eval_box(picture.size, resolution)
+def eval_crop(picture: Image.Image, resolution: int, short: int | None = None) -> np.ndarray:
+    """Scale and crop an RGB image as eval_box() says: uint8 (3, resolution, resolution)."""
+    size, (left, top) = eval_box(picture.size, resolution, short)
     if is_giant(size):
         return _cropped_first(picture, size, left, top, resolution).transpose(2, 0, 1)
     scaled = np.asarray(picture.resize(size, RESAMPLING))

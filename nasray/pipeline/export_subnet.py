@@ -1,18 +1,21 @@
 """One subnet of a supernet as ONNX: within a run, or of a supernet and some images alone."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from nasray.data.decoding import Undecodable, decode
+from nasray.costs.profile import profile, total
+from nasray.data.decoding import DEFAULT_BACKGROUND, Undecodable, decode
 from nasray.data.folders import images_below
 from nasray.data.transforms import eval_transform
 from nasray.errors import UserError, first_line
 from nasray.evaluation.evaluate import recalibrate_bn
 from nasray.export import export_onnx, require_packages
+from nasray.spaces import describe
 from nasray.spaces.space import Architecture, Space
 from nasray.spaces.supernet import Supernet
 from nasray.storage import files as storage
@@ -57,15 +60,24 @@ def write_onnx(
     *,
     classes: Sequence[str],
     check_images: np.ndarray,
+    background: str = DEFAULT_BACKGROUND,
+    measured: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write `subnet`, the network of `arch`, with what the file says of itself; see export_onnx."""
+    """Write `subnet`, the network of `arch`, with what the file says of itself; see export_onnx.
+
+    `measured` are figures of its accuracy, where it has been measured.
+    """
+    options = {key: value for key, value in describe(space).items() if key != "name"}
+    said = {"space": space.name, "space_options": options, "arch": space.to_json(arch)}
+    said |= {"costs": total(profile(space, arch)), **(measured or {})}
     return export_onnx(
         subnet,
         path,
         resolution=space.resolution_of(arch),
         classes=classes,
-        metadata={"space": space.name, "arch": str(space.to_json(arch))},
+        metadata={k: v if isinstance(v, str) else json.dumps(v) for k, v in said.items()},
         check_images=check_images,
+        background=background,
     )
 
 

@@ -29,6 +29,9 @@ from nasray.training.sampler import check_trained_widths
 
 logger = logging.getLogger(__name__)
 
+# What an exported file says of its accuracy, of result.json.
+MEASURED = ("shipped", "val_top1", "val_balanced_top1", "num_val_images")
+
 
 def prepare_data(run: Run) -> None:
     """Import the data set into RUN/data, unless the job names an imported one.
@@ -141,7 +144,10 @@ def retrain(run: Run) -> list[dict[str, Any]]:
 
 
 def export(run: Run) -> list[dict[str, Any]]:
-    """Write each network of RUN/retrain/ as ONNX, checked against torch on validation images."""
+    """Write each network of RUN/retrain/ as ONNX, checked against torch on validation images.
+
+    The check of RUN/export/<k>.onnx is in <k>.json; what is returned also says where it lies.
+    """
     from nasray.pipeline.export_subnet import write_onnx
 
     exported = []
@@ -156,10 +162,20 @@ def export(run: Run) -> list[dict[str, Any]]:
             )
             resolution = space.resolution_of(arch)
             images, _ = JobImages(run.job, run.data_path, resolution).first_validation(64)
-            classes = extra["classes"]
-            found = write_onnx(space, arch, subnet, model, classes=classes, check_images=images)
-            storage.write_json(done, found)
-        exported.append(storage.read_json(done))
+            result = storage.read_json(run.path(layout.retrained(name, layout.RESULT)))
+            found = write_onnx(
+                space,
+                arch,
+                subnet,
+                model,
+                classes=extra["classes"],
+                check_images=images,
+                background=run.job.data.background,
+                measured={key: result[key] for key in MEASURED if key in result},
+            )
+            # No path of a run stands in its files, for a run may be moved.
+            storage.write_json(done, found | {"file": layout.exported(name, "onnx")})
+        exported.append(storage.read_json(done) | {"file": model})
     if not exported:
         raise UserError(f"{run.folder} has no retrained model; run `nasray retrain` first")
     return exported

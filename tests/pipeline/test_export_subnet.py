@@ -66,7 +66,10 @@ def test_the_file_computes_with_the_statistics_of_the_images(folder: Path, tmp_p
 
     metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert json.loads(metadata["classes"]) == list("abcd")
-    assert metadata["arch"] == str(SPACE.describe("largest"))
+    assert json.loads(metadata["arch"]) == SPACE.describe("largest")
+    assert json.loads(metadata["costs"])["macs"] == SPACE.costs("largest")["macs"]
+    options = {key: json.loads(metadata["space_options"])[key] for key in ("resolution",)}
+    assert (metadata["space"], options) == ("tiny", {"resolution": 32})
 
 
 def test_of_many_images_some_of_every_class_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch):
