@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         load,
         load_supernet,
         open,
+        predict,
         run,
         space,
     )
@@ -28,6 +29,7 @@ __all__ = [
     "load",
     "load_supernet",
     "open",
+    "predict",
     "run",
     "space",
 ]

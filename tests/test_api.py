@@ -38,6 +38,7 @@ def page() -> str:
     """The text of docs/api.md."""
     parts = [INTRODUCTION]
     functions = ("run", "open", "load", "load_supernet", "space", "check_data", "import_data")
+    functions += ("predict",)
     for name in (*functions, "RunDirectory", "DesignSpace"):
         found = getattr(nasray, name)
         parts.append(_described(f"## nasray.{name}", found))
@@ -279,7 +280,15 @@ def test_a_handle_reads_what_is_there(tmp_path: Path):
     storage.make_folder(f"{tmp_path}/retrain/11")
     assert run.front() == [{"macs": 1.0}]
     assert [result["name"] for result in run.results()] == ["9", "10"]
-    assert [check["file"] for check in run.exports()] == ["9", "10"]
+    files = [f"{tmp_path}/export/{name}.onnx" for name in (9, 10)]
+    assert [check["file"] for check in run.exports()] == files
+
+
+def test_a_run_that_was_moved_names_its_files_where_they_are_now(tmp_path: Path):
+    storage.write_json(f"{tmp_path}/first/export/0.json", {"file": f"{tmp_path}/first/0.onnx"})
+    (tmp_path / "first").rename(tmp_path / "second")
+    [check] = nasray.RunDirectory(f"{tmp_path}/second").exports()
+    assert check["file"] == f"{tmp_path}/second/export/0.onnx"
 
 
 @pytest.mark.ray

@@ -26,8 +26,8 @@ ARROWS = {
     "cli": "nasray pipeline algorithms search costs predictors spaces data cluster "
     "config storage progress errors",
     "nasray": "api version",
-    "api": "pipeline report export features pretrained checkpoint search costs spaces cluster "
-    "config storage errors",
+    "api": "pipeline report export features pretrained checkpoint search costs spaces "
+    "data cluster config storage errors",
     "pipeline": "training evaluation algorithms export predictors pretrained checkpoint search "
     "costs data spaces config storage progress errors version",
     "training": "evaluation checkpoint data spaces cluster config storage devices progress errors",

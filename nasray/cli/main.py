@@ -14,6 +14,7 @@ from nasray.cli import runs
 from nasray.cli.cluster import status, stop, submit
 from nasray.cli.front import front
 from nasray.cli.latency import latency, measure_latency
+from nasray.cli.predict import predict
 from nasray.cli.spaces import import_weights, profile, show, spaces
 from nasray.errors import EvaluationError, UserError
 
@@ -68,6 +69,7 @@ for verb in (
     runs.retrain,
     runs.export,
     runs.report,
+    predict,
     spaces,
     profile,
     show,

@@ -1,0 +1,225 @@
+"""The classes of images by a trained network, fed exactly as its accuracy was measured.
+
+An exported network needs no torch, which is not imported for it; a model.pt does.
+"""
+
+import itertools
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nasray.data.crop import eval_crop, short_side
+from nasray.data.decoding import DEFAULT_BACKGROUND, Undecodable, decode
+from nasray.data.folders import images_below
+from nasray.errors import UserError, first_line
+from nasray.storage import files as storage
+from nasray.storage import layout
+from nasray.storage.cpus import usable_cpus
+
+MAX_NAMED = 5  # files in one message
+
+AnyPath = str | os.PathLike[str]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A trained network, and how images become its input."""
+
+    run: Callable[[np.ndarray], np.ndarray]  # float32 (n, 3, side, side), 0..1, to logits
+    classes: tuple[str, ...]
+    resolution: int  # side of the input, pixels
+    short: int  # pixels to which the short side of an image is scaled
+    background: str  # under transparent pixels
+
+    def read(self, path: str) -> np.ndarray | str:
+        """The crop of the image at `path`, uint8 (3, side, side); or why there is none."""
+        try:
+            if storage.is_uri(path):
+                content = storage.read(path)
+            else:  # a name in any bytes
+                with open(path, "rb") as file:
+                    content = file.read()
+            return eval_crop(decode(content, self.background), self.resolution, self.short)
+        except (Undecodable, OSError) as error:
+            return getattr(error, "strerror", None) or first_line(error)
+
+    def probabilities(self, crops: list[np.ndarray]) -> np.ndarray:
+        """The probability of every class: float64 (n, classes)."""
+        logits = self.run(np.stack(crops).astype(np.float32) / 255).astype(np.float64)
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
+
+
+def predict(
+    model: AnyPath,
+    images: AnyPath | Iterable[AnyPath],
+    *,
+    top: int = 1,
+    batch_size: int = 32,
+) -> Iterator[dict[str, Any]]:
+    """Yield the classes of images, which are cropped exactly as for the validation top-1.
+
+    Each is {"image": path, "classes": [{"class": name, "probability": p}, ...]}, the most probable
+    class first, or {"image": path, "error": reason} for a file that cannot be read as an image.
+
+    Args:
+        model: an .onnx file of `nasray export`, which needs onnxruntime and no torch; a model.pt;
+            or a run directory, for the first network that it exported.
+        images: a file, a folder or several of them; a folder's images are taken however deep.
+        top: how many classes of each image.
+        batch_size: images that are computed at once.
+
+    Raises:
+        UserError: there is no such network, no image at all, or a number is not positive.
+    """
+    if top < 1 or batch_size < 1:
+        raise UserError(f"top = {top} and batch_size = {batch_size} must be 1 or more")
+    given = [images] if isinstance(images, str | os.PathLike) else images
+    network = open_network(os.fspath(model))
+    paths = find_images([os.fspath(path) for path in given])
+    return _predict(network, paths, top, batch_size)
+
+
+def _predict(
+    network: Network, paths: list[str], top: int, batch_size: int
+) -> Iterator[dict[str, Any]]:
+    with ThreadPoolExecutor(usable_cpus()) as pool:
+        for start in range(0, len(paths), batch_size):
+            batch = paths[start : start + batch_size]
+            found = list(pool.map(network.read, batch))
+            crops = [crop for crop in found if not isinstance(crop, str)]
+            rows = iter(network.probabilities(crops) if crops else ())
+            for path, crop in zip(batch, found, strict=True):
+                if isinstance(crop, str):
+                    yield {"image": path, "error": crop}
+                    continue
+                row = next(rows)
+                best = np.argsort(-row, kind="stable")[:top].tolist()
+                classes = [{"class": network.classes[k], "probability": row[k]} for k in best]
+                yield {"image": path, "classes": classes}
+
+
+def find_images(paths: Iterable[str]) -> list[str]:
+    """Replace each folder among `paths` by the images in it, however deep.
+
+    Raises:
+        UserError: there is none at all.
+    """
+    found = list(itertools.chain.from_iterable(_below(path) for path in paths))
+    if not found:
+        raise UserError("no images: name files, or folders that hold some")
+    return found
+
+
+def _below(path: str) -> list[str]:
+    if not _is_folder(path):
+        return [path]
+    images = images_below(path)
+    files = [storage.join(path, name) for name in storage.list_below(path)[0]]
+    if others := sorted(set(files) - set(images)):
+        shown = ", ".join(others[:MAX_NAMED])
+        more = f" and {len(others) - MAX_NAMED} more" if len(others) > MAX_NAMED else ""
+        logger.warning("Not taken for images: %s%s", shown, more)
+    return images
+
+
+def _is_folder(path: str) -> bool:
+    if not storage.is_uri(path):
+        return os.path.isdir(path)
+    filesystem, place = storage.resolve(path)
+    return not filesystem.get_file_info(place).is_file and bool(storage.list_names(path))
+
+
+def open_network(model: str) -> Network:
+    """Open an .onnx file that nasray exported, a model.pt, or the first network of a run.
+
+    Raises:
+        UserError: it is none of these, it is damaged, or what runs it is not installed.
+    """
+    if _is_folder(model):
+        model = _network_of_run(model)
+    if not storage.exists(model):
+        raise UserError(
+            f"{model} does not exist; give an .onnx file, a model.pt or a run directory"
+        )
+    return _open_torch(model) if model.endswith((".pt", ".pth")) else _open_onnx(model)
+
+
+def _network_of_run(folder: str) -> str:
+    names = storage.list_numbered(storage.join(folder, layout.EXPORT))
+    found = [storage.join(folder, layout.EXPORT, each) for each in names if each.endswith(".onnx")]
+    if not found:
+        names = storage.list_numbered(storage.join(folder, layout.RETRAIN))
+        paths = [storage.join(folder, layout.retrained(name, layout.MODEL)) for name in names]
+        found = [path for path in paths if storage.exists(path)]
+    if not found:
+        raise UserError(f"{folder} holds no trained network; `nasray status` says how far it is")
+    if len(found) > 1:
+        logger.info("%s, the first of %d networks there", found[0], len(found))
+    return found[0]
+
+
+def _open_onnx(path: str) -> Network:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UserError(f"{path} needs onnxruntime: pip install onnxruntime") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = usable_cpus()
+    try:
+        session = onnxruntime.InferenceSession(
+            storage.read(path), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime's have no class of their own to catch
+        raise UserError(f"{path}: not a readable ONNX file ({first_line(error)})") from None
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        return session.run(["logits"], {"images": batch})[0]
+
+    return _network(run, session.get_modelmeta().custom_metadata_map, path)
+
+
+def _open_torch(path: str) -> Network:
+    import torch
+
+    from nasray import checkpoint
+    from nasray.export import Normalised, input_metadata
+
+    space, arch, subnet, extra = checkpoint.load_subnet(path)
+    network = Normalised(subnet).eval()
+
+    @torch.inference_mode()
+    def run(batch: np.ndarray) -> np.ndarray:
+        return network(torch.from_numpy(batch)).numpy()
+
+    background = extra.get("background", DEFAULT_BACKGROUND)
+    metadata = input_metadata(space.resolution_of(arch), background)
+    return _network(run, metadata | {"classes": json.dumps(list(extra["classes"]))}, path)
+
+
+def _network(
+    run: Callable[[np.ndarray], np.ndarray], metadata: Mapping[str, str], path: str
+) -> Network:
+    """A network by the metadata of its file; older files do not say how images are scaled."""
+    try:
+        classes, resolution = json.loads(metadata["classes"]), int(metadata["resolution"])
+        short = int(metadata.get("resize", short_side(resolution)))
+    except (KeyError, ValueError):
+        raise UserError(
+            f"{path} does not say of which classes and pixels it is: no file of `nasray export`"
+        ) from None
+    return Network(
+        run=run,
+        classes=tuple(classes),
+        resolution=resolution,
+        short=short,
+        background=metadata.get("background", DEFAULT_BACKGROUND),
+    )
