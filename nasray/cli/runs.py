@@ -265,11 +265,13 @@ def _summarise(run: "RunDirectory") -> None:
 
     places = {"Report": layout.REPORT, "Pareto front": layout.FRONT}
     baseline = run.read(layout.SEARCH)["baseline"]
+    is_balanced = run.read(layout.JOB)["job"]["search"].get("fitness") == "balanced"
     click.echo()
     if baseline and baseline["random_mean_top1"] is not None:
         click.echo(
-            f"Searched subnet, supernet weights, {baseline['num_images']} validation images: "
-            f"{baseline['winner_top1']:.1%}; random subnets under the same limits: "
+            f"Searched subnet, supernet weights, {baseline['num_images']} validation images"
+            f"{', mean over the classes' if is_balanced else ''}: {baseline['winner_top1']:.1%}; "
+            "random subnets under the same limits: "
             f"{baseline['random_mean_top1']:.1%} (mean of {len(baseline['random_top1'])})"
         )
     for result in run.results():

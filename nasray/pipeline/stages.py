@@ -146,7 +146,8 @@ def retrain(run: Run) -> list[dict[str, Any]]:
 def export(run: Run) -> list[dict[str, Any]]:
     """Write each network of RUN/retrain/ as ONNX, checked against torch on validation images.
 
-    The check of RUN/export/<k>.onnx is in <k>.json; what is returned also says where it lies.
+    The check of RUN/export/<k>.onnx is in <k>.json; what is returned also says where it lies. An
+    export is made again if its network is another one by now.
     """
     from nasray.pipeline.export_subnet import write_onnx
 
@@ -156,10 +157,9 @@ def export(run: Run) -> list[dict[str, Any]]:
         if not storage.exists(run.path(layout.retrained(name, layout.RESULT))):
             continue  # still being trained
         done, model = (run.path(layout.exported(name, suffix)) for suffix in ("json", "onnx"))
-        if not (storage.exists(done) and storage.exists(model)):
-            space, arch, subnet, extra = checkpoint.load_subnet(
-                run.path(layout.retrained(name, layout.MODEL))
-            )
+        weights = run.path(layout.retrained(name, layout.MODEL))
+        if not _is_export_of(weights, done, model):
+            space, arch, subnet, extra = checkpoint.load_subnet(weights)
             resolution = space.resolution_of(arch)
             images, _ = JobImages(run.job, run.data_path, resolution).first_validation(64)
             result = storage.read_json(run.path(layout.retrained(name, layout.RESULT)))
@@ -174,11 +174,20 @@ def export(run: Run) -> list[dict[str, Any]]:
                 measured={key: result[key] for key in MEASURED if key in result},
             )
             # No path of a run stands in its files, for a run may be moved.
-            storage.write_json(done, found | {"file": layout.exported(name, "onnx")})
+            found |= {"file": layout.exported(name, "onnx"), "model": checkpoint.digest(weights)}
+            storage.write_json(done, found)
         exported.append(storage.read_json(done) | {"file": model})
     if not exported:
         raise UserError(f"{run.folder} has no retrained model; run `nasray retrain` first")
     return exported
+
+
+def _is_export_of(weights: str, done: str, model: str) -> bool:
+    """Whether the ONNX file `model` with its check `done` was made of `weights` as they are."""
+    if not (storage.exists(done) and storage.exists(model)):
+        return False
+    made_of = storage.read_json(done).get("model")
+    return not storage.exists(weights) or made_of == checkpoint.digest(weights)
 
 
 def profile_json(ops: Sequence[OpCount]) -> dict[str, Any]:

@@ -6,9 +6,12 @@ import sys
 import pytest
 from click.testing import CliRunner
 
+import nasray
 from nasray.algorithms import annealing
+from nasray.cli import runs
 from nasray.cli.main import main
 from nasray.spaces.tiny import Tiny
+from nasray.storage import files as storage
 from tests.predictors.test_predictor import random_predictor
 
 
@@ -231,3 +234,21 @@ def test_every_verb_explains_itself(invoke):
         result = invoke(verb, "--help")
         assert result.exit_code == 0
         assert len(result.output.splitlines()) > 4
+
+
+@pytest.mark.parametrize(
+    ("balanced", "said"), [(0.5, " (50.0% as the mean over the classes)"), (0.9, "")]
+)
+def test_a_finished_run_prints_balanced_top1_where_it_differs(tmp_path, capsys, balanced, said):
+    result = {"val_top1": 0.9, "val_balanced_top1": balanced, "num_val_images": 40}
+    result["costs"] = {"params": 1e6, "macs": 2e6}
+    storage.write_json(f"{tmp_path}/retrain/0/result.json", result)
+    baseline = {"num_images": 40, "winner_top1": 0.8, "random_top1": [0.7]}
+    storage.write_json(
+        f"{tmp_path}/search.json", {"baseline": baseline | {"random_mean_top1": 0.7}}
+    )
+    storage.write_json(f"{tmp_path}/job.json", {"job": {"search": {"fitness": "balanced"}}})
+    runs._summarise(nasray.RunDirectory(str(tmp_path)))
+    found = capsys.readouterr().out
+    assert f"Retrained from scratch: 90.0% top-1{said} on 40 validation images" in found
+    assert "40 validation images, mean over the classes: 80.0%; random subnets" in found
