@@ -164,19 +164,34 @@ class SupernetConfig(Section):
     num_val_archs: int = Field(4, ge=1)  # fixed architectures, the mean of whose top-1 is shown
     val_calibration_images: int = Field(2000, ge=2)
     val_every: int = Field(1, ge=1)  # epochs
-    # The subnets of a step: one, drawn uniformly; or the sandwich rule (BigNAS, Yu et al. 2020),
-    # the largest, the smallest and `sandwich_random` random ones, whose gradients are summed; or
-    # the largest alone, the way to a teacher.
-    sampling: Literal["uniform", "sandwich", "largest"] = "uniform"
+    # The subnets of a step (training/sampler.py): one, drawn uniformly; the sandwich rule (BigNAS,
+    # Yu et al. 2020), the largest, the smallest and `sandwich_random` random ones, whose gradients
+    # are summed; each operation of a block once, summed (FairNAS); one within search.limits; one
+    # of what the warm-up has opened, channels sorted by importance whenever narrower ones open
+    # (Once-for-All); or the largest alone, the way to a teacher.
+    sampling: Literal["uniform", "sandwich", "fair", "banded", "progressive", "largest"] = "uniform"
     sandwich_random: int = Field(2, ge=0)
     # The share of soft labels in the loss: those of `teacher`, for all subnets; without one,
     # those of the step's largest subnet, for the others (in-place distillation, ibid.).
     distillation: float = Field(0.0, ge=0, le=1)
+    # How far a subnet is from soft labels: by KL divergence, or AlphaNet's alpha-divergence.
+    distillation_loss: Literal["kl", "alpha"] = "kl"
     teacher: str = ""  # path of a supernet.pt, or of a model.pt of retraining
     # Before the supernet, train the largest subnet alone at space.resolution, to be the teacher.
     teacher_epochs: int = Field(0, ge=0)
     teacher_learning_rate: float = Field(0.05, gt=0)
     ema: float = Field(0.0, ge=0, lt=1)  # decay per step of the averaged weights kept; 0: none
+    # How the learning rate falls: as a cosine, or the sooner the fewer parameters a subnet has
+    # (DYNAS' complexity-aware learning rate).
+    schedule: Literal["cosine", "complexity"] = "cosine"
+    # Weight, at its highest, of the loss of a subnet that is worse than a smaller one of the step.
+    rank_loss: float = Field(0.0, ge=0)
+    clip_gradient_norm: float = Field(0.0, ge=0)  # L2, of a step's summed gradients; 0: not clipped
+
+    @property
+    def needs_sizes(self) -> bool:
+        """Whether training depends on how large a step's subnets are."""
+        return self.schedule == "complexity" or self.rank_loss > 0
 
     @property
     def has_teacher(self) -> bool:
@@ -216,6 +231,30 @@ class SupernetConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _opens_step_by_step(self) -> "SupernetConfig":
+        if self.sampling == "progressive" and self.epochs and not self.channel_warmup_epochs:
+            raise ValueError(
+                'sampling = "progressive" opens smaller choices step by step, and channel_warmup_'
+                'epochs = 0 opens all at once; set that to 3 or more, or sampling to "uniform"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_several(self) -> "SupernetConfig":
+        if self.rank_loss and self.sampling not in ("sandwich", "fair"):
+            raise ValueError(
+                f"rank_loss = {self.rank_loss} compares the subnets of a step, and sampling = "
+                f'"{self.sampling}" has one; set that to "fair" or "sandwich", or rank_loss to 0'
+            )
+        if self.rank_loss and self.distillation and not self.has_teacher:
+            raise ValueError(
+                f"rank_loss = {self.rank_loss} begins a step with its smallest subnet, and "
+                f"distillation = {self.distillation} with its largest, to teach the others; name a "
+                "`teacher`, or set one of the two to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _has_soft_labels(self) -> "SupernetConfig":
         if self.teacher and self.teacher_epochs:
             raise ValueError(
@@ -228,6 +267,11 @@ class SupernetConfig(Section):
             raise ValueError(
                 f"distillation = {self.distillation} needs soft labels: set sampling to "
                 '"sandwich", whose largest subnets give them, or name a `teacher`'
+            )
+        if self.distillation_loss != "kl" and not self.distillation:
+            raise ValueError(
+                f'distillation_loss = "{self.distillation_loss}" is of soft labels, and there are '
+                "none with distillation = 0; set that to 1.0, say, or leave distillation_loss out"
             )
         return self
 
@@ -460,6 +504,15 @@ class Job(Section):
     supernet: SupernetConfig = SupernetConfig()
     search: SearchConfig = SearchConfig()
     retrain: RetrainConfig = RetrainConfig()
+
+    @model_validator(mode="after")
+    def _banded_has_limits(self) -> "Job":
+        if self.supernet.sampling == "banded" and self.supernet.epochs and not self.search.limits:
+            raise ValueError(
+                'supernet.sampling = "banded" draws within search.limits, and there are none; add '
+                'one, such as [{ cost = "macs", max = 330e6 }], or set sampling to "uniform"'
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -129,6 +129,28 @@ def test_docs_tell_every_key_and_its_default():
         ),
         ({"supernet": {"init_sha256": "ab"}}, "init_sha256 is of the file `init`, which is not"),
         ({"supernet": {"distillation": 0.5}}, "distillation = 0.5 needs soft labels: set sampling"),
+        (
+            {"supernet": {"sampling": "progressive", "channel_warmup_epochs": 0}},
+            "opens smaller choices step by step, and channel_warmup_epochs = 0 opens all at once",
+        ),
+        (
+            {"supernet": {"rank_loss": 2}},
+            'rank_loss = 2.0 compares the subnets of a step, and sampling = "uniform" has one',
+        ),
+        (
+            {"supernet": {"rank_loss": 2, "sampling": "sandwich", "distillation": 1}},
+            "distillation = 1.0 with its largest, to teach the others; name a `teacher`, or",
+        ),
+        (
+            {"supernet": {"distillation_loss": "alpha"}},
+            'distillation_loss = "alpha" is of soft labels, and there are none with',
+        ),
+        (
+            {"supernet": {"sampling": "banded"}},
+            '"banded" draws within search.limits, and there',
+        ),
+        ({"supernet": {"sampling": "fair", "distillation": 1}}, "distillation = 1.0 needs soft"),
+        ({"supernet": {"sampling": "fiar"}}, "'fiar'; did you mean 'fair'"),
         ({"supernet": {"teacher_epochs": 2}}, "teaches nothing with distillation = 0; set it"),
         (
             {"supernet": {"teacher": "a.pt", "teacher_epochs": 2, "distillation": 1}},

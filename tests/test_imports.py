@@ -30,7 +30,8 @@ ARROWS = {
     "data cluster config storage errors",
     "pipeline": "training evaluation algorithms export predictors pretrained checkpoint search "
     "costs data spaces config storage progress errors version",
-    "training": "evaluation checkpoint data spaces cluster config storage devices progress errors",
+    "training": "evaluation checkpoint search data spaces cluster config storage devices "
+    "progress errors",
     "evaluation": "search checkpoint data spaces cluster config devices errors",
     "algorithms": "search spaces config",
     "report": "search storage errors",

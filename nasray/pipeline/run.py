@@ -62,6 +62,9 @@ START_KEYS = ("init", "teacher")  # of [supernet]: files, which may move but not
 # begins: the samples for a predictor depend on these.
 EVALUATION_KEYS = {"calibration_images", "batch_size", "latency_table", "fitness"}
 
+# And these until the supernet is trained, if that is with sampling = "banded".
+BAND_KEYS = {"limits", "latency_table", "algorithm", "verify"}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -275,6 +278,8 @@ def _free_keys(folder: str, *, again: bool) -> set[tuple[str, str]]:
     free = set(FREE_KEYS)
     if again or not _is_retrained(folder):
         free |= TRIAL_KEYS | {("retrain", key) for key in RetrainConfig.model_fields}
+def _free_keys(folder: str, recorded: Job) -> set[tuple[str, str]]:
+    """The keys of the job that may still change, by what has been evaluated."""
     if is_search_begun(folder):
         return free
     files, _ = storage.list_below(storage.join(folder, layout.HISTORY))
@@ -283,6 +288,10 @@ def _free_keys(folder: str, *, again: bool) -> set[tuple[str, str]]:
     if {storage.join(layout.HISTORY, file) for file in files} - notes:
         keys -= EVALUATION_KEYS
     return free | {("search", key) for key in keys}
+    is_trained = storage.exists(storage.join(folder, layout.SUPERNET))
+    if recorded.supernet.sampling == "banded" and not is_trained:
+        keys -= BAND_KEYS
+    return FREE_KEYS | {("search", key) for key in keys}
 
 
 def _is_retrained(folder: str) -> bool:
@@ -299,6 +308,7 @@ def _check_same(recorded: Job, job: Job, folder: str, *, again: bool = False) ->
         UserError: names the first difference.
     """
     free = _free_keys(folder, again=again)
+    free = _free_keys(folder, recorded)
     old, new = recorded.model_dump(), job.model_dump()
     # More ways of retraining may be added.
     new["retrain"]["also"] = new["retrain"]["also"][: len(old["retrain"]["also"])]

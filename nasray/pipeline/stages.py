@@ -25,7 +25,7 @@ from nasray.pipeline.search import answers, given_predictor, is_finished
 from nasray.progress import Show, progress
 from nasray.storage import files as storage
 from nasray.storage import layout
-from nasray.training.sampler import check_trained_widths
+from nasray.training.sampler import bands_of, check_sampling, check_trained_widths
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +104,9 @@ def _in_percent(show: Show) -> Callable[[int, int], None]:
 
 
 def check(run: Run) -> None:
-    """Refuse, before hours of training, what search would: limits, widths, the predictor."""
+    """Refuse, before hours of training, what search would, and a sampling that the space lacks."""
     run.limits.draw(1, np.random.default_rng(0), set())
+    check_sampling(run.space, run.job.supernet)
     check_trained_widths(run.space, run.job.supernet)
     given_predictor(run)
 
@@ -114,7 +115,8 @@ def train(run: Run) -> None:
     """Train the supernet into RUN/supernet.pt."""
     from nasray.training.supernet import train_supernet
 
-    train_supernet(run.job, run.folder, run.data_path)
+    bands = bands_of(run.limits, run.job.search) if run.job.supernet.sampling == "banded" else ()
+    train_supernet(run.job, run.folder, run.data_path, bands)
 
 
 def retrain(run: Run) -> list[dict[str, Any]]:

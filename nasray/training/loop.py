@@ -6,7 +6,7 @@ Imports no Ray. Training is data-parallel if torch.distributed is initialised.
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +24,11 @@ from nasray.training.gradients import GradientAverager, Slices
 
 # Maps normalised images (n, 3, height, width) to logits (n, classes).
 Forward = Callable[[Tensor], Tensor]
+# Of a subnet: where the logarithm of its parameters is from the smallest, 0, to the largest, 1, of
+# the space, and its MACs.
+Size = tuple[float, float]
+# Puts channels in another order, in place, in tensors that have the network's names.
+Reorder = Callable[[Mapping[str, Tensor]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +42,11 @@ class Recipe:
     weight_decay: float
     label_smoothing: float
     distillation: float = 0.0  # share of the soft labels in the loss, where there are any
+    distillation_loss: str = "kl"  # or "alpha": of those soft labels
     ema: float = 0.0  # decay per step of the averaged weights; 0: none
+    schedule: str = "cosine"  # or "complexity": learning_rate() has both
+    rank_loss: float = 0.0  # weight of rank_weight(); 0: none
+    clip_gradient_norm: float = 0.0  # the largest L2 norm of a step's gradients; 0: any
 
 
 class SizedBatches(Protocol):
@@ -67,8 +76,9 @@ def fit(
     resume: dict | None,
     device: str,
     seed: int,
-    begin_epoch: Callable[[int], None] = lambda epoch: None,
+    begin_epoch: Callable[[int], Reorder | None] = lambda epoch: None,
     slices: Callable[[int, int], Slices | None] = lambda epoch, step: None,
+    sizes: Callable[[int, int], Sequence[Size]] | None = None,
     teacher: Forward | None = None,
 ) -> list[dict]:
     """Train `network` for `recipe.epochs` and return one dict of metrics per epoch.
@@ -89,8 +99,11 @@ def fit(
         device: "cpu" or "cuda".
         seed: of dropout, different on each data-parallel worker.
         begin_epoch: called before an epoch; may change the weights, not the set of parameters.
+            What it returns is called with the network's tensors, their momenta and averages.
         slices: slices(epoch, step) -> what the passes use of the weights, in that order, and
             data-parallel workers average the gradients of; None: of all weights.
+        sizes: sizes(epoch, step) -> how large the subnet of each pass is; needed by the schedule
+            "complexity" and by a rank loss, for which MACs must ascend.
         teacher: gives the soft labels of all passes; without one, the first pass of a step gives
             those of the others.
 
@@ -121,7 +134,9 @@ def fit(
         # Dropout can only use torch's global generator. Seeding it per epoch makes a resumed
         # run draw what an uninterrupted one does.
         torch.manual_seed(seed * 1_000_003 + epoch)
-        begin_epoch(epoch)
+        if (reorder := begin_epoch(epoch)) is not None:
+            for tensors in (network.state_dict(), averaged.means, momenta_of(network, optimizer)):
+                reorder(tensors)
         data = batches(epoch)
         network.train()
         metrics = train_epoch(
@@ -135,6 +150,7 @@ def fit(
             device=device,
             averager=averager,
             slices=lambda step, epoch=epoch: slices(epoch, step),
+            sizes=sizes and (lambda step, epoch=epoch: sizes(epoch, step)),
             teacher=teacher,
             averaged=averaged,
         )
@@ -176,13 +192,38 @@ def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     return optimizer
 
 
-def learning_rate(recipe: Recipe, epoch: float) -> float:
-    """The rate at `epoch` (fractional): linear warm-up from 0, then cosine to 0."""
+def momenta_of(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The momentum of each parameter that has one, by its name."""
+    kept = {name: optimizer.state.get(param, {}) for name, param in network.named_parameters()}
+    return {name: state["momentum_buffer"] for name, state in kept.items() if state}
+
+
+def learning_rate(recipe: Recipe, epoch: float, place: float = 0.5) -> float:
+    """The rate at `epoch` (fractional): linear warm-up from 0, then cosine to 0.
+
+    With the schedule "complexity", by DYNAS (CVPR 2025), in place of the cosine (1 - t)^g of
+    the time t from 0 to 1, where g falls linearly from 4 for the smallest subnet to 1/4 for the
+    largest: small ones, which converge sooner, leave the shared weights to large ones. `place` is
+    where the logarithm of the subnet's parameters is between theirs.
+    """
     if epoch < recipe.warmup_epochs:
         return recipe.learning_rate * epoch / recipe.warmup_epochs
     remaining = max(recipe.epochs - recipe.warmup_epochs, 1e-9)
     done = (epoch - recipe.warmup_epochs) / remaining
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    done = min(done, 1.0)
+    if recipe.schedule == "complexity":
+        return recipe.learning_rate * (1 - done) ** (4 - 3.75 * place)
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def rank_weight(recipe: Recipe, epoch: int) -> float:
+    """The weight of the rank loss in `epoch`, from 0: rank_loss sin(0.8 pi epoch / epochs).
+
+    By PicoNAS, whose rank_loss is 2: of two subnets of a step a larger one with a higher loss than
+    the smaller one has that difference added to its loss. Losses say little at first, so the weight
+    begins at 0.
+    """
+    return recipe.rank_loss * math.sin(0.8 * math.pi * epoch / recipe.epochs)
 
 
 def make_scaler(device: str) -> torch.amp.GradScaler:
@@ -202,6 +243,7 @@ def train_epoch(
     device: str,
     averager: GradientAverager | None = None,
     slices: Callable[[int], Slices | None] = lambda step: None,
+    sizes: Callable[[int], Sequence[Size]] | None = None,
     teacher: Forward | None = None,
     averaged: "AveragedWeights | None" = None,
 ) -> dict[str, float]:
@@ -209,30 +251,43 @@ def train_epoch(
 
     A step sums the gradients of all `passes(step)`. Data-parallel workers average those of
     `slices(step)` by `averager`; the metrics are means over the passes and the images of all
-    workers.
+    workers. Where passes have different rates, the step's is the highest, and lower ones scale the
+    losses.
     """
     sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, correct, images
     check = FiniteCheck(epoch)
     for step, (images, labels) in enumerate(prefetched(batches, device)):
-        rate = learning_rate(recipe, epoch + step / num_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        clear_gradients(optimizer)
         images, forwards = normalize(images), passes(step)
+        drawn = sizes(step) if sizes else [(0.5, 0.0)] * len(forwards)
+        rates = [learning_rate(recipe, epoch + step / num_steps, place) for place, _ in drawn]
+        for group in optimizer.param_groups:
+            group["lr"] = max(rates)
+        clear_gradients(optimizer)
         soft_labels = None if teacher is None else _soft_labels(teacher, images, device)
+        latest = torch.zeros((), device=device)  # loss of the latest pass, over all workers
         for index, forward in enumerate(forwards):
             with autocast(device):
                 logits = forward(images)
                 loss = loss_of(logits, labels, soft_labels, recipe)
+            sums[0] += loss.detach() * (len(labels) / len(forwards))
+            if recipe.rank_loss:
+                smaller, latest = latest, _over_workers(loss.detach())
+                if index and drawn[index - 1][1] < drawn[index][1]:  # MACs
+                    loss = loss * (1 + rank_weight(recipe, epoch) * (latest > smaller))
+            if rates[index] < max(rates):
+                loss = loss * (rates[index] / max(rates))
             if averager is not None and index == len(forwards) - 1:
                 averager.begin(lambda step=step: slices(step))
             scaler.scale(loss).backward()
             if soft_labels is None and recipe.distillation:
                 soft_labels = logits.detach().float().softmax(1)
-            sums[0] += loss.detach() * (len(labels) / len(forwards))
             sums[1] += (logits.argmax(1) == labels).sum() / len(forwards)
         if averager is not None:
             averager.finish()
+        if recipe.clip_gradient_norm:
+            scaler.unscale_(optimizer)
+            params = (param for group in optimizer.param_groups for param in group["params"])
+            nn.utils.clip_grad_norm_(params, recipe.clip_gradient_norm)
         scaler.step(optimizer)
         scaler.update()
         if averaged is not None:
@@ -252,8 +307,36 @@ def loss_of(logits: Tensor, labels: Tensor, soft_labels: Tensor | None, recipe: 
     loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
     if soft_labels is None:
         return loss
-    soft_loss = F.cross_entropy(logits, soft_labels)
-    return (1 - recipe.distillation) * loss + recipe.distillation * soft_loss
+    distance = alpha_divergence if recipe.distillation_loss == "alpha" else F.cross_entropy
+    return (1 - recipe.distillation) * loss + recipe.distillation * distance(logits, soft_labels)
+
+
+ALPHA_CLIP = 5.0  # of the importance weight of one class, by AlphaNet
+
+
+def alpha_divergence(logits: Tensor, soft_labels: Tensor) -> Tensor:
+    """The mean over images of the adaptive alpha-divergence from `soft_labels` to softmax(logits).
+
+    AlphaNet (Wang et al. 2021, arXiv 2102.07954). With the teacher's p, the student's q and
+    w = p / q the divergence is sum q (f(w) - f(1)): f = w log w for alpha = 1, which is KL(p, q)
+    and dear where the student is not sure enough; f = 1 / (2 w) for alpha = -1, dear where it is
+    too sure. An image counts by the larger of the two. The gradient is that of -sum q rho log q
+    through log q alone, with rho = w, or 1 / 2 - 1 / w, where 1 / w is clipped to ALPHA_CLIP lest
+    few classes rule a batch.
+
+    Args:
+        logits: of the student, (n, classes).
+        soft_labels: probabilities of the teacher, (n, classes).
+    """
+    log_q = logits.float().log_softmax(1)
+    q, log_q_fixed = log_q.detach().exp(), log_q.detach()
+    inverse = (q / soft_labels).clamp(max=ALPHA_CLIP)  # 1 / w; NaN is 0 / 0
+    inverse = inverse.nan_to_num(nan=1.0)
+    kl = torch.xlogy(soft_labels, soft_labels).sum(1) - (soft_labels * log_q_fixed).sum(1)
+    other = (q * (inverse - 1) / 2).sum(1)
+    weights = torch.where((kl > other)[:, None], soft_labels, q * (0.5 - inverse))
+    surrogate = -(weights * log_q).sum(1)
+    return (torch.maximum(kl, other) + surrogate - surrogate.detach()).mean()
 
 
 @torch.no_grad()

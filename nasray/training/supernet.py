@@ -14,7 +14,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
@@ -45,20 +45,24 @@ from nasray.devices import choose_kernels
 from nasray.errors import UserError
 from nasray.evaluation.evaluate import evaluate
 from nasray.progress import following
+from nasray.search.limits import Limits
 from nasray.spaces import make_space, space_class
 from nasray.spaces.space import Architecture
 from nasray.spaces.supernet import Supernet
 from nasray.storage import files as storage
 from nasray.storage import layout
+from nasray.training.channels import sorting
 from nasray.training.gradients import Slices, union
-from nasray.training.loop import Forward, LossNotFiniteError, Recipe, fit
-from nasray.training.sampler import fixed_architectures, lowest_scale, sample
+from nasray.training.loop import Forward, LossNotFiniteError, Recipe, Reorder, Size, fit
+from nasray.training.sampler import fixed_architectures, lowest_scale, sample, sizes_of
 from nasray.training.teacher import load_teacher
 from nasray.training.workers import check_batches, resumed, scaling, use_own_gpu
 
 
-def train_supernet(job: Job, run_dir: str, data_path: str) -> str:
+def train_supernet(job: Job, run_dir: str, data_path: str, bands: Sequence[Limits] = ()) -> str:
     """Train the supernet of `job` into RUN/supernet.pt, or resume that; return the path.
+
+    `bands` is what sampling = "banded" draws within, by sampler.bands_of().
 
     Raises:
         UserError: the loss is not finite, or the job's batches do not fit its images or workers.
@@ -76,7 +80,7 @@ def train_supernet(job: Job, run_dir: str, data_path: str) -> str:
         if not storage.exists(trained):
             _train(teacher_job(job), run_dir, data_path, teacher=True)
         storage.write(teacher, storage.read(trained))
-    _train(job, run_dir, data_path)
+    _train(job, run_dir, data_path, bands)
     return path
 
 
@@ -93,12 +97,22 @@ def teacher_job(job: Job) -> Job:
         "channel_warmup_start": 0,
         "shared_start_epochs": 0,
         "distillation": 0.0,
+        "distillation_loss": "kl",
+        "schedule": "cosine",
+        "rank_loss": 0.0,
         "teacher_epochs": 0,
     }
     return job.model_copy(update={"space": space, "supernet": config.model_copy(update=update)})
 
 
-def _train(job: Job, run_dir: str, data_path: str, *, teacher: bool = False) -> None:
+def _train(
+    job: Job,
+    run_dir: str,
+    data_path: str,
+    bands: Sequence[Limits] = (),
+    *,
+    teacher: bool = False,
+) -> None:
     """Train the supernet, or its `teacher` in a folder of its own, with what RUN/init/ holds."""
     folder = storage.join(run_dir, layout.TEACHER_RUN) if teacher else run_dir
     curves = storage.join(folder, layout.SUPERNET_CURVES)
@@ -109,6 +123,7 @@ def _train(job: Job, run_dir: str, data_path: str, *, teacher: bool = False) -> 
 
     task = {"job": job.model_dump(), "folder": folder, "run_dir": run_dir, "data_path": data_path}
     task["fingerprint"] = read_info(data_path).fingerprint
+    task["bands"] = list(bands)
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config=task,
@@ -188,9 +203,10 @@ def _train_worker(task: dict[str, Any]) -> str | None:
                 os.path.join(folder, layout.STATE), map_location=device, weights_only=True
             )
 
-    def begin_epoch(epoch: int) -> None:
+    def begin_epoch(epoch: int) -> Reorder | None:
         if epoch == job.supernet.shared_start_epochs > 0:
             space.copy_to_siblings(supernet)
+        return sorting(supernet, job.supernet, epoch)
 
     drawn = hashlib.blake2b(digest_size=7)  # of the architectures of all steps so far
     metrics_of = _validator(job, supernet, images, device=device)
@@ -221,8 +237,10 @@ def _train_worker(task: dict[str, Any]) -> str | None:
             curves[-1], checkpoint=kept, checkpoint_upload_mode=CheckpointUploadMode.ASYNC
         )
 
+    bands = task.get("bands", ())
+
     def archs_of(epoch: int, step: int) -> list[Architecture]:
-        return sample(space, job.supernet, seed=job.seed, epoch=epoch, step=step)
+        return sample(space, job.supernet, seed=job.seed, epoch=epoch, step=step, bands=bands)
 
     def forward(arch: Architecture, batch: Tensor) -> Tensor:
         return supernet(resized(batch, space.resolution_of(arch)), arch)
@@ -235,6 +253,9 @@ def _train_worker(task: dict[str, Any]) -> str | None:
     def slices(epoch: int, step: int) -> Slices:
         return union(supernet.slices_of(arch) for arch in archs_of(epoch, step))
 
+    def sizes(epoch: int, step: int) -> Sequence[Size]:
+        return sizes_of(space, archs_of(epoch, step))
+
     try:
         fit(
             supernet,
@@ -243,6 +264,7 @@ def _train_worker(task: dict[str, Any]) -> str | None:
             begin_epoch=begin_epoch,
             batches=epoch_batches,
             slices=slices,
+            sizes=sizes if job.supernet.needs_sizes else None,
             teacher=teacher,
             validate=validate,
             report=report,

@@ -8,12 +8,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from nasray.config import SpaceConfig, SupernetConfig
-from nasray.spaces import make_space
+from nasray.config import Limit, SpaceConfig, SupernetConfig
+from nasray.search.limits import Limits
+from nasray.spaces import make_space, space_by_name
 from nasray.spaces.population import as_architectures, random_population
 from nasray.training import gradients
+from nasray.training.channels import sorting
 from nasray.training.gradients import GradientAverager
-from nasray.training.loop import make_optimizer, make_scaler, train_epoch
+from nasray.training.loop import fit, make_optimizer, make_scaler, train_epoch
+from nasray.training.sampler import sample, sizes_of
 from nasray.training.supernet import WorkersDifferError, check_same_on_all_workers, recipe_of
 
 WORKERS = 2
@@ -151,3 +154,67 @@ def compared(rank, digests):
 def test_workers_find_out_if_they_trained_different_architectures(tmp_path, digests, said):
     for message in spawned(compared, tmp_path, digests):
         assert said in message and bool(message) is bool(said)
+
+
+AT_ONCE = {"epochs": 2, "channel_warmup_start": 0, "channel_warmup_epochs": 0, "momentum": 0.5}
+AT_ONCE |= {"warmup_epochs": 0}
+TINY, MACRO = {"name": "tiny", "resolution": 32}, {"name": "nasbench_macro", "resolution": 8}
+BAND = (Limit(cost="macs", min=1.5e6, max=4e6),)
+
+
+def trained(rank, space, values):
+    """The weights, by name, after two epochs of three steps on this worker's share of images."""
+    space, config = space_by_name(num_classes=4, **space), SupernetConfig(**AT_ONCE | values)
+    bands = [Limits(space, BAND)] if config.sampling == "banded" else []
+    supernet = space.supernet()
+    space.initialize(supernet, torch.Generator().manual_seed(0))
+    # In eval mode always: what BN takes from a batch differs by the worker's share.
+    supernet.train = lambda mode=True: torch.nn.Module.train(supernet, False)
+    side = space.resolution
+    share = slice(rank, None, dist.get_world_size() if dist.is_initialized() else 1)
+    images = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (3, 8, 3, side, side), generator=images, dtype=torch.uint8)
+    labels = torch.arange(8) % 4
+
+    def archs(epoch, step):
+        return sample(space, config, seed=0, epoch=epoch, step=step, bands=bands)
+
+    fit(
+        supernet,
+        lambda epoch, step: [partial(supernet, arch=arch) for arch in archs(epoch, step)],
+        recipe_of(config),
+        batches=lambda epoch: [(batch[share], labels[share]) for batch in images],
+        sizes=lambda epoch, step: sizes_of(space, archs(epoch, step)),
+        begin_epoch=lambda epoch: sorting(supernet, config, epoch),
+        slices=lambda epoch, step: gradients.union(map(supernet.slices_of, archs(epoch, step))),
+        validate=lambda epoch: {},
+        report=lambda curves, state: None,
+        resume=None,
+        device="cpu",
+        seed=0,
+    )
+    return {name: param.detach().numpy().copy() for name, param in supernet.named_parameters()}
+
+
+WAYS = [
+    (TINY, {"sampling": "uniform"}),
+    (TINY, {"sampling": "sandwich", "distillation": 0.5, "distillation_loss": "alpha"}),
+    (TINY, {"sampling": "progressive", "channel_warmup_epochs": 2}),
+    (MACRO, {"sampling": "fair", "clip_gradient_norm": 0.5}),
+    (MACRO, {"sampling": "fair", "rank_loss": 2.0, "schedule": "complexity"}),
+    (MACRO, {"sampling": "banded"}),
+]
+
+
+def trained_in_every_way(rank, rate):
+    return [trained(rank, space, {**values, "learning_rate": rate}) for space, values in WAYS]
+
+
+def test_two_workers_end_with_the_weights_of_one_in_every_way_of_training(tmp_path):
+    workers = spawned(trained_in_every_way, tmp_path, 0.05)
+    alone, initial = (trained_in_every_way(0, rate) for rate in (0.05, 1e-12))
+    for way, one, other, wanted, before in zip(WAYS, *workers, alone, initial, strict=True):
+        assert max(np.abs(wanted[name] - before[name]).max() for name in wanted) > 1e-3, way
+        for name, weight in wanted.items():
+            assert np.array_equal(one[name], other[name]), (way, name)
+            np.testing.assert_allclose(one[name], weight, rtol=1e-3, atol=1e-5, err_msg=name)

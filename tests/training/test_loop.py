@@ -13,9 +13,12 @@ from torch import nn
 from nasray.config import SupernetConfig
 from nasray.data.transforms import normalize
 from nasray.spaces.tiny import Tiny
+from nasray.training.channels import sorting
 from nasray.training.loop import (
+    ALPHA_CLIP,
     LossNotFiniteError,
     Recipe,
+    alpha_divergence,
     fit,
     learning_rate,
     make_optimizer,
@@ -47,6 +50,7 @@ def batches(epoch, number=3):
 
 
 WARMUP = SupernetConfig(channel_warmup_start=1, channel_warmup_epochs=2)
+FAIR = SupernetConfig(sampling="fair", smallest_scale=2.0)
 SANDWICH = SupernetConfig(
     channel_warmup_start=0, channel_warmup_epochs=2, sampling="sandwich", distillation=0.5
 )
@@ -80,6 +84,7 @@ def train_supernet(recipe, config=WARMUP, *, resume=None, stop_after=None):
             resume=resume,
             device="cpu",
             seed=0,
+            begin_epoch=lambda epoch: sorting(supernet, config, epoch),
         )
     except Stop:
         pass
@@ -92,6 +97,15 @@ def test_learning_rate_rises_linearly_then_falls_as_a_cosine():
     assert learning_rate(recipe, 6) == pytest.approx(1.0)
     assert learning_rate(recipe, 3.5) == pytest.approx(1 + math.cos(math.pi / 4))
     assert learning_rate(recipe, 11) == pytest.approx(0, abs=1e-12)
+
+
+def test_small_subnets_rates_fall_sooner():
+    """(1 - t)^g, g = 4 for the smallest, 1/4 for the largest, after the same warm-up."""
+    recipe = replace(RECIPE, epochs=11, learning_rate=2.0, schedule="complexity")
+    for place, power in ((0, 4), (0.5, 2.125), (1, 0.25)):
+        assert learning_rate(recipe, 0.5, place) == 1
+        assert learning_rate(recipe, 6, place) == pytest.approx(2 * 0.5**power)
+        assert learning_rate(recipe, 11, place) == 0
 
 
 def test_bn_and_biases_are_not_decayed():
@@ -129,7 +143,15 @@ def test_blocks_that_are_not_chosen_get_no_decay_and_no_momentum():
 
 @pytest.mark.parametrize(
     ("changes", "config", "stop_after"),
-    [({}, WARMUP, 1), ({}, WARMUP, 3), ({"distillation": 0.5, "ema": 0.9}, SANDWICH, 2)],
+    [
+        ({}, WARMUP, 1),
+        ({}, WARMUP, 3),
+        ({"distillation": 0.5, "ema": 0.9}, SANDWICH, 2),
+        ({"distillation": 0.5, "distillation_loss": "alpha"}, SANDWICH, 2),
+        ({"clip_gradient_norm": 0.1}, FAIR, 2),
+        ({"ema": 0.9}, WARMUP.model_copy(update={"sampling": "progressive"}), 1),
+        ({"ema": 0.9}, WARMUP.model_copy(update={"sampling": "progressive"}), 2),
+    ],
 )
 def test_a_resumed_run_is_the_same_run(changes, config, stop_after):
     recipe = replace(RECIPE, **changes)
@@ -143,7 +165,7 @@ def test_a_resumed_run_is_the_same_run(changes, config, stop_after):
         assert torch.equal(ended[name], tensor), name
 
 
-def gradients_of(passes, recipe, *, teacher=None):
+def gradients_of(passes, recipe, *, teacher=None, sizes=None, epoch=0):
     """The gradients of one step on one batch, by name, and the metrics of that step."""
     supernet = SPACE.supernet().train()
     SPACE.initialize(supernet, torch.Generator().manual_seed(0))
@@ -154,10 +176,11 @@ def gradients_of(passes, recipe, *, teacher=None):
         optimizer,
         make_scaler("cpu"),
         recipe,
-        epoch=0,
+        epoch=epoch,
         num_steps=1,
         device="cpu",
         teacher=teacher,
+        sizes=sizes and (lambda step: sizes),
     )
     return {name: param.grad for name, param in supernet.named_parameters()}, metrics
 
@@ -225,6 +248,79 @@ def test_a_teacher_teaches_all_passes():
     found, _ = gradients_of([LARGE, SMALL], recipe, teacher=teacher)
     assert_close(found, {name: param.grad for name, param in supernet.named_parameters()})
     assert all(param.grad is None for param in teacher.parameters())
+
+
+def divergence(p, q, alpha):
+    """As its definition has it, by alpha = 1 or -1: (n,) of (n, classes)."""
+    w = p / q
+    return (q * (w * w.log() if alpha == 1 else (1 / w - 1) / 2)).sum(1)
+
+
+@pytest.mark.parametrize("alpha", [1, -1])
+def test_an_image_counts_by_the_larger_alpha_divergence(alpha):
+    """Its value and its gradient are those of the definition, where nothing is clipped."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(64, 5, generator=generator)
+    soft_labels = (logits + 0.5 * torch.randn(64, 5, generator=generator)).softmax(1)
+    both = [divergence(soft_labels, logits.softmax(1), each) for each in (1, -1)]
+    chosen = (both[0] > both[1]) == (alpha == 1)
+    assert 10 < chosen.sum() < 54
+    logits = logits[chosen].requires_grad_()
+    plain = divergence(soft_labels[chosen], logits.softmax(1), alpha).mean()
+    found = alpha_divergence(logits, soft_labels[chosen])
+    torch.testing.assert_close(found, plain)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (found, plain)))
+
+
+def test_the_weight_of_a_class_in_the_alpha_divergence_is_clipped():
+    """The student has 25 times the teacher's probability of the second class; 5 of it count."""
+    logits = torch.zeros(1, 2, requires_grad=True)
+    alpha_divergence(logits, torch.tensor([[0.98, 0.02]])).backward()
+    weights = 0.5 * torch.tensor([[0.5 - 0.5 / 0.98, 0.5 - ALPHA_CLIP]])
+    torch.testing.assert_close(logits.grad, 0.5 * weights.sum() - weights)
+
+
+def test_soft_labels_of_nothing_or_all_have_finite_gradients():
+    logits = torch.tensor([[90.0, 0.0, 0.0], [0.0, 0.0, 0.0]], requires_grad=True)
+    loss = alpha_divergence(logits, torch.tensor([[0.0, 0.5, 0.5], [1.0, 0.0, 0.0]]))
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(logits.grad).all() and logits.grad.any()
+
+
+def test_a_pass_of_a_lower_rate_counts_less():
+    recipe = replace(RECIPE, epochs=10, warmup_epochs=0, schedule="complexity")
+    each = [gradients_of([arch], RECIPE)[0] for arch in (LARGE, SMALL)]
+    found, metrics = gradients_of([LARGE, SMALL], recipe, sizes=[(1.0, 2e6), (0.0, 1e6)], epoch=5)
+    share = 0.5**4 / 0.5**0.25
+    scaled = {name: None if grad is None else share * grad for name, grad in each[1].items()}
+    assert_close(found, summed(each[0], scaled))
+    plain = gradients_of([LARGE, SMALL], RECIPE)[1]
+    assert metrics == pytest.approx(plain)  # of losses that are not scaled
+
+
+@pytest.mark.parametrize("macs", [(1e6, 2e6), (2e6, 2e6)])
+def test_a_larger_subnet_of_a_higher_loss_has_the_difference_added(macs):
+    recipe = replace(RECIPE, epochs=10, rank_loss=2.0)
+    alone = [gradients_of([arch], RECIPE) for arch in (LARGE, SMALL)]
+    (better, _), (worse, _) = sorted(alone, key=lambda found: found[1]["loss"])
+    order = [LARGE, SMALL] if better is alone[0][0] else [SMALL, LARGE]
+    sizes = [(0.5, each) for each in macs]
+    weight = 2 * math.sin(0.8 * math.pi * 5 / 10) if macs[0] < macs[1] else 0
+    added = {name: None if g is None else (1 + weight) * g for name, g in worse.items()}
+    assert_close(gradients_of(order, recipe, sizes=sizes, epoch=5)[0], summed(better, added))
+    other_way, _ = gradients_of(order[::-1], recipe, sizes=sizes, epoch=5)
+    assert_close(other_way, summed(worse, better))
+    assert_close(gradients_of(order, recipe, sizes=sizes)[0], summed(better, worse))  # at first
+
+
+def test_the_norm_of_a_steps_summed_gradients_is_clipped():
+    plain, _ = gradients_of(ARCHS, RECIPE)
+    norm = torch.stack([grad.norm() for grad in plain.values() if grad is not None]).norm().item()
+    clipped, _ = gradients_of(ARCHS, replace(RECIPE, clip_gradient_norm=norm / 4))
+    quarter = {name: None if grad is None else grad / 4 for name, grad in plain.items()}
+    assert_close(clipped, quarter)
+    untouched, _ = gradients_of(ARCHS, replace(RECIPE, clip_gradient_norm=2 * norm))
+    assert_close(untouched, plain)
 
 
 def test_averaged_weights_are_what_is_validated_and_kept():

@@ -3,17 +3,24 @@
 import numpy as np
 import pytest
 
-from nasray.config import SupernetConfig
+from nasray.config import Limit, SearchConfig, SupernetConfig
+from nasray.costs.table import CostTable
 from nasray.errors import UserError
+from nasray.search.limits import Limits
+from nasray.spaces.nasbench_macro import NasBenchMacro
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
 from nasray.spaces.shufflenet import SCALES, ShuffleNet
 from nasray.spaces.space import largest
 from nasray.spaces.tiny import Tiny
+from nasray.training import sampler
 from nasray.training.sampler import (
+    bands_of,
+    check_sampling,
     check_trained_widths,
     fixed_architectures,
     lowest_scale,
     sample,
+    sizes_of,
 )
 
 SPACE = ShuffleNet()
@@ -187,3 +194,108 @@ def test_the_teacher_of_a_space_with_operations_is_the_one_that_is_trained():
     config = SANDWICH.model_copy(update={"sampling": "largest"})
     steps = [sample(SPACE, config, seed=0, epoch=0, step=step) for step in range(5)]
     assert steps == 5 * [[largest(SPACE)]] == 5 * [fixed_architectures(SPACE, config, 0)]
+
+
+ALL_AT_ONCE = {"epochs": 20, "channel_warmup_start": 0, "channel_warmup_epochs": 0}
+FAIR = SupernetConfig(**ALL_AT_ONCE, sampling="fair")
+MACRO = NasBenchMacro()
+
+
+def test_a_fair_round_has_each_operation_of_each_block_once():
+    rounds = [np.array(sample(MACRO, FAIR, seed=0, epoch=1, step=step)) for step in range(300)]
+    for archs in rounds:
+        assert (np.sort(archs, axis=0) == np.arange(3)[:, None]).all()
+    # Blocks are shuffled independently of one another, all orders alike.
+    first = np.array([archs[0] for archs in rounds])
+    assert np.abs(np.bincount(first.ravel()) / first.size - 1 / 3).max() < 0.03
+    assert np.abs(np.corrcoef(first.T) - np.eye(8)).max() < 0.2
+    assert (rounds[7] == sample(MACRO, FAIR, seed=0, epoch=1, step=7)).all()
+
+
+def test_a_rank_loss_has_the_subnets_of_a_step_by_their_macs():
+    config = FAIR.model_copy(update={"rank_loss": 2.0})
+    for step in range(20):
+        archs = sample(MACRO, config, seed=0, epoch=1, step=step)
+        assert set(archs) == set(sample(MACRO, FAIR, seed=0, epoch=1, step=step))
+        macs = CostTable(MACRO)(np.array(archs, dtype=np.int8))["macs"].tolist()
+        assert macs == sorted(macs) == [size for _, size in sizes_of(MACRO, archs)]
+    ends = sizes_of(MACRO, [(0,) * 8, (2,) * 8, (1,) * 8])
+    assert [place for place, _ in ends[:2]] == [0, 1] and 0 < ends[2][0] < 1
+
+
+def test_fair_takes_spaces_whose_only_choices_are_operations():
+    check_sampling(MACRO, FAIR)
+    at_full_width = FAIR.model_copy(update={"smallest_scale": 2.0})
+    check_sampling(ShuffleNet(first_scale=9), at_full_width)
+    archs = np.array(sample(SPACE, at_full_width, seed=0, epoch=1, step=0))
+    assert archs.shape == (4, 40) and (archs[:, 1::2] == 9).all()
+    with pytest.raises(UserError, match=r"fair to operations only, .* draws scales, too, from 0.2"):
+        check_sampling(SPACE, FAIR)
+    with pytest.raises(UserError, match=r"draws kernels, too"):
+        check_sampling(OfaMobileNetV3(), FAIR)
+    check_sampling(SPACE, FAIR.model_copy(update={"epochs": 0}))
+
+
+def test_a_shared_start_needs_an_operation_that_can_be_copied():
+    shared = SupernetConfig(shared_start_epochs=3)
+    check_sampling(SPACE, shared)
+    for space in (MACRO, OfaMobileNetV3()):
+        with pytest.raises(UserError, match="shared_start_epochs = 3 .* set it to 0"):
+            check_sampling(space, shared)
+
+
+BANDED = SupernetConfig(**ALL_AT_ONCE, sampling="banded")
+
+
+def drawn_within(space, bands, epochs=(0, 5), steps=400, config=BANDED):
+    return np.array(
+        [
+            sample(space, config, seed=0, epoch=epoch, step=step, bands=bands)[0]
+            for epoch in epochs
+            for step in range(steps)
+        ],
+        dtype=np.int8,
+    )
+
+
+@pytest.mark.parametrize("ends", [(15e6, 45e6), (60e6, 100e6), (10e6, 40e6)])
+def test_banded_draws_fill_a_band_evenly(ends):
+    limit = Limit(cost="macs", min=ends[0], max=ends[1])
+    archs = drawn_within(MACRO, bands_of(Limits(MACRO, (limit,)), SearchConfig()))
+    macs = CostTable(MACRO)(archs)["macs"]
+    assert macs.min() >= ends[0] and macs.max() <= ends[1]
+    assert abs(macs.mean() - sum(ends) / 2) < 0.06 * (ends[1] - ends[0])
+    assert len(set(map(tuple, archs))) > 60
+    sampler._intervals.cache_clear()  # as in a worker that resumes
+    bands = bands_of(Limits(MACRO, (limit,)), SearchConfig())
+    assert (drawn_within(MACRO, bands) == archs).all()
+
+
+def test_banded_draws_are_within_all_limits():
+    limits = (Limit(cost="params", max=1.2e6), Limit(cost="macs", min=30e6, max=60e6))
+    archs = drawn_within(MACRO, bands_of(Limits(MACRO, limits), SearchConfig()))
+    costs = CostTable(MACRO)(archs)
+    assert costs["params"].max() <= 1.2e6
+    assert 30e6 <= costs["macs"].min() and costs["macs"].max() <= 60e6
+
+
+def test_limits_that_are_answered_one_by_one_are_all_drawn_within():
+    limits = tuple(Limit(cost="macs", max=end) for end in (20e6, 50e6)) + (
+        Limit(cost="params", max=2e6),
+    )
+    bands = bands_of(Limits(MACRO, limits), SearchConfig(algorithm="front"))
+    assert [band.limits for band in bands] == [(limits[0], limits[2]), (limits[1], limits[2])]
+    macs = CostTable(MACRO)(drawn_within(MACRO, bands))["macs"]
+    assert macs.max() <= 50e6 and 0.5 < (macs <= 20e6).mean() < 0.7
+    [together] = bands_of(Limits(MACRO, limits), SearchConfig())  # genetic answers once
+    assert together.limits == limits
+
+
+def test_banded_draws_what_is_open_until_all_is():
+    config = SupernetConfig(epochs=20, channel_warmup_start=4, sampling="banded")
+    config = config.model_copy(update={"channel_warmup_epochs": 9})
+    limit = Limit(cost="macs", min=250e6, max=300e6)
+    bands = bands_of(Limits(SPACE, (limit,)), SearchConfig())
+    assert set(drawn_within(SPACE, bands, (3,), 50, config)[:, 1::2].ravel()) == {9}
+    macs = CostTable(SPACE)(drawn_within(SPACE, bands, (13,), 50, config))["macs"]
+    assert macs.min() >= 250e6 and macs.max() <= 300e6
