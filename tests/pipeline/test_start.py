@@ -176,6 +176,26 @@ def test_a_job_may_change_until_its_teacher_is_trained(make_job: MakeJob, tmp_pa
         begin(run, make_job, init=file, teacher_epochs=6)
 
 
+def test_limits_may_not_change_while_a_supernet_is_trained_within_them(
+    make_job: MakeJob, tmp_path: Path
+):
+    run = tmp_path / "run"
+
+    def begin_within(most: float) -> None:
+        limits = [{"cost": "macs", "max": most}]
+        job = make_job(supernet={"sampling": "banded"}, search={"limits": limits})
+        with opened(str(run), job):
+            pass
+
+    for most in (1e6, 2e6):
+        begin_within(most)
+    (run / "train").mkdir()
+    with pytest.raises(UserError, match=r"recorded with search\.limits = "):
+        begin_within(1e6)
+    (run / "supernet.pt").touch()
+    begin_within(1e6)
+
+
 def test_the_files_of_a_run_may_have_moved_and_others_are_refused(
     make_job: MakeJob, tmp_path: Path
 ):
