@@ -89,7 +89,7 @@ def measure(limits, number, sigma, *, algorithm):
         lag=LAG * number,
     )
     pool = Pool(
-        lambda: actors[next(started) % len(actors)],
+        lambda left_out: actors[next(started) % len(actors)],
         number=number,
         max_failures=5,
         end=lambda actor: None,
@@ -147,6 +147,9 @@ class Simulated:
         self.chance = random.Random(seed)
 
     async def ready(self):
+        pass
+
+    async def node(self):
         return ray.get_runtime_context().get_node_id()
 
     async def evaluate(self, attempt, arch):

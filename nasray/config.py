@@ -115,6 +115,9 @@ class ComputeConfig(Section):
     # the quickest, which differ from run to run.
     deterministic: bool = True
     max_failures: int = Field(3, ge=0)  # lost training workers, or losses of one candidate
+    # Seconds after which an evaluator that loads, and the first evaluations, are taken to hang;
+    # once five are known, it is 20 times the longest, and at least 10 minutes or this.
+    time_limit_s: float = Field(1800.0, gt=0)
     accelerator_type: str = ""  # of the GPUs, as Ray names it: "T4", "A100"; empty: any
     # Labels of the nodes to run on, e.g. { "ray.io/market-type" = "spot" }. Unless they say
     # otherwise, training and retraining stay off spot nodes, and evaluators prefer them.

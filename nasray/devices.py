@@ -14,16 +14,30 @@ from torch import Tensor, nn
 logger = logging.getLogger(__name__)
 
 
-def amp_dtype(device: str) -> torch.dtype | None:
-    """The type of mixed precision: bfloat16 where the GPU computes it, else float16; CPU none."""
+def precisions(device: str) -> list[str]:
+    """What networks can be computed in on `device`, the best first: "bfloat16" and so on."""
     if device != "cuda":
-        return None
+        return ["float32"]
     native = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if native else torch.float16
+    return [*(["bfloat16"] if native else []), "float16", "float32"]
+
+
+_used: dict[str, str] = {}  # by device, if not the best one
+
+
+def use_precision(name: str, device: str) -> None:
+    """Compute in this precision from now on in this process; one of precisions()."""
+    _used[device] = name
+
+
+def amp_dtype(device: str) -> torch.dtype | None:
+    """The type of mixed precision, that of use_precision() or the best; None: there is none."""
+    name = _used.get(device) or precisions(device)[0]
+    return None if name == "float32" else getattr(torch, name)
 
 
 def autocast(device: str) -> torch.autocast:
-    """Mixed precision on `device` by its amp_dtype(); on a CPU, nothing changes."""
+    """Mixed precision on `device` by its amp_dtype(); without one, nothing changes."""
     dtype = amp_dtype(device)
     return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
 

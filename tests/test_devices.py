@@ -38,3 +38,15 @@ def test_training_goes_on_where_compilation_fails(monkeypatch, caplog):
             torch.testing.assert_close(compiled(images), network(images))
     [message] = caplog.messages
     assert message.startswith("torch.compile failed (") and "goes on without it" in message
+
+
+def test_the_precision_of_a_process_can_be_chosen(monkeypatch):
+    monkeypatch.setattr(devices, "_used", {})
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert devices.precisions("cpu") == ["float32"] and devices.amp_dtype("cpu") is None
+    assert devices.precisions("cuda") == ["bfloat16", "float16", "float32"]
+    assert devices.amp_dtype("cuda") is torch.bfloat16
+    devices.use_precision("float16", "cuda")
+    assert devices.amp_dtype("cuda") is torch.float16
+    devices.use_precision("float32", "cuda")
+    assert devices.amp_dtype("cuda") is None

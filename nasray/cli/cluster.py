@@ -17,6 +17,8 @@ from nasray.errors import UserError
 
 run_argument = click.argument("run_dir", metavar="URI")
 
+VARIABLE = "RAY_API_SERVER_ADDRESS"  # of the dashboard, for Ray's own commands as well
+
 
 def cluster_options(verb: Callable) -> Callable:
     """Add the options that choose a cluster: --cluster FILE, or --address URL of its dashboard."""
@@ -202,7 +204,7 @@ def _shared(run_dir: str) -> str:
 @contextmanager
 def _jobs(cluster: str | None, address: str | None) -> Iterator[Any]:
     """Connect to the cluster's jobs, by token if there is one and RAY_AUTH_MODE is not set."""
-    address = _address(address, cluster)
+    given, address = address, _address(address, cluster)
     if not cluster and not address:
         raise UserError("which cluster? --cluster FILE, or --address http://127.0.0.1:8265")
     keep_token_private()
@@ -216,14 +218,19 @@ def _jobs(cluster: str | None, address: str | None) -> Iterator[Any]:
             logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
         logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
     with reached(address, cluster) as url:
-        for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):  # Ray prefers them to `url`
+        for name in (VARIABLE, "RAY_ADDRESS"):  # Ray prefers them to `url`
             os.environ.pop(name, None)
-        yield Jobs(url)
+        try:
+            yield Jobs(url)
+        except UserError as error:
+            if given or cluster or not str(error).startswith(url):
+                raise
+            raise UserError(f"{VARIABLE} = {error}") from None
 
 
 def _address(address: str | None, cluster: str | None) -> str | None:
     """The --address, or without --cluster RAY_API_SERVER_ADDRESS, as a URL."""
-    address = address or (None if cluster else os.environ.get("RAY_API_SERVER_ADDRESS"))
+    address = address or (None if cluster else os.environ.get(VARIABLE))
     return f"http://{address}" if address and "://" not in address else address
 
 

@@ -4,7 +4,9 @@ Nothing heavy is imported before a verb needs it: `nasray --help` must answer at
 """
 
 import logging
+import signal
 import sys
+import threading
 from typing import Any
 
 import click
@@ -41,12 +43,16 @@ class Verbs(click.Group):
             raise Interrupted("Interrupted. Run the same command again to resume.") from None
         except (UserError, EvaluationError) as error:
             raise click.ClickException(" ".join(str(error).split())) from None
-        except OSError as error:  # errors of pyarrow name the file in their text
-            named = error.errno is not None and error.filename is not None
-            text = f"{error.filename}: {error.strerror}" if named else str(error)
-            if not named and error.errno is None and type(error) is not OSError:
+        except OSError as error:
+            from nasray.storage.files import ADVICE, told
+
+            # What names no file and is no trouble of a disk is a bug, and keeps its traceback.
+            # Errors of pyarrow are plain OSErrors without a number, and name the file in the text.
+            named = error.filename is not None or error.errno in ADVICE
+            if not named and (error.errno is not None or type(error) is not OSError):
                 raise
-            raise click.ClickException(" ".join(text.split())) from None
+            logging.getLogger("nasray").debug("where it was raised:", exc_info=True)
+            raise click.ClickException(told(error)) from None
 
 
 @click.group(cls=Verbs)
@@ -54,6 +60,8 @@ class Verbs(click.Group):
 @click.option("--verbose", is_flag=True, help="Show the output of Ray and its workers, too.")
 def main(verbose: bool) -> None:
     """Find image classifiers that fit your budget, on a laptop or a Ray cluster."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, from the start
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("nasray").setLevel(logging.DEBUG if verbose else logging.INFO)
 

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,10 @@ from nasray.errors import UserError
 from nasray.storage.cpus import usable_cpus
 
 logger = logging.getLogger(__name__)
+
+# The longest name of a socket below Ray's temporary folder, and what systems take.
+SOCKET = f"ray/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+LONGEST_SOCKET = 107
 
 
 @contextmanager
@@ -69,7 +74,7 @@ def ray_cluster(address: str | None, compute: Any, *, verbose: bool) -> Iterator
             ray.exceptions.AuthenticationError,
         ) as error:
             raise UserError(
-                f"--address {address}: {error}; a cluster with token authentication needs "
+                f"{_named(address)}: {error}; a cluster with token authentication needs "
                 "RAY_AUTH_MODE=token and its token here, too"
             ) from None
         if compute.device == "auto" and not ray.cluster_resources().get("GPU"):
@@ -86,6 +91,7 @@ def ray_cluster(address: str | None, compute: Any, *, verbose: bool) -> Iterator
                 needs,
             )
     else:
+        _check_temporary_folder()
         num_cpus = max(usable_cpus(), _needed_cpus(compute))
         with _interrupts_deferred():
             ray.init(address="local", num_cpus=num_cpus, **options)
@@ -110,17 +116,25 @@ def _interrupts_deferred() -> Iterator[None]:
     """Delay KeyboardInterrupt to the end of the block, in which Ray starts its processes.
 
     Raised inside the hook that logging runs after a fork, it would be lost and its lock stay held.
-    Not by a signal mask, which the processes would inherit.
+    Not by a signal mask, which the processes would inherit. SIGTERM counts as an interrupt; Ray
+    installs a handler for it meanwhile that exits.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     pending: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, frame: pending.append(number))
+    before = {
+        number: signal.signal(number, lambda number, frame: pending.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
+    except SystemExit:
+        pending.append(signal.SIGTERM)
     finally:
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in before.items():
+            if handler is not None:  # None: C code's, which Python cannot restore
+                signal.signal(number, handler)
     if pending:
         import ray
 
@@ -136,16 +150,54 @@ def keep_token_private() -> None:
             token.chmod(0o600)
 
 
+def _named(address: str) -> str:
+    """`address` as the user gave it: the variable that has it, or the option."""
+    is_variable = os.environ.get("RAY_ADDRESS") == address
+    return f"{'RAY_ADDRESS = ' if is_variable else '--address '}{address}"
+
+
 def _check_reachable(address: str) -> None:
     """Refuse a HOST:PORT where nothing listens; Ray would try for a quarter of an hour."""
+    if address.startswith(("http://", "https://")):
+        raise UserError(
+            f"{_named(address)} is a dashboard, where `nasray submit` sends jobs; here give "
+            "HOST:PORT of the cluster's head (its port is 6379 unless told), or auto on a node of "
+            "it, or local for this machine"
+        )
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():
         try:
             socket.create_connection((host, int(port)), timeout=10).close()
         except OSError as error:
             raise UserError(
-                f"--address {address}: no Ray cluster answers there ({error})"
+                f"{_named(address)}: no Ray cluster answers there ({error}); give HOST:PORT of a "
+                "cluster's head that runs, or local for this machine"
             ) from None
+
+
+def _check_temporary_folder() -> None:
+    """Refuse a folder for Ray's session in which it cannot make its sockets.
+
+    Raises:
+        UserError: names the variable that has it.
+    """
+    name = next((each for each in ("RAY_TMPDIR", "TMPDIR") if each in os.environ), None)
+    if name is None or (name == "TMPDIR" and not sys.platform.startswith("linux")):
+        return
+    folder = os.environ[name]
+    if len(os.fsencode(os.path.join(folder, SOCKET))) > LONGEST_SOCKET:
+        raise UserError(
+            f"{name} = {folder} is {len(os.fsencode(folder))} bytes long, too long for the names "
+            f"of Ray's sockets, at most {LONGEST_SOCKET - len(SOCKET) - 1}: set RAY_TMPDIR to a "
+            "shorter folder, such as /tmp"
+        )
+    try:
+        os.makedirs(os.path.join(folder, "ray"), exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{name} = {folder}: Ray cannot keep its session there ({error.strerror}): set "
+            "RAY_TMPDIR to a folder that can be written, such as /tmp"
+        ) from None
 
 
 def _needed_cpus(compute: Any) -> int:

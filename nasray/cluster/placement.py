@@ -6,9 +6,11 @@ without it, such as a laptop, take every role.
 """
 
 import logging
+from collections.abc import Collection
 from typing import Any
 
 import ray
+from ray._private import state
 
 from nasray.config import ComputeConfig
 from nasray.errors import UserError
@@ -17,11 +19,14 @@ logger = logging.getLogger(__name__)
 
 MARKET = "ray.io/market-type"
 ACCELERATOR = "ray.io/accelerator-type"
+NODE = "ray.io/node-id"
 Labels = dict[str, str]
 
 
 def on_gpu(compute: ComputeConfig, num_gpus: float) -> bool:
-    """Whether a role of `num_gpus` GPUs runs on GPUs: by compute.device, or if there are enough."""
+    """Whether a role that needs `num_gpus` at once runs on GPUs: by compute.device, or if there
+    are as many.
+    """
     if compute.device != "auto":
         return compute.device == "gpu"
     found = ray.cluster_resources().get("GPU", 0)
@@ -41,9 +46,19 @@ def worker_labels(compute: ComputeConfig, *, gpu: bool) -> Labels:
 
 
 def evaluator_options(compute: ComputeConfig) -> dict[str, Any]:
-    """The resources and labels of an evaluator, as options of its Ray actor."""
+    """The resources and labels of an evaluator, as options of its Ray actor.
+
+    With fewer GPUs than evaluators, those that find none wait for one.
+    """
     gpus = compute.gpus_per_evaluator
-    gpu = on_gpu(compute, gpus * compute.num_evaluators)
+    gpu = on_gpu(compute, gpus)
+    if gpu and (found := ray.cluster_resources().get("GPU", 0)) < gpus * compute.num_evaluators:
+        logger.warning(
+            "%g GPUs take %d of the %d evaluators at once; the others wait for more GPUs",
+            found,
+            found / gpus,
+            compute.num_evaluators,
+        )
     anywhere = _accelerator(compute, gpu) | compute.evaluator_labels
     options: dict[str, Any] = {
         "num_cpus": compute.cpus_per_evaluator,
@@ -53,6 +68,38 @@ def evaluator_options(compute: ComputeConfig) -> dict[str, Any]:
     if MARKET not in anywhere:
         options["fallback_strategy"] = [{"label_selector": anywhere}]
     return options
+
+
+def avoiding(options: dict[str, Any], nodes: Collection[str]) -> dict[str, Any]:
+    """These options of an actor, which is placed on none of the `nodes`, ids."""
+    if not nodes:
+        return options
+    others = {NODE: f"!in({','.join(sorted(nodes))})"}
+    found = options | {"label_selector": others | options["label_selector"]}
+    if "fallback_strategy" in options:
+        found["fallback_strategy"] = [
+            {"label_selector": others | each["label_selector"]}
+            for each in options["fallback_strategy"]
+        ]
+    return found
+
+
+def nodes_with_room(num_cpus: float = 0, num_gpus: float = 0) -> dict[str, str]:
+    """The addresses, by id, of the nodes alive that have so many CPUs and GPUs, busy or not."""
+    wanted = {"CPU": num_cpus, "GPU": num_gpus}
+    return {
+        node["NodeID"]: node.get("NodeManagerAddress", node["NodeID"])
+        for node in ray.nodes()
+        if node["Alive"]
+        and all(node.get("Resources", {}).get(name, 0) >= wanted[name] for name in wanted)
+    }
+
+
+def node_of_dead(actor: Any) -> str:
+    """The id of the node on which an actor ended; empty if it was never placed."""
+    actor_id = getattr(actor, "_actor_id", None)
+    found = state.actors(actor_id.hex()) if actor_id else {}
+    return found.get("Address", {}).get("NodeID", "")
 
 
 def check_labels(compute: ComputeConfig) -> None:

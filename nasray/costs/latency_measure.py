@@ -50,12 +50,8 @@ def measure(
     """
     setup = setup or Setup()
     wanted = wanted_blocks(space, resolutions)
-    lock = f"{path}.in-use"
-    with locks.held(lock):
-        try:
-            _measure(space, _Table(path, describe(space, setup)), wanted, setup, seed, show)
-        finally:
-            storage.remove(lock)
+    with locks.held(f"{path}.in-use", temporary=True):
+        _measure(space, _Table(path, describe(space, setup)), wanted, setup, seed, show)
     show(len(wanted), "")
 
 

@@ -18,12 +18,12 @@ import ray
 import torch
 
 from nasray.checkpoint import load_supernet
-from nasray.cluster.placement import evaluator_options
+from nasray.cluster.placement import avoiding, evaluator_options, nodes_with_room
 from nasray.cluster.worker import worker_device
 from nasray.config import Job
 from nasray.data.splits import JobImages
-from nasray.devices import choose_kernels
-from nasray.errors import EvaluationError
+from nasray.devices import choose_kernels, precisions, use_precision
+from nasray.errors import EvaluationError, UserError
 from nasray.evaluation.batches import UInt8Images, release_graph_memory
 from nasray.evaluation.evaluate import evaluate
 from nasray.evaluation.pool import Pool
@@ -56,6 +56,7 @@ class EvaluationTask:
     data_path: str
     job: Job
     fingerprint: str = ""  # of the data set, which must be the same on every node; empty: any
+    precision: str = ""  # of the evaluations that are on record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +77,12 @@ class Evaluator:
     def __init__(self, task: EvaluationTask) -> None:
         self.task = task
 
-    def ready(self) -> str:
-        """Load weights and images; return the id of the node.
+    def node(self) -> str:
+        """Return the id of the node."""
+        return ray.get_runtime_context().get_node_id()
+
+    def ready(self) -> list[str]:
+        """Load weights and images; return the precisions that the device computes.
 
         Not in __init__, whose exceptions Ray turns into text.
         """
@@ -97,7 +102,11 @@ class Evaluator:
             "evaluator": (context.get_actor_id() or "no actor")[:12],
             "node": ray.util.get_node_ip_address(),
         }
-        return context.get_node_id()
+        return precisions(self.device)
+
+    def use(self, precision: str) -> None:
+        """Compute in this precision from now on."""
+        use_precision(precision, self.device)
 
     def evaluate(self, attempt: int, request: Request) -> Evaluation:
         """Recalibrate BN for an architecture and measure its fitness.
@@ -208,17 +217,59 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 class EvaluatorPool(Pool):
-    """A pool that evaluates architectures of one supernet, for a search or a list of requests."""
+    """A pool that evaluates architectures of one supernet, for a search or a list of requests.
 
-    def __init__(self, task: EvaluationTask) -> None:
+    All evaluators compute in one precision, the task's, or the best of the first one: `record` is
+    called with that. A node without it is left out.
+    """
+
+    def __init__(
+        self, task: EvaluationTask, record: Callable[[str], None] = lambda precision: None
+    ) -> None:
+        self.precision, self.record = task.precision, record
+        self.batch_size = task.job.search.batch_size
         compute = task.job.compute
         options = evaluator_options(compute) | {"runtime_env": {"env_vars": ENVIRONMENT}}
         super().__init__(
-            lambda: Evaluator.options(**options).remote(task),
+            lambda left_out: Evaluator.options(**avoiding(options, left_out)).remote(task),
             number=compute.num_evaluators,
             max_failures=compute.max_failures,
+            limit_s=compute.time_limit_s,
+            nodes=lambda: nodes_with_room(options["num_cpus"], options["num_gpus"]),
         )
         self.sent: tuple[CorrectnessModel | None, ray.ObjectRef | None] = None, None  # latest
+
+    def admit(self, actor: ray.actor.ActorHandle, found: list[str]) -> None:
+        """Have an evaluator compute in the precision of all, one of those it has `found`.
+
+        Raises:
+            UserError: it cannot.
+        """
+        if not self.precision:
+            self.precision = found[0]
+            self.record(self.precision)
+        if self.precision not in found:
+            raise UserError(
+                f"the evaluations of this run are computed in {self.precision}, of which its "
+                f"{'CPU' if found == ['float32'] else 'GPU'} is not capable: evaluate on nodes "
+                "that are (compute.accelerator_type, compute.evaluator_labels), or use another run "
+                "directory"
+            )
+        actor.use.remote(self.precision)
+
+    def next(self) -> tuple[int, Evaluation]:
+        """Return as Pool.next() does; warn if a smaller batch than the job's was evaluated."""
+        key, evaluation = super().next()
+        if evaluation.batch_size not in (0, self.batch_size):
+            logger.warning(
+                "node %s evaluated with batches of %d, as memory ran out with search.batch_size = "
+                "%d: BN statistics differ in the last digits from those of other nodes",
+                evaluation.node,
+                evaluation.batch_size,
+                self.batch_size,
+            )
+            self.batch_size = evaluation.batch_size  # said once
+        return key, evaluation
 
     def submit(self, key: int, arch: Architecture, rule: StoppingRule | None = None) -> None:
         """Ask for the hold-out top-1 of `arch`; stop early where `rule` says so."""

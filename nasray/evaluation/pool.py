@@ -3,7 +3,8 @@
 Independent of what its actors evaluate. The pool starts as many as there are tasks for, up to its
 number. Those that no node has resources for yet are what the autoscaler sees as demand, and those
 whose node is lost are replaced on others. An idle one is ended after a while, so that the
-autoscaler may remove its node.
+autoscaler may remove its node. What failed on a node is tried on another one; a node on which
+nothing succeeds is left out (nodes.py).
 """
 
 import logging
@@ -11,7 +12,7 @@ import queue
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import median, quantiles
@@ -20,8 +21,10 @@ from typing import Any, Self
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
-from nasray.cluster.worker import raise_user_error
-from nasray.errors import EvaluationError
+from nasray.cluster.placement import node_of_dead, nodes_with_room
+from nasray.cluster.worker import user_mistake
+from nasray.errors import EvaluationError, UserError
+from nasray.evaluation.nodes import Nodes
 from nasray.search.candidate import FAILED, Evaluation
 
 logger = logging.getLogger(__name__)
@@ -36,11 +39,15 @@ IDLE_S = 60.0  # after which an evaluator without a task is ended
 STRAGGLER, BEYOND, AHEAD = 4.0, 1.5, 3
 MIN_DURATIONS = 5  # evaluations before these times are estimated
 # An evaluation that takes longer than HANGS times the longest recent one, and than HANGS_S, is
-# taken to hang: its evaluator is ended, whether or not another one is free.
+# taken to hang: its evaluator is ended, whether or not another one is free. Before there are
+# MIN_DURATIONS, and while an evaluator loads, the limit is the pool's.
 HANGS, HANGS_S = 20.0, 600.0
+SAY_AFTER_S = 60.0  # of an evaluation or of loading, what is said on screen; then twice as late
 MAX_FAILED_STARTS = 20  # of evaluators, in a row
 LONGEST_REASON = 1000  # characters of what an evaluator raised that are recorded
 WARN_AFTER_S = 20.0  # without an evaluator that is ready
+MAX_WAIT_S = 300.0  # for another node, if none works of those that there are
+LIMIT_ADVICE = "if that is no hang, raise compute.time_limit_s"
 
 
 @dataclass(eq=False)
@@ -52,6 +59,7 @@ class Task:
     num_lost: int = 0  # evaluators that ended during it
     num_raised: int = 0  # attempts that raised
     workers: list["Worker"] = field(default_factory=list)  # that run it now, oldest first
+    failed_on: dict[str, str] = field(default_factory=dict)  # nodes, and how it failed there
 
     @property
     def attempt(self) -> int:
@@ -64,50 +72,59 @@ class Worker:
     """One evaluator, from its start to its end."""
 
     actor: Any
-    node: str = ""  # its id, once the evaluator is ready
-    since: float = 0.0  # when its task or its idleness began
+    node: str = ""  # its id, once the evaluator has a place
+    since: float = 0.0  # when its loading, its task or its idleness began
+    say_at: float = SAY_AFTER_S  # after `since`
+    is_ready: bool = False
+    num_raised: int = 0  # evaluations in a row
     ended: bool = False
 
 
 class Pool:
     """Runs any number of evaluations at once: submit() them, and next() returns each as it ends.
 
-    An evaluation that raises, or whose evaluator ends, is tried again up to `max_failures` times
-    and then returned as failed. Lost nodes do not count. Use as a context manager.
+    An evaluation that raises, hangs, or whose evaluator ends, is tried again up to `max_failures`
+    times and then returned as failed. Lost nodes, and those that are left out, do not count. Use
+    as a context manager.
 
     Args:
-        start: starts an actor with the methods ready() -> id of its node, and
+        start: starts an actor on none of the nodes that it is given, ids. The actor has the methods
+            node() -> id of its node, ready(), which loads what it needs, and
             evaluate(attempt, *arguments) -> Evaluation.
         number: the most actors at once.
         max_failures: attempts of an evaluation that may fail.
+        limit_s: seconds after which loading, and the first evaluations, are taken to hang.
+        nodes: the addresses, by id, of the nodes on which an actor may be placed.
         end: ends an actor.
     """
 
     def __init__(
         self,
-        start: Callable[[], Any],
+        start: Callable[[Collection[str]], Any],
         *,
         number: int,
         max_failures: int,
+        limit_s: float = 1800.0,
+        nodes: Callable[[], dict[str, str]] = nodes_with_room,
         end: Callable[[Any], None] = ray.kill,
     ) -> None:
         self.start, self.end = start, end
-        self.number, self.max_failures = number, max_failures
+        self.number, self.max_failures, self.limit_s = number, max_failures, limit_s
+        self.nodes = Nodes(nodes)
         self.waiting: deque[Task] = deque()
         self.running: set[Task] = set()
         self.overdue: list[tuple[Task, Worker]] = []  # to be tried by a second evaluator
         self.workers: set[Worker] = set()
         self.idle: list[Worker] = []
-        self.events: queue.SimpleQueue[tuple[Worker, Task | None, Any]] = queue.SimpleQueue()
+        self.events: queue.SimpleQueue[tuple[Worker, Task | str, Any]] = queue.SimpleQueue()
         self.done: deque[tuple[int, Evaluation]] = deque()
         self.durations: deque[float] = deque(maxlen=200)  # in seconds, of the latest evaluations
         self.num_lost = self.failed_starts = 0
-        self.any_ready = False
         self.check_at = 0.0
-        self.warn_at: float | None = None
+        self.none_since, self.warn_at = 0.0, WARN_AFTER_S  # without an evaluator that is ready
 
     def __enter__(self) -> Self:
-        self.warn_at = time.monotonic() + WARN_AFTER_S
+        self.none_since = time.monotonic()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -122,8 +139,8 @@ class Pool:
         """Wait until an evaluation ends, and return its key and its result.
 
         Raises:
-            UserError: evaluators cannot start, or fail, for a mistake of the user's.
-            EvaluationError: evaluators cannot start for another reason.
+            UserError: evaluators cannot start, or fail, on any node for a mistake of the user's.
+            EvaluationError: evaluators cannot start on any node for another reason.
         """
         while True:
             # All events so far, before the caller spends time on one result.
@@ -142,17 +159,36 @@ class Pool:
         """Give stragglers and waiting tasks to idle evaluators; start evaluators for the others."""
         while self.overdue and self.idle:
             self._overtake(*self.overdue.pop(0))
-        while self.waiting and self.idle:
-            self._give(self.waiting.popleft(), self.idle.pop())
+        while self.idle and (pair := self._next_pair()):
+            self.waiting.remove(pair[0])
+            self.idle.remove(pair[1])
+            self._give(*pair)
         busy = sum(len(task.workers) for task in self.running)
         wanted = min(self.number, len(self.waiting) + busy)
         while len(self.workers) < wanted:
-            worker = Worker(self.start())
+            worker = Worker(self.start(self.nodes.left_out.keys()))
             self.workers.add(worker)
-            self._watch(worker, None, worker.actor.ready.remote())
+            self._watch(worker, "node", worker.actor.node.remote())
+            self._watch(worker, "ready", worker.actor.ready.remote())
+
+    def _next_pair(self) -> tuple[Task, Worker] | None:
+        """The first task that waits, with an idle evaluator on a node where it has not failed.
+
+        One that has failed wherever there is an evaluator is tried there again.
+        """
+        for task in self.waiting:
+            if worker := self._free_worker(task.failed_on):
+                return task, worker
+            if all(worker.node in ("", *task.failed_on) for worker in self.workers):
+                return task, self.idle[-1]
+        return None
+
+    def _free_worker(self, nodes: Collection[str]) -> Worker | None:
+        """The idle evaluator that was used last, on none of these nodes."""
+        return next((each for each in reversed(self.idle) if each.node not in nodes), None)
 
     def _give(self, task: Task, worker: Worker) -> None:
-        worker.since = time.monotonic()
+        worker.since, worker.say_at = time.monotonic(), SAY_AFTER_S
         task.workers.append(worker)
         self.running.add(task)
         self._watch(worker, task, worker.actor.evaluate.remote(task.attempt, *task.arguments))
@@ -165,61 +201,124 @@ class Pool:
         if len(task.workers) > 1:  # the first has been slow for even longer
             self._end(task.workers[0])
             task.workers.remove(task.workers[0])
-        self._give(task, self.idle.pop())
+        worker = self._free_worker([slow.node]) or self.idle[-1]
+        self.idle.remove(worker)
+        self._give(task, worker)
 
-    def _watch(self, worker: Worker, task: Task | None, result: ray.ObjectRef) -> None:
+    def _watch(self, worker: Worker, call: Task | str, result: ray.ObjectRef) -> None:
         """Put the end of a call of `worker` into the queue of events, in a thread of Ray's."""
-        result.future().add_done_callback(lambda future: self.events.put((worker, task, future)))
+        result.future().add_done_callback(lambda future: self.events.put((worker, call, future)))
 
-    def _handle(self, worker: Worker, task: Task | None, future: Any) -> None:
+    def _handle(self, worker: Worker, call: Task | str, future: Any) -> None:
         if worker.ended:  # by this pool, which has dealt with its task
             return
         error = future.exception()
-        if task is None:
-            self._handle_start(worker, future, error)
-        elif error is None:
-            self._finish(task, future.result(), worker)
-        elif isinstance(error, RayTaskError):  # it raised
-            raise_user_error(error)
-            task.workers.remove(worker)
-            self._free(worker)
-            task.num_raised += 1
-            # The evaluator itself says that another attempt would fail, too.
-            given_up = isinstance(error.cause, EvaluationError)
-            if task.num_raised > self.max_failures or given_up:
-                self._fail(task, str(error.cause) if given_up else _in_one_line(error))
-            else:
-                logger.warning("an evaluation failed (%s); trying again", _in_one_line(error))
-                self._retry(task)
-        elif isinstance(error, RayError):  # its process or its node is gone
-            # A lost node says nothing against the architecture that was evaluated there.
-            counts = not _is_node_lost(worker.node, error)
-            self._lose(worker, task, _in_one_line(error), counts=counts)
-        else:
+        if error is not None and not isinstance(error, RayError):
             raise error
+        if isinstance(call, str):
+            self._handle_start(worker, call, future, error)
+        elif error is None:
+            self._finish(call, future.result(), worker)
+        elif (mistake := user_mistake(error)) is not None:  # of this node, as far as is known
+            self._leave_out(worker.node, str(mistake), mistake=True)
+        elif isinstance(error, RayTaskError):  # it raised
+            self._handle_raised(worker, call, error)
+        else:  # its process or its node is gone
+            # A lost node says nothing against the architecture that was evaluated there.
+            lost = _is_node_lost(worker.node, error)
+            away = isinstance(error, ActorUnavailableError)  # that is, one cannot reach its node
+            self._lose(worker, call, _in_one_line(error), counts=not (lost or away))
+            if away and not lost and self.nodes.fails_on(worker.node, _in_one_line(error)):
+                self._end_all_on(worker.node)
 
-    def _handle_start(self, worker: Worker, future: Any, error: BaseException | None) -> None:
-        if error is None:
-            self.failed_starts, self.any_ready, self.warn_at = 0, True, None
-            worker.node = future.result()
+    def _handle_raised(self, worker: Worker, task: Task, error: RayTaskError) -> None:
+        reason = _in_one_line(error)
+        task.workers.remove(worker)
+        task.num_raised += 1
+        worker.num_raised += 1
+        task.failed_on[worker.node] = reason
+        if worker.num_raised > 1:  # as after an error of CUDA's, which stays with the process
+            self._end(worker)
+        else:
             self._free(worker)
-            return
-        raise_user_error(error)
-        self._end(worker)
-        self.failed_starts += 1
-        hopeless = isinstance(error, RayTaskError) and not self.any_ready
-        if hopeless or self.failed_starts >= max(MAX_FAILED_STARTS, 2 * self.number):
-            raise EvaluationError(f"evaluators cannot start: {_in_one_line(error)}") from error
+        # The evaluator itself says that another attempt would fail, too.
+        given_up = isinstance(error.cause, EvaluationError)
+        if task.num_raised > self.max_failures or given_up:
+            self._fail(task, str(error.cause) if given_up else reason)
+        else:
+            logger.warning("an evaluation failed (%s); trying again", reason)
+            self._retry(task)
+
+    def _handle_start(
+        self, worker: Worker, call: str, future: Any, error: BaseException | None
+    ) -> None:
+        if call == "node" and error is None:
+            worker.node, worker.since = future.result(), time.monotonic()
+            if worker.node in self.nodes.left_out:  # since it was started
+                self._end(worker)
+        elif error is None:
+            try:
+                self.admit(worker.actor, future.result())
+            except UserError as refused:
+                self._leave_out(worker.node, str(refused), mistake=True)
+                return
+            self.failed_starts, worker.is_ready, self.warn_at = 0, True, WARN_AFTER_S
+            self.nodes.works_on(worker.node, evaluated=False)
+            self._free(worker)
+        elif isinstance(error, RayTaskError):  # it raised
+            mistake = user_mistake(error)
+            reason = str(mistake or f"evaluators cannot start: {_in_one_line(error)}")
+            self._leave_out(worker.node, reason, mistake=mistake is not None)
+        else:
+            self._end(worker)
+            self.failed_starts += 1
+            node, reason = worker.node or node_of_dead(worker.actor), _in_one_line(error)
+            if self.failed_starts >= max(MAX_FAILED_STARTS, 2 * self.number):
+                raise EvaluationError(f"evaluators cannot start: {reason}") from error
+            if not _is_node_lost(node, error) and self.nodes.fails_on(node, reason):
+                self._end_all_on(node)
+
+    def admit(self, actor: Any, found: Any) -> None:
+        """Take in an actor whose ready() returned `found`; by default, any.
+
+        Raises:
+            UserError: its node does not fit the others, and is left out.
+        """
+
+    def _leave_out(self, node: str, reason: str, *, mistake: bool = False) -> None:
+        """Start nothing on a node any more, and end what is there."""
+        if node not in self.nodes.left_out:
+            self.nodes.leave_out(node, reason, mistake=mistake)
+        self._end_all_on(node)
+
+    def _end_all_on(self, node: str) -> None:
+        for worker in [worker for worker in self.workers if worker.node == node]:
+            self._end(worker)
+            for task in [task for task in self.running if worker in task.workers]:
+                task.workers.remove(worker)
+                self._retry(task)
+        self._check_nodes()
+
+    def _check_nodes(self) -> None:
+        """Raise if no node is left that evaluates."""
+        if all(worker.node == "" for worker in self.workers):
+            waited = time.monotonic() - self.none_since > MAX_WAIT_S
+            self.nodes.check(waited=waited)
 
     def _finish(self, task: Task, evaluation: Evaluation, worker: Worker) -> None:
         self.durations.append(time.monotonic() - worker.since)
         task.workers.remove(worker)
+        worker.num_raised = 0
         self._free(worker)
         for slower in list(task.workers):  # something is wrong with them or their nodes
             task.workers.remove(slower)
             self._end(slower)
         self.running.discard(task)
         self.done.append((task.key, evaluation))
+        self.nodes.works_on(worker.node, evaluated=True)
+        for node, reason in task.failed_on.items():  # so the architecture is not to blame
+            if node != worker.node and self.nodes.fails_on(node, reason):
+                self._end_all_on(node)
 
     def _lose(self, worker: Worker, task: Task, reason: str, *, counts: bool) -> None:
         """Give up an evaluator; if it `counts`, its task may be the cause."""
@@ -230,12 +329,16 @@ class Pool:
         for neighbour in [each for each in self.idle if each.node == worker.node]:
             self._end(neighbour)
         task.num_lost += counts
+        if counts:
+            task.failed_on[worker.node] = reason
         if task.num_lost > self.max_failures:
             self._fail(
                 task, f"the evaluator crashed {task.num_lost} times on this architecture: {reason}"
             )
             return
-        logger.warning("an evaluator was lost; its architecture goes to the next free one")
+        logger.warning(
+            "an evaluator was lost (%s); its architecture goes to the next free one", reason
+        )
         self._retry(task)
 
     def _retry(self, task: Task) -> None:
@@ -266,19 +369,52 @@ class Pool:
     def _check_times(self) -> None:
         """End evaluators that hang or have long been idle; note which tasks are stragglers."""
         now = time.monotonic()
-        if self.warn_at is not None and now > self.warn_at:
-            logger.warning("no evaluator is running yet: waiting for resources, or still loading")
-            self.warn_at = now + 6 * WARN_AFTER_S
-        if len(self.durations) >= MIN_DURATIONS:
-            hangs = max(HANGS_S, HANGS * max(self.durations))
-            for task in list(self.running):
-                for worker in [worker for worker in task.workers if now - worker.since > hangs]:
-                    self._lose(worker, task, f"no result within {hangs:.0f} s", counts=True)
+        self._check_waiting(now)
+        loading = [each for each in self.workers if each.node and not each.is_ready]
+        for worker in loading:
+            if now - worker.since > self.limit_s and not worker.ended:
+                reason = f"loading an evaluator took more than {self.limit_s:.0f} s"
+                self._leave_out(worker.node, f"{reason}; {LIMIT_ADVICE}", mistake=True)
+            else:
+                self._say_if_slow(worker, now, "an evaluator is still loading", self.limit_s)
+        limit = self.limit_s
+        if is_known := len(self.durations) >= MIN_DURATIONS:
+            limit = max(min(HANGS_S, limit), HANGS * max(self.durations))
+        for task in list(self.running):
+            for worker in list(task.workers):
+                if now - worker.since > limit:
+                    advice = "" if is_known else f"; {LIMIT_ADVICE}"
+                    self._lose(worker, task, f"no result within {limit:.0f} s{advice}", counts=True)
+                else:
+                    self._say_if_slow(worker, now, "an evaluation has no result yet", limit)
         self.overdue = self._stragglers(now)
         if self.waiting:
             return
         for worker in [worker for worker in self.idle if now - worker.since > IDLE_S]:
             self._end(worker)
+
+    def _check_waiting(self, now: float) -> None:
+        """Say that no evaluator is ready though something waits for one."""
+        if not self.waiting or any(worker.is_ready for worker in self.workers):
+            self.none_since = now
+            return
+        if now - self.none_since > self.warn_at:
+            logger.warning("no evaluator is running yet: waiting for resources, or still loading")
+            self.warn_at += 6 * WARN_AFTER_S
+        self._check_nodes()
+
+    def _say_if_slow(self, worker: Worker, now: float, what: str, limit: float) -> None:
+        seconds = now - worker.since
+        slow = STRAGGLER * max(self.durations, default=0.0) if worker.is_ready else 0.0
+        if seconds > max(worker.say_at, slow):
+            worker.say_at = 2 * seconds
+            logger.warning(
+                "%s after %.0f s on node %s; after %.0f s it is taken to hang",
+                what,
+                seconds,
+                self.nodes.usable().get(worker.node, worker.node[:12]),
+                limit,
+            )
 
     def _stragglers(self, now: float) -> list[tuple[Task, Worker]]:
         """The tasks that should be tried by a second evaluator, with their latest ones."""
@@ -295,7 +431,7 @@ class Pool:
 
 def _is_node_lost(node: str, error: BaseException) -> bool:
     """Whether an evaluator ended because its node did, which the cluster may learn later."""
-    if isinstance(error, ActorUnavailableError) or "node has died" in str(error):
+    if "node has died" in str(error):
         return True
     return not any(each["NodeID"] == node and each["Alive"] for each in ray.nodes())
 

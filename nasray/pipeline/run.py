@@ -40,6 +40,7 @@ FREE_KEYS = {
     ("compute", "num_evaluators"),
     ("compute", "gpus_per_evaluator"),
     ("compute", "max_failures"),
+    ("compute", "time_limit_s"),
     # These may choose other GPUs or kernels, whose results differ in the last digits.
     ("retrain", "compile"),
     ("compute", "accelerator_type"),
@@ -273,25 +274,22 @@ def is_search_begun(folder: str) -> bool:
     return any(file.startswith((f"{SOURCE}-", f"{SINGLE}/{SOURCE}/")) for file in files)
 
 
-def _free_keys(folder: str, *, again: bool) -> set[tuple[str, str]]:
+def _free_keys(folder: str, recorded: Job, *, again: bool) -> set[tuple[str, str]]:
     """The keys of the job that may still change, by what has been evaluated and retrained."""
     free = set(FREE_KEYS)
     if again or not _is_retrained(folder):
         free |= TRIAL_KEYS | {("retrain", key) for key in RetrainConfig.model_fields}
-def _free_keys(folder: str, recorded: Job) -> set[tuple[str, str]]:
-    """The keys of the job that may still change, by what has been evaluated."""
     if is_search_begun(folder):
         return free
     files, _ = storage.list_below(storage.join(folder, layout.HISTORY))
     keys = set(SearchConfig.model_fields)
-    notes = {layout.SUPERNET_DIGEST, layout.SEARCH_INPUTS}
+    notes = {layout.SUPERNET_DIGEST, layout.SEARCH_INPUTS, layout.PRECISION}
     if {storage.join(layout.HISTORY, file) for file in files} - notes:
         keys -= EVALUATION_KEYS
-    return free | {("search", key) for key in keys}
     is_trained = storage.exists(storage.join(folder, layout.SUPERNET))
     if recorded.supernet.sampling == "banded" and not is_trained:
         keys -= BAND_KEYS
-    return FREE_KEYS | {("search", key) for key in keys}
+    return free | {("search", key) for key in keys}
 
 
 def _is_retrained(folder: str) -> bool:
@@ -307,8 +305,7 @@ def _check_same(recorded: Job, job: Job, folder: str, *, again: bool = False) ->
     Raises:
         UserError: names the first difference.
     """
-    free = _free_keys(folder, again=again)
-    free = _free_keys(folder, recorded)
+    free = _free_keys(folder, recorded, again=again)
     old, new = recorded.model_dump(), job.model_dump()
     # More ways of retraining may be added.
     new["retrain"]["also"] = new["retrain"]["also"][: len(old["retrain"]["also"])]

@@ -124,8 +124,7 @@ def is_finished(run: Run) -> bool:
     path, history = run.path(layout.SEARCH), run.history
     if not storage.exists(path):
         return False
-    summary = storage.read_json(path)
-    found = summary.get("num_evaluations") if isinstance(summary, dict) else None
+    found = storage.read_object(path, "num_evaluations", "winner", "baseline")["num_evaluations"]
     if found != len(history.candidates):
         raise UserError(
             f"{path} tells of {found} evaluations, {history.folder} holds "
@@ -148,6 +147,7 @@ def evaluators(run: Run) -> "EvaluatorPool":
     """The pool of this run's evaluators."""
     from nasray.evaluation.evaluator import EvaluationTask, EvaluatorPool
 
+    recorded = run.path(layout.PRECISION)
     return EvaluatorPool(
         EvaluationTask(
             supernet=run.supernet_path,
@@ -155,7 +155,9 @@ def evaluators(run: Run) -> "EvaluatorPool":
             data_path=run.data_path,
             job=run.job,
             fingerprint=run.dataset.fingerprint,
-        )
+            precision=storage.read_json(recorded) if storage.exists(recorded) else "",
+        ),
+        record=lambda precision: storage.write_json(recorded, precision),
     )
 
 

@@ -178,7 +178,7 @@ def export(run: Run) -> list[dict[str, Any]]:
             # No path of a run stands in its files, for a run may be moved.
             found |= {"file": layout.exported(name, "onnx"), "model": checkpoint.digest(weights)}
             storage.write_json(done, found)
-        exported.append(storage.read_json(done) | {"file": model})
+        exported.append(storage.read_object(done, "file", "bytes") | {"file": model})
     if not exported:
         raise UserError(f"{run.folder} has no retrained model; run `nasray retrain` first")
     return exported
@@ -188,7 +188,7 @@ def _is_export_of(weights: str, done: str, model: str) -> bool:
     """Whether the ONNX file `model` with its check `done` was made of `weights` as they are."""
     if not (storage.exists(done) and storage.exists(model)):
         return False
-    made_of = storage.read_json(done).get("model")
+    made_of = storage.read_object(done).get("model")
     return not storage.exists(weights) or made_of == checkpoint.digest(weights)
 
 

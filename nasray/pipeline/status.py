@@ -118,7 +118,4 @@ def _retrain(folder: str) -> Iterator[Stage]:
 
 
 def _curves(path: str) -> list[dict]:
-    epochs = storage.read_json(path) if storage.exists(path) else []
-    if not isinstance(epochs, list) or not all(isinstance(epoch, dict) for epoch in epochs):
-        raise UserError(f"{path}: not written by nasray; restore or remove it")
-    return epochs
+    return storage.read_rows(path) if storage.exists(path) else []

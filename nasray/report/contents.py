@@ -1,10 +1,8 @@
 """What a run directory holds so far, read and checked for the report."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nasray.errors import UserError
 from nasray.search.candidate import Candidate
 from nasray.search.history import History
 from nasray.search.scores import Predictions
@@ -167,30 +165,10 @@ def _read_retrained(folder: str, name: str) -> Retrained:
 def _load(folder: str, name: str, *keys: str) -> Any:
     """Read a JSON object that must have `keys`; None if the file is absent."""
     path = storage.join(folder, name)
-    value = _parse(path)
-    if value is not None:
-        _check(path, value, keys)
-    return value
+    return storage.read_object(path, *keys) if storage.exists(path) else None
 
 
 def _load_rows(folder: str, name: str, *keys: str) -> list[Entry]:
     """Read a JSON list of objects that must have `keys`; empty if the file is absent."""
     path = storage.join(folder, name)
-    rows = _parse(path) or []
-    if not isinstance(rows, list):
-        raise UserError(f"{path}: not a list; remove the file and run again")
-    for row in rows:
-        _check(path, row, keys)
-    return rows
-
-
-def _parse(path: str) -> Any:
-    if not storage.exists(path):
-        return None
-    return storage.read_json(path)
-
-
-def _check(path: str, value: Any, keys: Sequence[str]) -> None:
-    for key in keys:
-        if not isinstance(value, dict) or key not in value:
-            raise UserError(f"{path}: {key!r} is missing; remove the file and run again")
+    return storage.read_rows(path, *keys) if storage.exists(path) else []

@@ -8,7 +8,8 @@ import errno
 import json
 import logging
 import os
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,6 +19,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 from tenacity.wait import wait_exponential
 
 from nasray.errors import UserError
+from nasray.storage import layout
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,19 @@ SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "file", "hdfs", "viewfs")  # Arro
 GOOGLE_RETRIES = "?retry_limit_seconds=60"
 RETRY_S = 300.0  # for how long a failing write to an object store is repeated
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a write to a full disk raises
+ADVICE = {
+    **dict.fromkeys(DISK_FULL, "free some space, then run the same command again"),
+    errno.EROFS: "give a folder that can be written",
+    errno.EACCES: "change its permissions, or give another path",
+    errno.EPERM: "change its permissions, or give another path",
+    errno.ESTALE: "mount it anew, then run the same command again",
+    errno.EIO: "check the disk or the mount, then run the same command again",
+    errno.EMFILE: "raise `ulimit -n`, then run the same command again",
+}
+
+# Called before anything in these folders is written or removed: raises once another process
+# has taken over the folder (locks.py).
+guards: dict[str, Callable[[], None]] = {}
 
 
 def cache_folder() -> str:
@@ -35,6 +50,14 @@ def cache_folder() -> str:
         return os.environ["NASRAY_CACHE"]
     root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return os.path.join(root, "nasray")
+
+
+def told(error: OSError) -> str:
+    """An error of a file in one line: the file, what is wrong, and what to do if that is known."""
+    named = error.errno is not None and error.filename is not None
+    text = f"{error.filename}: {error.strerror}" if named else " ".join(str(error).split())
+    advice = ADVICE.get(error.errno) if error.errno is not None else None
+    return f"{text}; {advice}" if advice else text
 
 
 def is_url(path: str) -> bool:
@@ -230,23 +253,55 @@ def _warn(state: RetryCallState) -> None:
 
 
 def _write_once(filesystem: fs.FileSystem, place: str, path: str, content: bytes) -> None:
-    # An object store shows an object only when it is whole. On a local disk, a new file is
-    # renamed; its name is this host's and process's, for other nodes may share the folder.
-    local = isinstance(filesystem, fs.LocalFileSystem)
-    target = f"{place}.partial-{os.uname().nodename}-{os.getpid()}" if local else place
+    _check_guards(path)
     try:
+        if isinstance(filesystem, fs.LocalFileSystem):
+            _replace(place, content)
+            return
+        # An object store shows an object only when it is whole.
         if filesystem.type_name not in OBJECT_STORES:
             filesystem.create_dir(os.path.dirname(place), recursive=True)
-        with filesystem.open_output_stream(target) as file:
+        with filesystem.open_output_stream(place) as file:
             file.write(content)
-        if local:
-            os.replace(target, place)
     except OSError as error:
-        if local and os.path.exists(target):
-            os.remove(target)
         if error.errno is None:
             raise
         raise OSError(error.errno, os.strerror(error.errno), path) from None
+
+
+def _replace(place: str, content: bytes) -> None:
+    """Write a local file under a name of its own, and rename it once it is on the disk."""
+    folder = os.path.dirname(place)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except FileExistsError:  # a file, whose name Python's words hide
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
+    # Other nodes may share the folder; in containers, hosts and processes often have one name.
+    partial = f"{place}.partial-{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        with open(partial, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # or, after a power failure, the new name has an empty file
+        os.replace(partial, place)
+    finally:
+        if os.path.exists(partial):
+            os.remove(partial)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)  # of the new name itself
+    except OSError:  # some network file systems know no such thing
+        pass
+    finally:
+        os.close(handle)
+
+
+def _check_guards(path: str) -> None:
+    if f"/{layout.LEASES}/" in path:
+        return
+    for folder, check in list(guards.items()):
+        if path.startswith(f"{folder}/"):
+            check()
 
 
 def read_json(path: str) -> Any:
@@ -262,6 +317,39 @@ def read_json(path: str) -> Any:
         raise UserError(f"{path} is not readable JSON ({error}); restore or remove it") from None
 
 
+def read_object(path: str, *keys: str) -> dict[str, Any]:
+    """Read a JSON object that must have `keys`.
+
+    Raises:
+        UserError: it is not what nasray wrote there.
+        OSError: it is absent, or the storage fails.
+    """
+    return _with_keys(path, read_json(path), keys)
+
+
+def read_rows(path: str, *keys: str) -> list[dict[str, Any]]:
+    """Read a JSON list of objects that must have `keys`; errors as of read_object()."""
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise _not_ours(path, "is no list")
+    return [_with_keys(path, row, keys) for row in rows]
+
+
+def _with_keys(path: str, value: Any, keys: Sequence[str]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _not_ours(path, "is no object")
+    for key in keys:
+        if key not in value:
+            raise _not_ours(path, f"lacks {key!r}")
+    return value
+
+
+def _not_ours(path: str, why: str) -> UserError:
+    return UserError(
+        f"{path}: not written by nasray, it {why}; restore it, or remove it and run again"
+    )
+
+
 def write_json(path: str, value: Any, *, retry_s: float | None = None) -> None:
     """Write `value` as a JSON file; `retry_s` and errors as of write()."""
     write(path, (json.dumps(value, indent=1) + "\n").encode(), retry_s=retry_s)
@@ -269,6 +357,7 @@ def write_json(path: str, value: Any, *, retry_s: float | None = None) -> None:
 
 def remove(path: str) -> None:
     """Delete a file or a whole folder; nothing happens if it is absent."""
+    _check_guards(path)
     filesystem, place = resolve(path)
     info = filesystem.get_file_info(place)
     if info.type == fs.FileType.Directory:

@@ -24,6 +24,7 @@ TRAIN = "train"  # checkpoints of Ray Train
 HISTORY = "history"
 SUPERNET_DIGEST = "history/_supernet.json"  # hash of the supernet that was evaluated
 SEARCH_INPUTS = "history/_begun.json"  # hashes of what a search must be resumed with
+PRECISION = "history/_precision.json"  # of all evaluations
 SINGLE_EVALUATIONS = "_evaluations"  # in HISTORY; readers of Parquet data sets skip such names
 
 SEARCH = "search.json"
@@ -46,7 +47,7 @@ RESULT = "result.json"
 PREDICTIONS = "validation.parquet"
 # In the folder of one of its trials; CURVES is also, for all trials together, in the one above.
 TRIAL = "trial-"
-STATE = "state.pt"
+STATE = "state.pt"  # in a checkpoint of Ray Train; of a trial, by older versions
 CURVES = "curves.json"
 FAILURE = "failure.json"
 TUNE = "tune"  # beside the trials: what Ray Tune keeps while it runs
@@ -65,3 +66,12 @@ def retrained(name: str, *names: str) -> str:
 def exported(name: str, suffix: str) -> str:
     """The exported network `name`: suffix "onnx", or "json" for its check."""
     return f"{EXPORT}/{name}.{suffix}"
+
+
+def trial_state(num_epochs: int) -> str:
+    """What a trial goes on from after so many epochs, in its folder.
+
+    The name tells the content, as training is a function of the seed: a late write by a process
+    that was given up replaces nothing newer.
+    """
+    return f"state-{num_epochs:06d}.pt"

@@ -1,8 +1,16 @@
-"""One process per folder: flock on a local disk, leases on an object store.
+"""One process per folder: flock on a local disk, leases where several nodes see the folder.
 
 flock ends with its process, however that ends, and a shared flock tells whether a folder is held.
+On network file systems it may hold on one node only (gcsfuse, s3fs, some of Lustre), so that a
+lease is taken there, too, as on an object store.
+
 A lease is a file that its owner rewrites every few seconds. A process that finds the lease of
 another one waits to see whether it changes; if not, its owner is dead. No clocks are compared.
+An owner that was only paused finds, before it writes anything more, that its lease is too old to
+count, looks whether it is still there, and gives up if not. A single write that was under way when
+it was paused may still arrive later: Arrow knows no conditional writes, which S3, Google and Azure
+offer. So the name of a file tells what is in it (a position, a generation, an epoch), and a late
+write repeats what is there.
 """
 
 import _thread
@@ -15,6 +23,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from pyarrow import fs
 
@@ -26,6 +35,75 @@ logger = logging.getLogger(__name__)
 
 RENEW_EVERY_S = 5.0
 DEAD_AFTER = 4  # renewals missed
+MOUNTS = Path("/proc/self/mountinfo")
+# File systems that one node alone sees; on any other, a lease is taken beside the flock.
+ON_ONE_NODE = frozenset(
+    "apfs bcachefs btrfs exfat ext2 ext3 ext4 f2fs fuseblk hfs jfs ntfs3 overlay ramfs reiserfs "
+    "tmpfs vfat xfs zfs".split()
+)
+
+
+class _Lease:
+    """This process's lease of a folder, renewed by a thread until it ends or is lost."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder, self.names = folder, storage.join(folder, layout.LEASES)
+        self.path = storage.join(self.names, f"{uuid.uuid4().hex}.json")
+        self.number, self.renewed = 0, _now()
+        self.is_lost = False
+        self.before = set(storage.list_names(self.names))  # of others, dead or to be respected
+        self.renewing, self.ended = threading.RLock(), threading.Event()
+        self._write()
+
+    def check(self) -> None:
+        """Return if this process still holds the folder, looking only if that is in doubt.
+
+        Raises:
+            UserError: another process has taken over.
+            OSError: the storage fails.
+        """
+        if not self.is_lost and _now() - self.renewed > (DEAD_AFTER - 1) * RENEW_EVERY_S:
+            self.renew()
+        if self.is_lost:
+            raise self.lost()
+
+    def lost(self) -> UserError:
+        """What to raise if another process has taken over."""
+        return UserError(
+            f"{self.folder} was taken over by another nasray process, as this one had not been "
+            f"heard of for {DEAD_AFTER * RENEW_EVERY_S:.0f} s; it ends here, the other one goes on"
+        )
+
+    def renew(self) -> None:
+        """Renew the lease, or note that it is lost."""
+        with self.renewing:
+            begun, is_there = _now(), storage.exists(self.path)
+            if is_there:
+                self.number += 1
+                self._write()
+            # After a long pause, even within a renewal, another process may have taken over.
+            late = _now() - self.renewed > DEAD_AFTER * RENEW_EVERY_S
+            if not is_there or (late and self._newer()):
+                self.is_lost = True
+            else:
+                self.renewed = begun
+
+    def keep(self) -> None:
+        """Renew until `ended`; interrupt this process if another one has taken over."""
+        while not self.ended.wait(RENEW_EVERY_S):
+            with suppress(OSError):  # the storage fails; the next renewal may succeed
+                self.renew()
+            if self.is_lost:
+                _thread.interrupt_main()
+                return
+
+    def _newer(self) -> set[str]:
+        """The leases of processes that came after this one."""
+        return {*storage.list_names(self.names)} - self.before - {os.path.basename(self.path)}
+
+    def _write(self) -> None:
+        content = {"host": os.uname().nodename, "pid": os.getpid(), "renewed": self.number}
+        storage.write_json(self.path, content, retry_s=0)  # the next renewal is the repetition
 
 
 @contextmanager
@@ -33,23 +111,26 @@ def leased(folder: str) -> Iterator[None]:
     """Hold the lease of `folder`; that of a dead process is removed after some seconds.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or has taken it over.
     """
-    names = storage.join(folder, layout.LEASES)
-    own = storage.join(names, f"{uuid.uuid4().hex}.json")
-    _renew(own, 0)
+    lease = _Lease(folder)
     # Renewed from the start: of two processes that start together, each sees the other one alive.
-    ended = threading.Event()
-    renewer = threading.Thread(target=_keep_renewing, args=(folder, own, ended), daemon=True)
+    renewer = threading.Thread(target=lease.keep, daemon=True)
     renewer.start()
     try:
-        _remove_dead_leases(folder, names, os.path.basename(own))
+        _remove_dead_leases(folder, lease.names, os.path.basename(lease.path))
+        storage.guards[folder] = lease.check
         yield
+    except KeyboardInterrupt:
+        if lease.is_lost:
+            raise lease.lost() from None
+        raise
     finally:
-        ended.set()
+        storage.guards.pop(folder, None)
+        lease.ended.set()
         renewer.join()
         with suppress(OSError):
-            storage.remove(own)
+            storage.remove(lease.path)
 
 
 def holders(folder: str) -> list[str]:
@@ -68,7 +149,7 @@ def _owner(lease: bytes) -> str:
 
 
 def _remove_dead_leases(folder: str, names: str, own: str) -> None:
-    others = [name for name in storage.list_names(names) if name != own]
+    others = [name for name in storage.list_names(names) if name != own and name.endswith(".json")]
     if not others:
         return
     logger.info("%s has the lease of another process; waiting to see if it is renewed", folder)
@@ -80,32 +161,9 @@ def _remove_dead_leases(folder: str, names: str, own: str) -> None:
             if before[name] is None:
                 before[name] = now
             if now is not None and now != before[name]:
-                raise UserError(f"{folder} is in use by another nasray process")
+                raise UserError(f"{folder} is in use by another nasray process ({_owner(now)})")
     for name in others:
         storage.remove(storage.join(names, name))
-
-
-def _keep_renewing(folder: str, own: str, ended: threading.Event) -> None:
-    """Renew the lease until `ended`; interrupt this process if another one has taken over."""
-    number, renewed = 0, time.monotonic()
-    while not ended.wait(RENEW_EVERY_S):
-        with suppress(OSError):  # the storage fails; the next renewal may succeed
-            is_there = storage.exists(own)
-            if is_there:
-                number += 1
-                _renew(own, number)
-            # After a long pause, even within a renewal, another process may have taken over.
-            late = time.monotonic() - renewed > DEAD_AFTER * RENEW_EVERY_S
-            if not is_there or (late and len(storage.list_names(os.path.dirname(own))) > 1):
-                logger.error("%s was taken over by another nasray process", folder)
-                _thread.interrupt_main()
-                return
-            renewed = time.monotonic()
-
-
-def _renew(own: str, number: int) -> None:
-    content = {"host": os.uname().nodename, "pid": os.getpid(), "renewed": number}
-    storage.write_json(own, content, retry_s=0)  # the next renewal is the repetition
 
 
 def _content(path: str) -> bytes | None:
@@ -113,6 +171,12 @@ def _content(path: str) -> bytes | None:
         return storage.read(path)
     except OSError:
         return None
+
+
+def _now() -> float:
+    """Seconds of a clock that also runs while this machine sleeps."""
+    clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # of Linux only
+    return time.clock_gettime(clock)
 
 
 def holder(folder: str) -> str:
@@ -127,15 +191,17 @@ def holder(folder: str) -> str:
         return "another nasray process"
     except OSError:  # no lock file, or a file system without locks
         pass
-    return ""
+    return " and ".join(holders(folder)) if seen_by_other_nodes(place) else ""
 
 
 @contextmanager
-def held(folder: str) -> Iterator[None]:
+def held(folder: str, *, temporary: bool = False) -> Iterator[None]:
     """Create a folder if need be, and hold its lock during the block.
 
+    A `temporary` folder, which exists for its lock alone, is removed in the end.
+
     Raises:
-        UserError: another process holds it, or the file system has no locks.
+        UserError: another process holds it or has taken it over, or the file system has no locks.
     """
     filesystem, place = storage.resolve(folder)
     if not isinstance(filesystem, fs.LocalFileSystem):
@@ -143,6 +209,7 @@ def held(folder: str) -> Iterator[None]:
             yield
         return
     storage.make_folder(folder)
+    others_see_it = seen_by_other_nodes(place)
     with open(os.path.join(place, layout.LOCK), "w") as file:
         try:
             try:
@@ -153,8 +220,32 @@ def held(folder: str) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"{folder} is in use by another nasray process") from None
         except OSError as error:
-            raise UserError(
-                f"{folder}: this file system has no locks ({error.strerror}); use another one, "
-                "or a URI"
-            ) from None
-        yield
+            if not others_see_it:
+                raise UserError(
+                    f"{folder}: this file system has no locks ({error.strerror}); use another "
+                    "one, or a URI"
+                ) from None
+        try:
+            if others_see_it:
+                with leased(folder):
+                    yield
+            else:
+                yield
+        finally:
+            if temporary:
+                storage.remove(folder)
+
+
+def seen_by_other_nodes(place: str) -> bool:
+    """Whether the local path `place` is on a file system that other nodes may have mounted."""
+    try:
+        lines = MOUNTS.read_text().splitlines()
+    except OSError:  # not Linux
+        return False
+    real, found, kind = os.path.realpath(place), "", ""
+    for line in lines:
+        fields, _, rest = line.partition(" - ")
+        mounted = fields.split()[4].replace("\\040", " ")
+        if f"{real}/".startswith(f"{mounted.rstrip('/')}/") and len(mounted) >= len(found):
+            found, kind = mounted, rest.split()[0]
+    return bool(kind) and kind not in ON_ONE_NODE

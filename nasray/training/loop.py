@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from nasray.data.transforms import normalize
-from nasray.devices import amp_dtype, autocast
+from nasray.devices import amp_dtype, autocast, precisions, use_precision
+from nasray.errors import UserError
 from nasray.training.gradients import GradientAverager, Slices
 
 # Maps normalised images (n, 3, height, width) to logits (n, classes).
@@ -109,7 +110,10 @@ def fit(
 
     Raises:
         LossNotFiniteError: the loss became NaN or infinite.
+        UserError: the training to resume began in a precision that `device` does not compute.
     """
+    precision = agreed_precision(device, resume)
+    use_precision(precision, device)
     optimizer, scaler = make_optimizer(network, recipe), make_scaler(device)
     averager, averaged = GradientAverager(network), AveragedWeights(network, recipe.ema)
     curves: list[dict] = []
@@ -126,6 +130,7 @@ def fit(
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
             "ema": averaged.means,
+            "precision": precision,
             "curves": curves,
         }
 
@@ -165,6 +170,28 @@ def fit(
         report(curves, state)
     averaged.keep()
     return curves
+
+
+def agreed_precision(device: str, resume: dict | None) -> str:
+    """The precision in which a training began, or the best that all its workers compute.
+
+    Raises:
+        UserError: this worker cannot compute in the one in which it began.
+    """
+    known = precisions(device)
+    if resume is None or "precision" not in resume:  # which older versions did not write
+        found = torch.tensor(len(known), device=device)  # the best is the first of the most
+        if dist.is_initialized():
+            dist.all_reduce(found, op=dist.ReduceOp.MIN)
+        return known[len(known) - int(found)]
+    if resume["precision"] not in known:
+        raise UserError(
+            f"this training began in {resume['precision']}, which this worker's "
+            f"{'GPU' if device == 'cuda' else 'CPU'} does not compute: resume on GPUs like those "
+            'before (compute.accelerator_type; device = "gpu" waits for them), or use another run '
+            "directory"
+        )
+    return resume["precision"]
 
 
 def make_optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:

@@ -27,7 +27,12 @@ from nasray.progress import following, progress
 from nasray.spaces.space import Architecture
 from nasray.storage import files as storage
 from nasray.storage import layout
-from nasray.training.trial import measure_on_validation, run_trial, run_trial_worker
+from nasray.training.trial import (
+    latest_state,
+    measure_on_validation,
+    run_trial,
+    run_trial_worker,
+)
 from nasray.training.workers import check_batches, resumed, scaling
 
 TUNED = ("learning_rate", "weight_decay", "label_smoothing")
@@ -47,7 +52,7 @@ def retrain(job: Job, run_dir: str, data_path: str, arch: Architecture, name: st
     result_path = storage.join(folder, layout.RESULT)
     _check_same_arch(folder, arch)
     if storage.exists(result_path):
-        return storage.read_json(result_path)
+        return storage.read_object(result_path, "genes", "val_top1", "num_val_images")
     supernet = storage.join(run_dir, layout.SUPERNET)
     teacher = storage.join(run_dir, layout.TEACHER) if job.supernet.has_teacher else supernet
     task = {"job": job.model_dump(), "data_path": data_path, "arch": list(arch)}
@@ -173,7 +178,7 @@ def _tune(job: Job, trials: list[dict[str, Any]]) -> list[int]:
     """
     config, compute = job.retrain, job.compute
     if compute.workers_per_trial == 1:
-        gpu = on_gpu(compute, compute.concurrent_trials)
+        gpu = on_gpu(compute, 1)  # trials that find no GPU wait for one
         needs = {"CPU": compute.cpus_per_trial, **({"GPU": 1} if gpu else {})}
         trial: Any = run_trial
     else:
@@ -240,8 +245,8 @@ def _data_parallel_trial(config: dict[str, Any]) -> None:
 
 def _read_trial(trial: dict[str, Any], length: int, epochs: int) -> dict[str, Any]:
     """A trial's first `length` epochs as RUN/retrain/<name>/curves.json keeps them."""
-    path = storage.join(trial["folder"], layout.STATE)
-    curves = checkpoint.load(path)["curves"][:length] if storage.exists(path) else []
+    path = latest_state(trial["folder"])
+    curves = checkpoint.load(path)["curves"][:length] if path else []
     index = int(trial["folder"].rsplit("-", 1)[1])
     found = {"trial": index, "recipe": trial["recipe"], "stopped": len(curves) < epochs}
     failure = storage.join(trial["folder"], layout.FAILURE)
@@ -253,9 +258,9 @@ def _read_trial(trial: dict[str, Any], length: int, epochs: int) -> dict[str, An
 def _progress(trials: list[dict[str, Any]]) -> tuple[int, str]:
     """How many epochs all trials have trained, and the hold-out top-1 of the latest trial."""
     paths = [storage.join(trial["folder"], layout.CURVES) for trial in trials]
-    curves = {index: storage.read_json(p) for index, p in enumerate(paths) if storage.exists(p)}
-    if not curves:
+    curves = {index: storage.read_rows(p) for index, p in enumerate(paths) if storage.exists(p)}
+    if not any(curves.values()):
         return 0, ""
-    last = max(curves)
+    last = max(index for index, epochs in curves.items() if epochs)
     top1 = curves[last][-1]["holdout_top1"]
     return sum(map(len, curves.values())), f"trial {last}, hold-out {top1:.1%}"

@@ -118,7 +118,7 @@ def _train(
     curves = storage.join(folder, layout.SUPERNET_CURVES)
 
     def progress() -> tuple[int, str]:
-        epochs = storage.read_json(curves) if storage.exists(curves) else []
+        epochs = storage.read_rows(curves) if storage.exists(curves) else []
         return len(epochs), _summary(epochs[-1]) if epochs else ""
 
     task = {"job": job.model_dump(), "folder": folder, "run_dir": run_dir, "data_path": data_path}
@@ -278,7 +278,9 @@ def _train_worker(task: dict[str, Any]) -> str | None:
         return str(error)
     if rank == 0:
         path = storage.join(task["folder"], layout.SUPERNET)
-        checkpoint.save_supernet(path, supernet, classes=list(images.dataset.classes))
+        # Not by a worker that was given up for lost, after its successor's, which may be in use.
+        if not storage.exists(path):
+            checkpoint.save_supernet(path, supernet, classes=list(images.dataset.classes))
     return None
 
 

@@ -58,8 +58,8 @@ def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: 
     choose_kernels(deterministic=job.compute.deterministic)
     device = worker_device(job.compute.cpus_per_trial)
     space, arch, images = _arch_and_images(job, trial)
-    state_path = storage.join(trial["folder"], layout.STATE)
-    resume = checkpoint.load(state_path, device) if storage.exists(state_path) else None
+    latest = latest_state(trial["folder"])
+    resume = checkpoint.load(latest, device) if latest else None
     if config.init == "supernet" and resume is None:
         subnet = _with_supernet_weights(trial["supernet"], space, arch, images, device)
     else:
@@ -76,10 +76,7 @@ def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: 
 
     def record(curves: list[dict], state: Any) -> None:
         if rank == 0:
-            buffer = io.BytesIO()
-            torch.save(state(), buffer)
-            storage.write(state_path, buffer.getvalue())
-            storage.write_json(storage.join(trial["folder"], layout.CURVES), curves)
+            keep_state(trial["folder"], curves, state)
         report(_metrics(curves[-1]))
 
     def validate(epoch: int) -> dict[str, float | None]:
@@ -118,6 +115,36 @@ def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: 
         report({"epoch": config.epochs, f"holdout_{job.search.fitness}": 0.0})
 
 
+def keep_state(folder: str, curves: list[dict], state: Any) -> None:
+    """Write state() and the curves of a trial's epochs, unless the trial is further already.
+
+    That is so if its node was cut off and given up, and another one goes on.
+    """
+    name = layout.trial_state(len(curves))
+    if any(other > name for other in _states(folder) if other != layout.STATE):
+        return
+    buffer = io.BytesIO()
+    torch.save(state(), buffer)
+    storage.write(storage.join(folder, name), buffer.getvalue())
+    storage.write_json(storage.join(folder, layout.CURVES), curves)
+    for other in _states(folder):
+        if other < name or other == layout.STATE:
+            storage.remove(storage.join(folder, other))
+
+
+def latest_state(folder: str) -> str:
+    """The path of what a trial goes on from; empty if it has not completed an epoch."""
+    names = _states(folder)
+    return storage.join(folder, names[-1]) if names else ""
+
+
+def _states(folder: str) -> list[str]:
+    """The names of a trial's states, the latest last; before all, that of older versions."""
+    names = storage.list_names(folder)
+    numbered = [name for name in names if name.startswith("state-") and name.endswith(".pt")]
+    return [name for name in names if name == layout.STATE] + numbered
+
+
 @ray.remote
 def measure_on_validation(trial: dict[str, Any], path: str) -> dict[str, Any]:
     """Save at `path` the subnet of the best trial, or without epochs the supernet's subnet.
@@ -136,7 +163,7 @@ def measure_on_validation(trial: dict[str, Any], path: str) -> dict[str, Any]:
         found["supernet_top1"] = said.top1
     if job.retrain.epochs:
         subnet = build_subnet(space.decode(arch))
-        state = checkpoint.load(storage.join(trial["folder"], layout.STATE))["state"]
+        state = checkpoint.load(latest_state(trial["folder"]))["state"]
         subnet.load_state_dict(state)
         said = on_validation(subnet.to(device), images, device)
     said.write(storage.join(path.rpartition("/")[0], layout.PREDICTIONS))

@@ -7,16 +7,21 @@ import sys
 
 import pytest
 
-from nasray.cluster.connect import _interrupts_deferred
+from nasray.cluster.connect import _interrupts_deferred, ray_cluster
+from nasray.config import ComputeConfig
+from nasray.errors import UserError
 
 
-def test_an_interrupt_while_ray_starts_is_raised_when_it_has_started():
-    handler, done = signal.getsignal(signal.SIGINT), []
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_ray_starts_is_raised_when_it_has_started(number):
+    handler, done = signal.getsignal(number), []
     with pytest.raises(KeyboardInterrupt), _interrupts_deferred():
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
         done.append("started")
     assert done == ["started"]
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(number) is handler
+    with pytest.raises(KeyboardInterrupt), _interrupts_deferred():
+        sys.exit(15)  # by the handler that Ray installs
     with _interrupts_deferred():
         done.append("without one")
     assert done == ["started", "without one"]
@@ -37,3 +42,27 @@ print(before == signal.SIG_DFL, during == before, signal.getsignal(signal.SIGTER
 """
     run = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
     assert run.stdout.decode().split() == ["True", "False", "True"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "address", "complaint"),
+    [
+        ("RAY_ADDRESS", "http://127.0.0.1:8265", "http://127.0.0.1:8265", "is a dashboard, where"),
+        ("RAY_ADDRESS", "127.0.0.1:1", "127.0.0.1:1", ": no Ray cluster answers there"),
+        ("--address", "127.0.0.1:1", "127.0.0.1:1", ": no Ray cluster answers there"),
+        ("TMPDIR", f"/tmp/{90 * 'x'}", None, " is 95 bytes long, too long for the names"),
+        ("RAY_TMPDIR", f"/tmp/{90 * 'x'}", "local", ": set RAY_TMPDIR to a shorter folder"),
+        ("RAY_TMPDIR", "/proc/none", None, ": Ray cannot keep its session there (No such file"),
+    ],
+)
+def test_what_was_given_is_named(monkeypatch, variable, value, address, complaint):
+    for each in ("TMPDIR", "RAY_TMPDIR"):
+        monkeypatch.delenv(each, raising=False)
+    if variable != "--address":
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError) as caught:
+        with ray_cluster(address, ComputeConfig(), verbose=False):
+            raise AssertionError("connected")
+    sign = " " if variable == "--address" else " = "
+    assert str(caught.value).startswith(f"{variable}{sign}{value}")
+    assert complaint in str(caught.value)

@@ -44,12 +44,15 @@ def cluster(environment: None):
     cluster.shutdown()
 
 
-def start(folder: Path, cluster: Cluster, algorithm: str) -> subprocess.Popen:
+def start(
+    folder: Path, cluster: Cluster, algorithm: str, *run: str, **environment: str
+) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, DRIVER, folder, cluster.address, algorithm],
+        [sys.executable, DRIVER, folder, cluster.address, algorithm, *run],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=os.environ | environment,
     )
 
 
@@ -131,6 +134,40 @@ def test_many_kills_change_nothing(cluster, undisturbed, tmp_path, algorithm, se
     )
     check(tmp_path, undisturbed[algorithm])
     assert not repeated
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_a_full_node_a_hang_and_a_driver_that_slept_through_a_takeover_change_nothing(
+    cluster, undisturbed, tmp_path, monkeypatch, s3, seed
+):
+    """On an object store: a disk is full on one of three nodes, the very first evaluation hangs,
+    and the driver is stopped at any moment for longer than its lease lasts, then goes on beside the
+    one that has taken over.
+    """
+    chance, (made, _) = random.Random(seed), cluster
+    algorithm = ("steady", "genetic")[seed % 2]
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    run = f"s3://runs/chaos-{seed}"
+    (tmp_path / "full").write_text(made.add_node(num_cpus=2).node_id)
+    (tmp_path / "hang").touch()
+    first = start(tmp_path, made, algorithm, run)
+    wait_for(lambda: list((tmp_path / "begun").glob("*")), "the first evaluation begins")
+    time.sleep(chance.uniform(0, 6))
+    first.send_signal(signal.SIGSTOP)
+    second = start(tmp_path, made, algorithm, run)
+    time.sleep(chance.uniform(2, 12))  # the lease is of 2 s; the second one starts meanwhile
+    first.send_signal(signal.SIGCONT)
+    outcomes = {each.wait(): each.communicate() for each in (first, second)}
+    assert 0 in outcomes, outcomes
+    if 1 in outcomes:  # else the first ended before it was stopped, or the second one began
+        assert "taken over" in outcomes[1][1] or "in use" in outcomes[1][1], outcomes[1]
+    assert not (tmp_path / "hang").exists()
+    found = {c.arch for c in History(f"{run}/history").candidates}
+    lost = sum(c.arch not in found for c in undisturbed[algorithm])
+    print(f"{algorithm}, seed {seed}: {outcomes[0][0].strip()}, evaluations lost: {lost}")
+    check(run, undisturbed[algorithm])
 
 
 @pytest.mark.slow

@@ -222,3 +222,25 @@ def test_a_race_that_is_lost_judges_fewer_images_and_stays_below_the_bar(make_ta
     assert judged.sum() == 40 and not found[False].judged
     np.testing.assert_array_equal(correct, unpack(found[False].correct, 80) & judged)
     assert found[True].fitness < 0.9
+
+
+def test_all_evaluators_compute_in_one_precision(make_task):
+    """The first one's, which is recorded; a node whose GPU lacks it is left out."""
+    recorded, told = [], []
+
+    class Actor:
+        class use:  # noqa: N801
+            remote = told.append
+
+    pool = EvaluatorPool(make_task(), recorded.append)
+    pool.admit(Actor, ["float16", "float32"])
+    pool.admit(Actor, ["bfloat16", "float16", "float32"])
+    assert recorded == ["float16"] and told == ["float16", "float16"]
+    pool = EvaluatorPool(replace(make_task(), precision="bfloat16"), recorded.append)
+    with pytest.raises(
+        UserError, match="are computed in bfloat16, of which its GPU is not capable"
+    ):
+        pool.admit(Actor, ["float16", "float32"])
+    with EvaluatorPool(replace(make_task(), precision="bfloat16")) as pool:
+        with pytest.raises(UserError, match="are computed in bfloat16, of which its CPU is not"):
+            evaluate_all(pool, ARCHS[:1])

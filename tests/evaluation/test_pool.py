@@ -8,15 +8,14 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from nasray.errors import EvaluationError, UserError
 from nasray.evaluation import pool as pool_module
@@ -33,10 +32,9 @@ class Square:
     def __init__(self, folder: str, broken: str = "") -> None:
         self.folder, self.broken = Path(folder), broken
 
-    def ready(self) -> str:
+    def ready(self) -> None:
         if self.broken:
             raise UserError(self.broken)
-        return self.node()
 
     def evaluate(self, attempt: int, number: int, mood: str = "") -> Evaluation:
         tries = len(list(self.folder.glob(f"{number}-*")))
@@ -55,6 +53,8 @@ class Square:
             self.hang()
         if mood == "takes longer":
             time.sleep(0.5)
+        if mood == "takes a little":
+            time.sleep(0.03)
         return Evaluation(fitness=number**2, attempt=attempt)
 
     def node(self) -> str:
@@ -65,16 +65,51 @@ class Dead(BaseException):
     """Ends an evaluator that is a thread."""
 
 
-class ThreadSquare(Square):
-    """An evaluator that is a thread per call; has the methods of a handle of Ray's."""
+class Away(BaseException):
+    """Makes an evaluator that is a thread look like one that no call reaches."""
 
-    def __init__(self, folder: str, broken: str = "") -> None:
+
+class ThreadSquare(Square):
+    """An evaluator that is a thread per call; has the methods of a handle of Ray's.
+
+    `bad` is what is wrong with its node.
+    """
+
+    def __init__(self, folder: str, broken: str = "", place: str = NODE, bad: str = "") -> None:
         super().__init__(folder, broken)
-        self.ended = threading.Event()
+        self.place, self.bad = place, bad
+        self.ended, self.free = threading.Event(), threading.Lock()
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
-        return Call(self, found) if name in ("ready", "evaluate") else found
+        return Call(self, found) if name in ("node", "ready", "evaluate") else found
+
+    def node(self) -> str:
+        if not self.place:
+            self.hang()
+        return self.place
+
+    def ready(self) -> None:
+        super().ready()
+        if self.bad == "full":
+            raise OSError(28, "No space left on device", "/cache")
+        if self.bad == "loads for ever":
+            self.hang()
+        if self.bad == "no driver":
+            raise RuntimeError("CUDA driver initialization failed")
+
+    def evaluate(self, attempt: int, number: int, mood: str = "") -> Evaluation:
+        if self.bad == "stale":
+            raise OSError(116, "Stale file handle", "/data")
+        if self.bad == "raises":
+            raise RuntimeError("CUDA error: uncorrectable ECC error")
+        if self.bad == "dies":
+            self.die()
+        if self.bad == "away":
+            raise Away
+        if self.bad == "hangs":
+            self.hang()
+        return super().evaluate(attempt, number, mood)
 
     def die(self) -> None:
         raise Dead
@@ -92,13 +127,20 @@ class Call:
         self.found: Future = Future()
 
     def remote(self, *arguments: Any) -> "Call":
-        threading.Thread(target=self.run, args=arguments, daemon=True).start()
+        begun = threading.Event()
+        threading.Thread(target=self.run, args=(begun, *arguments), daemon=True).start()
+        begun.wait(0.01)  # calls of one evaluator are run in their order
         return self
 
     def future(self) -> Future:
         return self.found
 
-    def run(self, *arguments: Any) -> None:
+    def run(self, begun: threading.Event, *arguments: Any) -> None:
+        with self.evaluator.free:
+            begun.set()
+            self.answer(*arguments)
+
+    def answer(self, *arguments: Any) -> None:
         if self.evaluator.ended.is_set():
             self.found.set_exception(ActorDiedError())
             return
@@ -107,6 +149,8 @@ class Call:
         except Dead:
             self.evaluator.ended.set()
             self.found.set_exception(ActorDiedError())
+        except Away:
+            self.found.set_exception(ActorUnavailableError("no answer", None))
         except Exception as error:
             text = traceback.format_exc()
             raised = RayTaskError("evaluate", text, error, proctitle="", pid=1, ip="")
@@ -129,15 +173,38 @@ def make_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pool_module, "CHECK_EVERY_S", 0.02)
     monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": NODE, "Alive": True}])
 
-    def make(number: int = 2, max_failures: int = 2, **options: str) -> Pool:
+    def make(number: int = 2, max_failures: int = 2, limit_s: float = 60, **options: str) -> Pool:
         return Pool(
-            lambda: ThreadSquare(str(tmp_path), **options),
+            lambda left_out: ThreadSquare(str(tmp_path), **options),
             number=number,
             max_failures=max_failures,
+            limit_s=limit_s,
             end=lambda evaluator: evaluator.ended.set(),
         )
 
     return make
+
+
+class TwoNodes:
+    """A cluster with room for one evaluator on each of two nodes, `bad` and "good"."""
+
+    def __init__(self, folder: Path, bad: str, **options: Any) -> None:
+        self.folder, self.bad, self.started = str(folder), bad, []
+        self.pool = Pool(
+            self.start,
+            number=2,
+            max_failures=2,
+            nodes=lambda: {"bad": "10.0.0.1", "good": "10.0.0.2"},
+            end=lambda evaluator: evaluator.ended.set(),
+            **options,
+        )
+
+    def start(self, left_out: Collection[str]) -> ThreadSquare:
+        busy = [each.place for each in self.started if not each.ended.is_set()]
+        place = next((each for each in ("bad", "good") if each not in (*busy, *left_out)), "")
+        bad = self.bad if place == "bad" else ""
+        self.started.append(ThreadSquare(self.folder, place=place, bad=bad))
+        return self.started[-1]
 
 
 def run(pool: Pool, moods: dict[int, str], numbers: range = range(12)) -> dict[int, Evaluation]:
@@ -262,10 +329,67 @@ def test_a_mistake_that_keeps_evaluators_from_starting_is_told_at_once(make_pool
             run(pool, {})
 
 
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        ("full", "/cache: No space left on device; free some space, then"),
+        ("stale", "/data: Stale file handle; mount it anew, then"),
+        ("no driver", "evaluators cannot start: RuntimeError: CUDA driver initialization failed"),
+        ("loads for ever", "loading an evaluator took more than 0 s; if that is no hang, raise"),
+        ("raises", "3 failures in a row: RuntimeError: CUDA error: uncorrectable ECC error"),
+        ("dies", "3 failures in a row: The actor died unexpectedly before finishing this task."),
+        ("away", "3 failures in a row: The actor None is unavailable: no answer"),
+        ("hangs", "3 failures in a row: no result within"),
+    ],
+)
+def test_a_node_that_cannot_evaluate_is_left_out(
+    tmp_path, make_pool, monkeypatch, caplog, bad, why
+):
+    alive = [{"NodeID": node, "Alive": True} for node in ("bad", "good")]
+    monkeypatch.setattr(ray, "nodes", lambda: alive)
+    monkeypatch.setattr(pool_module, "HANGS_S", 0.2)
+    monkeypatch.setattr(pool_module, "HANGS", 1.0)
+    monkeypatch.setattr(pool_module, "STRAGGLER", 1000.0)
+    cluster = TwoNodes(tmp_path, bad, limit_s=0.4)
+    with cluster.pool as pool:
+        found = run(pool, dict.fromkeys(range(60), "takes a little"), range(60))
+        assert list(pool.nodes.left_out) == ["bad"]
+    assert squares(found) == {number: number**2 for number in found}
+    [warning] = [each for each in caplog.messages if "it is left out" in each]
+    assert warning.startswith(f"node 10.0.0.1: {why}")
+
+
+def test_without_a_node_that_works_the_search_ends_with_the_reason_of_each(tmp_path, make_pool):
+    cluster = TwoNodes(tmp_path, "full")
+    good = ThreadSquare(str(tmp_path), place="good", bad="stale")
+    cluster.pool.start = lambda left_out: good if "bad" in left_out else cluster.start(left_out)
+    with cluster.pool as pool, pytest.raises(UserError) as caught:
+        run(pool, {})
+    kept = "then run the same command again (finished work is kept)"
+    assert str(caught.value) == (
+        "no node can evaluate: "
+        f"node 10.0.0.1: /cache: No space left on device; free some space, {kept}; "
+        f"node 10.0.0.2: /data: Stale file handle; mount it anew, {kept}"
+    )
+
+
+def test_the_very_first_evaluations_may_hang(make_pool, caplog, monkeypatch):
+    monkeypatch.setattr(pool_module, "SAY_AFTER_S", 0.05)
+    with make_pool(1, limit_s=0.3) as pool:
+        found = run(pool, {0: "hangs once"}, range(3))
+    assert squares(found) == {0: 0, 1: 1, 2: 4} and found[0].attempt == 2
+    said = "an evaluation has no result yet after 0 s on node the only node; after 0 s it is taken"
+    assert any(said in message for message in caplog.messages)
+    assert any(
+        "no result within 0 s; if that is no hang, raise compute.time_limit_s" in message
+        for message in caplog.messages
+    )
+
+
 def test_a_pool_that_has_no_evaluator_yet_says_so(make_pool, monkeypatch, caplog):
     monkeypatch.setattr(pool_module, "WARN_AFTER_S", 0.1)
     begin = threading.Event()
-    monkeypatch.setattr(ThreadSquare, "node", lambda self: begin.wait(10) and NODE)
+    monkeypatch.setattr(ThreadSquare, "ready", lambda self: begin.wait(10))
     threading.Timer(0.4, begin.set).start()
     with make_pool() as pool:
         run(pool, {})
@@ -276,7 +400,10 @@ def test_a_pool_that_has_no_evaluator_yet_says_so(make_pool, monkeypatch, caplog
 @pytest.mark.ray
 def test_an_actor_that_dies_or_raises_costs_an_attempt(ray_cluster, tmp_path):
     """What the other tests presume of Ray: how it tells that a call raised or its actor died."""
-    start = partial(RaySquare.remote, str(tmp_path))
+
+    def start(left_out: Collection[str]) -> Any:
+        return RaySquare.remote(str(tmp_path))
+
     with Pool(start, number=2, max_failures=2) as pool:
         found = run(pool, {1: "raises once", 2: "raises", 3: "dies once", 5: "gives up", 7: "dies"})
         assert pool.num_lost == 4
@@ -293,7 +420,7 @@ def test_tasks_go_to_the_evaluators_that_found_a_place(ray_cluster, tmp_path):
     """One evaluator cannot be placed: the others do everything, and nothing waits for it."""
     started = []
 
-    def start():
+    def start(left_out):
         options = {"resources": {"of no node": 1}} if not started else {}
         started.append(RaySquare.options(**options).remote(str(tmp_path)))
         return started[-1]

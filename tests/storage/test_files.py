@@ -164,3 +164,73 @@ def test_the_cache_folder_follows_the_environment(monkeypatch):
     assert storage.cache_folder() == "/var/cache/nasray"
     monkeypatch.setenv("NASRAY_CACHE", "/scratch")
     assert storage.cache_folder() == "/scratch"
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Else a power failure may leave an empty file under that name."""
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def note(name, call):
+        monkeypatch.setattr(os, name, lambda *given: done.append(name) or call(*given))
+
+    note("fsync", fsync)
+    note("replace", replace)
+    storage.write(str(tmp_path / "file"), b"x")
+    assert done == ["fsync", "replace", "fsync"]
+
+
+def test_two_writers_never_share_a_partial_file(tmp_path, monkeypatch):
+    """Containers on a shared folder may have the same host name and process ids."""
+    partial = []
+
+    def fail(source, target):
+        partial.append(source)
+        raise OSError("no")
+
+    monkeypatch.setattr(os, "replace", fail)
+    for _ in range(2):
+        with pytest.raises(OSError):
+            storage.write(str(tmp_path / "file"), b"x")
+    assert len(set(partial)) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            OSError(28, "No space left on device", "/r/a"),
+            "/r/a: No space left on device; free some",
+        ),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device; free some"),
+        (PermissionError(13, "Permission denied", "/r"), "/r: Permission denied; change its perm"),
+        (OSError(30, "Read-only file system", "/r"), "/r: Read-only file system; give a folder"),
+        (OSError(116, "Stale file handle", "/r"), "/r: Stale file handle; mount it anew, then"),
+        (FileNotFoundError(2, "No such file", "/r"), "/r: No such file"),
+        (OSError("When reading\n key 'a'"), "When reading key 'a'"),
+    ],
+)
+def test_an_error_of_a_file_is_told_with_what_to_do(error, line):
+    assert storage.told(error).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "is not readable JSON"),
+        (b'{"val_top1": 0.5', "is not readable JSON"),
+        (b"null", ": not written by nasray, it is no object"),
+        (b"[]", ": not written by nasray, it is no object"),
+        (
+            b"{}",
+            ": not written by nasray, it lacks 'val_top1'; restore it, or remove it and run ag",
+        ),
+    ],
+)
+def test_a_damaged_record_is_named_and_not_taken_for_none(tmp_path, content, why):
+    path = f"{tmp_path}/result.json"
+    storage.write(path, content)
+    with pytest.raises(UserError, match=re.escape(f"{path}{why if why[0] == ':' else ' ' + why}")):
+        storage.read_object(path, "val_top1")
+    if content != b"[]":
+        with pytest.raises(UserError, match=re.escape(path)):
+            storage.read_rows(path)

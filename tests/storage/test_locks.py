@@ -1,6 +1,7 @@
 """Leases keep two processes apart where there are no locks: on an object store."""
 
 import _thread
+import fcntl
 import threading
 import time
 
@@ -107,3 +108,90 @@ def test_a_holder_that_slept_through_a_takeover_is_stopped_even_if_its_lease_cam
     monkeypatch.setattr(storage, "write", slow)
     with leased("s3://run"):
         assert stopped.wait(5)
+
+
+def test_a_holder_that_was_taken_over_writes_and_removes_nothing_more(bucket, monkeypatch):
+    monkeypatch.setattr(_thread, "interrupt_main", lambda: None)  # the write comes first
+    now, late = locks._now, [0.0]
+    monkeypatch.setattr(locks, "_now", lambda: now() + late[0])
+    storage.write("s3://run/before", b"x")
+    with leased("s3://run"):
+        late[0] = 100.0  # it was paused; nobody took over
+        storage.write("s3://run/own", b"x")
+        late[0] = 200.0
+        [own] = leases(bucket)
+        (bucket / "run" / "_leases" / own).unlink()
+        for change in (lambda: storage.write("s3://run/own", b"late"), remove_before):
+            with pytest.raises(UserError, match="^s3://run was taken over by another nasray proc"):
+                change()
+        storage.write("s3://elsewhere/own", b"x")
+    assert (bucket / "run/own").read_bytes() == b"x" and (bucket / "run/before").exists()
+    storage.write("s3://run/own", b"by whoever holds it now")
+
+
+def remove_before():
+    storage.remove("s3://run/before")
+
+
+def test_an_interrupt_by_a_takeover_says_so(bucket):
+    with pytest.raises(UserError, match="taken over"), leased("s3://run"):
+        [own] = leases(bucket)
+        (bucket / "run" / "_leases" / own).unlink()
+        time.sleep(5)
+
+
+@pytest.fixture
+def plain_files(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(locks, "RENEW_EVERY_S", 0.05)
+
+
+def test_where_other_nodes_see_the_folder_flock_is_not_enough(plain_files, tmp_path, monkeypatch):
+    """flock that holds on one node only: both processes get it."""
+    monkeypatch.setattr(locks, "seen_by_other_nodes", lambda place: True)
+    monkeypatch.setattr(fcntl, "flock", lambda file, how: None)
+    folder = str(tmp_path / "run")
+    with locks.held(folder):
+        assert locks.holder(folder).startswith("process ")
+        with pytest.raises(UserError, match="in use by another nasray process"):
+            with locks.held(folder):
+                raise AssertionError("held twice")
+    assert locks.holder(folder) == ""
+
+
+def test_a_file_system_that_other_nodes_see_is_recognised(plain_files, tmp_path, monkeypatch):
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        "27 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n"
+        "30 27 0:40 / /mnt/my\\040bucket rw shared:1 - fuse.gcsfuse bucket rw\n"
+        "31 27 0:41 / /home rw - nfs4 server:/home rw\n"
+        "32 31 0:42 / /home/me/scratch rw - xfs /dev/vdb rw\n"
+    )
+    monkeypatch.setattr(locks, "MOUNTS", mounts)
+    found = {
+        place: locks.seen_by_other_nodes(place)
+        for place in ("/mnt/my bucket/run", "/home/me", "/home/me/scratch/run", "/homes", "/")
+    }
+    assert list(found.values()) == [True, True, False, False, False]
+    monkeypatch.setattr(locks, "MOUNTS", tmp_path / "none")  # not Linux
+    assert not locks.seen_by_other_nodes("/home/me")
+
+
+def test_a_temporary_folder_goes_and_its_lease_is_not_missed(bucket, monkeypatch):
+    stopped, remove = threading.Event(), storage.remove
+    monkeypatch.setattr(_thread, "interrupt_main", stopped.set)
+
+    def slow(path):
+        remove(path)
+        time.sleep(0.3)
+
+    monkeypatch.setattr(storage, "remove", slow)
+    with locks.held("s3://table.in-use", temporary=True):
+        assert not stopped.wait(0.3)
+    assert not stopped.is_set()
+
+
+def test_a_temporary_local_folder_goes(plain_files, tmp_path):
+    with locks.held(str(tmp_path / "table.in-use"), temporary=True):
+        assert list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())

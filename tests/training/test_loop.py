@@ -12,12 +12,14 @@ from torch import nn
 
 from nasray.config import SupernetConfig
 from nasray.data.transforms import normalize
+from nasray.errors import UserError
 from nasray.spaces.tiny import Tiny
 from nasray.training.channels import sorting
 from nasray.training.loop import (
     ALPHA_CLIP,
     LossNotFiniteError,
     Recipe,
+    agreed_precision,
     alpha_divergence,
     fit,
     learning_rate,
@@ -139,6 +141,24 @@ def test_blocks_that_are_not_chosen_get_no_decay_and_no_momentum():
             trained = name.startswith("positions.3") or op == str(min(epoch, 1))
             if "num_batches" not in name:
                 assert torch.equal(tensor, before[name]) is not trained, (epoch, name)
+
+
+def test_what_a_step_cuts_off_a_used_tensor_goes_on_with_momentum_and_decay():
+    """As the masked channels of the original (docs/spec.md, OneShot 2.2)."""
+    supernet = SPACE.supernet()
+    SPACE.initialize(supernet, torch.Generator().manual_seed(0))
+    optimizer = make_optimizer(supernet, RECIPE)
+    arch = (0, 0) * 3
+    param, shape = supernet.slices_of(arch)[0]
+    assert shape != param.shape  # it uses a part only
+    before = param.detach().clone()
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    supernet(torch.zeros(2, 3, 32, 32), arch).sum().backward()
+    optimizer.step()
+    cut_off = tuple(slice(length, None) for length in shape[:1])
+    decay = 0.1 * 1e-2 * (1 + RECIPE.momentum)  # the first step of Nesterov's
+    torch.testing.assert_close(param[cut_off], before[cut_off] * (1 - decay))
 
 
 @pytest.mark.parametrize(
@@ -448,3 +468,18 @@ def test_a_loss_that_is_not_finite_stops_the_training():
             seed=0,
         )
     assert reported == [1, 2]
+
+
+def test_a_training_goes_on_in_the_precision_in_which_it_began(monkeypatch):
+    """Whichever GPU it is resumed on; if that does not compute it, one line says so."""
+    _, state = train_supernet(RECIPE, stop_after=1)
+    assert state["precision"] == "float32"
+    with pytest.raises(
+        UserError, match="^this training began in bfloat16, which this worker's CPU"
+    ):
+        train_supernet(RECIPE, resume=state | {"precision": "bfloat16"})
+    monkeypatch.setattr("nasray.training.loop.precisions", lambda device: ["float16", "float32"])
+    assert agreed_precision("cuda", state) == "float32"
+    assert agreed_precision("cpu", None) == "float16"
+    with pytest.raises(UserError, match="bfloat16, which this worker's GPU does not compute"):
+        agreed_precision("cuda", {"precision": "bfloat16"})

@@ -11,6 +11,7 @@ from nasray.config import Job
 from nasray.evaluation.evaluate import bn_layers
 from nasray.spaces.ofa_mobilenetv3 import OfaMobileNetV3
 from nasray.spaces.space import largest
+from nasray.storage import files as storage
 from nasray.training import trial as trials
 from tests.conftest import MakeJob
 
@@ -63,3 +64,18 @@ def test_a_teacher_and_its_subnet_see_the_same_images_at_their_own_resolutions(f
     assert seen == [32, 64]
     fitted["validate"](0)  # as it is exported: on images of its own resolution
     assert set(seen[2:]) == {32}
+
+
+def test_a_process_that_was_given_up_replaces_nothing_newer(tmp_path: Path):
+    """A node that was cut off goes on training, while another one has begun its trial anew."""
+    folder = str(tmp_path)
+    epochs = [{"epoch": epoch} for epoch in range(4)]
+    storage.write(f"{folder}/state.pt", b"of an older version")
+    assert trials.latest_state(folder) == f"{folder}/state.pt"
+    for number in (1, 2, 3):
+        trials.keep_state(folder, epochs[:number], lambda number=number: {"curves": number})
+        assert checkpoint.load(trials.latest_state(folder)) == {"curves": number}
+    trials.keep_state(folder, epochs[:2], lambda: {"curves": "late"})
+    assert checkpoint.load(trials.latest_state(folder)) == {"curves": 3}
+    assert storage.read_json(f"{folder}/curves.json") == epochs[:3]
+    assert storage.list_names(folder) == ["curves.json", "state-000003.pt"]
