@@ -42,7 +42,7 @@ FRAMES = "has several frames or pages, of which the first is taken"
 TRANSPARENT = "has transparent pixels, which show data.background"
 SCALED = "has integers or floats, scaled by the bits that its largest value needs"
 
-SAMPLE_FORMAT, PHOTOMETRIC = 339, 262  # TIFF
+SAMPLE_FORMAT, PHOTOMETRIC, PLANAR, BITS = 339, 262, 284, 258  # tags of TIFF
 UNSIGNED, SIGNED = 1, 2  # of SAMPLE_FORMAT
 ORIENTATION_TAG = 0x0112  # EXIF
 # ImageOps.exif_transpose does the same, but also writes all EXIF tags again, and raises if
@@ -123,6 +123,8 @@ def decode_with_notes(
         with Image.open(io.BytesIO(image), formats=formats()) as picture:
             notes = [FRAMES] if _has_frames(picture) else []
             rawmode = _rawmode(picture)  # which load() forgets
+            if _tag(picture, PLANAR) == 2 and _tag(picture, BITS) > 8:
+                raise Undecodable("has planes of 16 bits, which Pillow misreads; interleave them")
             picture.load()  # the whole file, and with it a PNG's late EXIF
             orientation = picture.getexif().get(ORIENTATION_TAG)
             wide = _wide(picture, rawmode, image)
@@ -164,6 +166,8 @@ def _what_it_is(image: bytes) -> str:
     """Say why no format of Pillow's knows `image`."""
     if not any(image):
         return "holds zero bytes only" if image else "is empty"
+    if image[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "a kind of TIFF that Pillow does not read; save it with 8 or 16 bits a channel"
     return f"no image that Pillow reads, it begins with {image[:24]!r}"
 
 
@@ -238,18 +242,21 @@ def _from_values(picture: Image.Image) -> Opaque:
 def _levels(values: np.ndarray, largest: float | None = None) -> np.ndarray:
     """Scale samples to 0..255, from 0..`largest`, or from a range that holds them; uint8.
 
-    That is the one of the smallest of DEPTHS; if samples are negative, their own.
+    That is the one of the smallest of DEPTHS. It is their own if samples are negative, or the
+    largest is so small a part of that one that the picture would be black.
 
     Raises:
         Undecodable: a sample is not finite.
     """
-    values = values.astype(np.float64)
+    # Of 16 bits, float32 gives the same levels in half the memory.
+    values = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
     if not np.isfinite(values).all():
         raise Undecodable("holds values that are not finite")
-    low, high = min(values.min(initial=0), 0), values.max(initial=0)
+    low, high = float(min(values.min(initial=0), 0)), float(values.max(initial=0))
     if largest is None:
         ranges = [2.0**bits - 1 for bits in DEPTHS if 2.0**bits - 1 >= high]
-        largest = ranges[0] if ranges and not low else max(high - low, 1)
+        is_within = ranges and not low and high > ranges[0] / 16
+        largest = ranges[0] if is_within else (high - low) or 1
     return ((values - low) / largest * 255).round().astype(np.uint8)
 
 

@@ -75,7 +75,12 @@ def png(values: np.ndarray, colours: int, bits: int, *chunks: tuple[bytes, bytes
 
 
 def tiff(
-    values: np.ndarray, photometric: int = 1, kind: int = 1, order: str = "<", packed: bool = False
+    values: np.ndarray,
+    photometric: int = 1,
+    kind: int = 1,
+    order: str = "<",
+    packed: bool = False,
+    planar: int = 1,
 ) -> bytes:
     """An uncompressed or deflated TIFF of samples (height, width[, channels])."""
     height, width, channels = (*values.shape, 1)[:3]
@@ -84,9 +89,9 @@ def tiff(
     bits = values.dtype.itemsize * 8
     tags = [(256, [width]), (257, [height]), (258, [bits] * channels), (259, [8 if packed else 1])]
     tags += [(262, [photometric]), (273, [8]), (277, [channels]), (278, [height])]
-    tags += [(279, [len(data)]), (339, [kind] * channels)]
+    tags += [(279, [len(data)]), (284, [planar]), (339, [kind] * channels)]
     if channels in (2, 4) and photometric != 5:
-        tags.insert(9, (338, [2]))
+        tags.insert(10, (338, [2]))
     start, entries, long = 8 + len(data), b"", b""
     for tag, numbers in tags:
         content = struct.pack(f"{order}{len(numbers)}I", *numbers)
@@ -157,6 +162,8 @@ GREYS = {  # the second is what the four levels 0 to 3 of each become
     "floats up to 1": (tiff(np.float32(RAMP / 3), 1, 3), 85),
     "floats up to 255": (tiff(np.float32(RAMP * 85), 1, 3, ">"), 85),
     "floats up to 65535": (tiff(np.float32(RAMP * 21845), 1, 3), 85),
+    "floats up to 0.001": (tiff(np.float32(RAMP / 3000), 1, 3), 85),
+    "integers of 17 bits": (tiff(np.int32(RAMP * 43691), 1, 2), 85),
     "floats round zero": (tiff(np.float32(RAMP / 3 - 0.5), 1, 3), 85),
     "PFM": (b"Pf\n4 1\n-1.0\n" + np.float32(RAMP / 3).tobytes(), 85),
     "PGM of 12 bits": (b"P5 4 1 4095\n" + (U16 * 1365).astype(">u2").tobytes(), 85),
@@ -268,6 +275,8 @@ def test_damaged_files_are_told_by_one_error():
         (b"version https://git-lfs.github.com/spec/v1\noid", "b'version https://git-lfs"),
         (b"<!DOCTYPE html>", "begins with b'<!DOCTYPE html>'"),
         (encode(noise(), "JPEG")[:900], "truncated"),
+        (tiff(np.zeros((1, 1)), 1, 3), "a kind of TIFF that Pillow does not read"),
+        (tiff(np.zeros((3, 3, 3), np.uint16), 2, planar=2), "has planes of 16 bits"),
     ],
 )
 def test_the_reason_is_told(image, reason):
