@@ -54,7 +54,7 @@ ARROWS = {
 }
 # Arrows between modules that break a rule below until what they are for has been redesigned.
 TOLERATED: set[tuple[str, str]] = set()
-MOST_ARROWS = 110  # between packages
+MOST_ARROWS = 111  # between packages
 
 RAY = {
     "cluster.connect",
