@@ -61,6 +61,9 @@ class DataConfig(Section):
     holdout_share: float = Field(0.0, ge=0, lt=1)
     # The share of all images to report on. 0: those in val/, or without it the default share above.
     val_share: float = Field(0.0, ge=0, lt=1)
+    # Of training, where classes have unlike numbers of images: each class is drawn as often, or
+    # the loss of an image is weighted by how rare its class is.
+    balance: Literal["none", "sampling", "weights"] = "none"
     min_crop_area: float = Field(0.08, gt=0, le=1)  # of the image, random resized crop
     flip: bool = True
     color_jitter: float = Field(0.4, ge=0)  # brightness, contrast, saturation

@@ -23,7 +23,7 @@ DECODED_TOGETHER = 8  # images, before they are augmented
 MIN_CACHE_BYTES = 128 << 20  # of row groups, in each loading process
 
 # Last elements of the seeds, so that no two draws share their random numbers.
-HOLDOUT, CALIBRATION, ROW_GROUPS, IMAGES, AUGMENTATION, VALIDATION = range(6)
+HOLDOUT, CALIBRATION, ROW_GROUPS, IMAGES, AUGMENTATION, VALIDATION, BALANCE = range(7)
 
 
 def holdout_split(
@@ -93,6 +93,7 @@ def calibration_subset(indices: np.ndarray, num_images: int, seed: int) -> np.nd
 def epoch_order(dataset: Dataset, indices: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
     """Shuffle `indices` (n,) of the training set for one epoch, so that reads stay sequential.
 
+    They may be those of balanced_draws().
     Row groups are shuffled across all shards, then images within windows of consecutive
     row groups, 512 MB together; a data set of one window is shuffled fully. As images were
     shuffled before they were stored, a window is a random sample, other ones every epoch.
@@ -100,6 +101,34 @@ def epoch_order(dataset: Dataset, indices: np.ndarray, *, seed: int, epoch: int)
     window, _ = _windows(dataset, indices, seed=seed, epoch=epoch)
     keys = np.random.default_rng((seed, epoch, IMAGES)).random(len(indices))
     return indices[np.lexsort((keys, window))]
+
+
+def balanced_draws(indices: np.ndarray, labels: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
+    """Draw as many of `indices` (n,) for one epoch, each class as often as any other.
+
+    `labels` (m,) are those of the whole training set. The second draw of an image in an epoch is
+    its index plus m, the third plus 2 m, and so on, so that each is augmented in its own way.
+    """
+    rng = np.random.default_rng((seed, epoch, BALANCE))
+    own = labels[indices]
+    present = rng.permutation(np.unique(own))  # one more for the first ones if it does not divide
+    draws = []
+    for position, label in enumerate(present):
+        members = rng.permutation(indices[own == label])
+        number = len(indices) // len(present) + (position < len(indices) % len(present))
+        repeat, place = np.divmod(np.arange(number), len(members))
+        draws.append(members[place] + repeat * len(labels))
+    return np.concatenate(draws)
+
+
+def class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Weights of the loss by class, float32 (num_classes,), whose mean over `labels` (n,) is 1.
+
+    Each class has the same sum; one without images has 0.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    shares = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    return np.where(counts, shares, 0).astype(np.float32)
 
 
 def _windows(
@@ -110,7 +139,8 @@ def _windows(
     places = np.random.default_rng((seed, epoch, ROW_GROUPS)).permutation(num_row_groups)
     mean_bytes = dataset.image_bytes("train") / num_row_groups
     size = max(1, round(WINDOW_BYTES / mean_bytes))  # row groups
-    window, place = np.divmod(places[dataset.row_groups_of("train", indices)], size)
+    groups = dataset.row_groups_of("train", indices % dataset.num("train"))
+    window, place = np.divmod(places[groups], size)
     return window, place / np.minimum(size, num_row_groups - window * size)  # the last is smaller
 
 
@@ -131,6 +161,8 @@ def train_batches(
     Yields (images uint8 (b, 3, resolution, resolution), labels int64 (b,)). `batch_size`
     counts the images of all ranks; ranks whose number does not divide it get one image
     more or less. The last incomplete batch is dropped, unless it is the only one.
+
+    With data.balance = "sampling", images are drawn by balanced_draws().
 
     The global batches do not depend on the number of ranks and loader processes. Within
     a batch, images go to ranks and processes by row group, so that each process reads few
@@ -155,6 +187,8 @@ def train_batches(
             "workers with two images each, without which batch normalisation has no statistics; "
             f"lower compute.num_workers (retraining: workers_per_trial) or {more}"
         )
+    if config.balance == "sampling":
+        indices = balanced_draws(indices, dataset.labels("train"), seed=seed, epoch=epoch)
     order = epoch_order(dataset, indices, seed=seed, epoch=epoch)
     window, place = _windows(dataset, order, seed=seed, epoch=epoch)
     num_parts = max(1, config.loader_workers)
@@ -183,7 +217,8 @@ class _AugmentedImages(data.Dataset[torch.Tensor]):
     seed: int
     epoch: int
 
-    def __getitem__(self, indices: np.ndarray) -> torch.Tensor:
+    def __getitem__(self, draws: np.ndarray) -> torch.Tensor:
+        repeats, indices = np.divmod(draws, self.dataset.num("train"))
         decode = make_decoder(self.config.decoder, self.config.background)
         augment = train_transform(self.config, self.resolution)
         encoded, images = self.dataset.read("train", indices), []
@@ -192,8 +227,10 @@ class _AugmentedImages(data.Dataset[torch.Tensor]):
         for start in range(0, len(indices), DECODED_TOGETHER):
             group = slice(start, start + DECODED_TOGETHER)
             pictures = [decode(image) for image in encoded[group]]
-            for index, picture in zip(indices[group].tolist(), pictures, strict=True):
-                key = np.random.SeedSequence((self.seed, self.epoch, index, AUGMENTATION))
+            drawn = zip(indices[group].tolist(), repeats[group].tolist(), pictures, strict=True)
+            for index, repeat, picture in drawn:
+                again = (repeat,) if repeat else ()
+                key = np.random.SeedSequence((self.seed, self.epoch, index, AUGMENTATION, *again))
                 images.append(augment(picture, int(key.generate_state(1)[0])))
         if not images:  # fewer images than loader processes
             return torch.empty((0, 3, self.resolution, self.resolution), dtype=torch.uint8)
@@ -233,7 +270,8 @@ class TrainBatches:
         )
         for share in self.shares:
             images = [next(parts) for _ in share]
-            labels = torch.from_numpy(self.labels[np.concatenate(share)].astype(np.int64))
+            indices = np.concatenate(share) % len(self.labels)
+            labels = torch.from_numpy(self.labels[indices].astype(np.int64))
             yield images[0] if len(images) == 1 else torch.cat(images), labels
 
 

@@ -18,6 +18,7 @@ from nasray.data.loader import (
     VALIDATION,
     TrainBatches,
     calibration_subset,
+    class_weights,
     default_share,
     holdout_split,
     share_split,
@@ -130,6 +131,14 @@ class JobImages:
             seed=self.job.seed,
             epoch=epoch,
         )
+
+    @property
+    def class_weights(self) -> np.ndarray | None:
+        """Weights of the training loss, float32 (classes,); None unless data.balance asks so."""
+        if self.job.data.balance != "weights":
+            return None
+        labels = self.dataset.labels("train")[self.parts.training]
+        return class_weights(labels, len(self.dataset.classes))
 
     def calibration(self, num_images: int) -> np.ndarray:
         """Return training images for BN recalibration, not augmented; all if there are fewer.

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -81,6 +82,7 @@ def fit(
     slices: Callable[[int, int], Slices | None] = lambda epoch, step: None,
     sizes: Callable[[int, int], Sequence[Size]] | None = None,
     teacher: Forward | None = None,
+    class_weights: np.ndarray | None = None,
 ) -> list[dict]:
     """Train `network` for `recipe.epochs` and return one dict of metrics per epoch.
 
@@ -107,6 +109,7 @@ def fit(
             "complexity" and by a rank loss, for which MACs must ascend.
         teacher: gives the soft labels of all passes; without one, the first pass of a step gives
             those of the others.
+        class_weights: of the loss of an image, by its label, float32 (classes,); None: 1.
 
     Raises:
         LossNotFiniteError: the loss became NaN or infinite.
@@ -114,6 +117,7 @@ def fit(
     """
     precision = agreed_precision(device, resume)
     use_precision(precision, device)
+    weights = None if class_weights is None else torch.from_numpy(class_weights).to(device)
     optimizer, scaler = make_optimizer(network, recipe), make_scaler(device)
     averager, averaged = GradientAverager(network), AveragedWeights(network, recipe.ema)
     curves: list[dict] = []
@@ -158,6 +162,7 @@ def fit(
             sizes=sizes and (lambda step, epoch=epoch: sizes(epoch, step)),
             teacher=teacher,
             averaged=averaged,
+            class_weights=weights,
         )
         with averaged.in_use():
             metrics |= validate(epoch)
@@ -273,6 +278,7 @@ def train_epoch(
     sizes: Callable[[int], Sequence[Size]] | None = None,
     teacher: Forward | None = None,
     averaged: "AveragedWeights | None" = None,
+    class_weights: Tensor | None = None,
 ) -> dict[str, float]:
     """Train one epoch on `batches` of uint8 images; return its "loss" and "train_top1".
 
@@ -295,7 +301,7 @@ def train_epoch(
         for index, forward in enumerate(forwards):
             with autocast(device):
                 logits = forward(images)
-                loss = loss_of(logits, labels, soft_labels, recipe)
+                loss = loss_of(logits, labels, soft_labels, recipe, class_weights)
             sums[0] += loss.detach() * (len(labels) / len(forwards))
             if recipe.rank_loss:
                 smaller, latest = latest, _over_workers(loss.detach())
@@ -326,22 +332,34 @@ def train_epoch(
     return {"loss": loss_sum / num_images, "train_top1": num_correct / num_images}
 
 
-def loss_of(logits: Tensor, labels: Tensor, soft_labels: Tensor | None, recipe: Recipe) -> Tensor:
+def loss_of(
+    logits: Tensor,
+    labels: Tensor,
+    soft_labels: Tensor | None,
+    recipe: Recipe,
+    class_weights: Tensor | None = None,
+) -> Tensor:
     """The mean cross-entropy of `logits` (n, classes), with `labels` (n,) and `soft_labels`.
 
-    `soft_labels` (n, classes) are a teacher's probabilities; only `labels` are smoothed.
+    `soft_labels` (n, classes) are a teacher's probabilities; only `labels` are smoothed. With
+    `class_weights` (classes,), a mean over the images of the loss times the weight of the label:
+    not over the weights of a batch, which differ from worker to worker.
     """
-    loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-    if soft_labels is None:
-        return loss
-    distance = alpha_divergence if recipe.distillation_loss == "alpha" else F.cross_entropy
-    return (1 - recipe.distillation) * loss + recipe.distillation * distance(logits, soft_labels)
+    reduction = "mean" if class_weights is None else "none"
+    loss = F.cross_entropy(
+        logits, labels, label_smoothing=recipe.label_smoothing, reduction=reduction
+    )
+    if soft_labels is not None:
+        distance = alpha_divergence if recipe.distillation_loss == "alpha" else F.cross_entropy
+        soft_loss = distance(logits, soft_labels, reduction=reduction)
+        loss = (1 - recipe.distillation) * loss + recipe.distillation * soft_loss
+    return loss if class_weights is None else (loss * class_weights[labels]).mean()
 
 
 ALPHA_CLIP = 5.0  # of the importance weight of one class, by AlphaNet
 
 
-def alpha_divergence(logits: Tensor, soft_labels: Tensor) -> Tensor:
+def alpha_divergence(logits: Tensor, soft_labels: Tensor, *, reduction: str = "mean") -> Tensor:
     """The mean over images of the adaptive alpha-divergence from `soft_labels` to softmax(logits).
 
     AlphaNet (Wang et al. 2021, arXiv 2102.07954). With the teacher's p, the student's q and
@@ -354,6 +372,7 @@ def alpha_divergence(logits: Tensor, soft_labels: Tensor) -> Tensor:
     Args:
         logits: of the student, (n, classes).
         soft_labels: probabilities of the teacher, (n, classes).
+        reduction: "none" gives the divergence of each image, (n,).
     """
     log_q = logits.float().log_softmax(1)
     q, log_q_fixed = log_q.detach().exp(), log_q.detach()
@@ -363,7 +382,8 @@ def alpha_divergence(logits: Tensor, soft_labels: Tensor) -> Tensor:
     other = (q * (inverse - 1) / 2).sum(1)
     weights = torch.where((kl > other)[:, None], soft_labels, q * (0.5 - inverse))
     surrogate = -(weights * log_q).sum(1)
-    return (torch.maximum(kl, other) + surrogate - surrogate.detach()).mean()
+    found = torch.maximum(kl, other) + surrogate - surrogate.detach()
+    return found.mean() if reduction == "mean" else found
 
 
 @torch.no_grad()

@@ -266,6 +266,7 @@ def _train_worker(task: dict[str, Any]) -> str | None:
             slices=slices,
             sizes=sizes if job.supernet.needs_sizes else None,
             teacher=teacher,
+            class_weights=images.class_weights,
             validate=validate,
             report=report,
             resume=resume,

@@ -108,6 +108,7 @@ def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: 
             device=device,
             seed=job.seed * world_size + rank,
             teacher=teacher,
+            class_weights=images.class_weights,
         )
     except LossNotFiniteError as error:  # only this recipe has failed
         if rank == 0:

@@ -9,7 +9,14 @@ import torch
 from nasray.config import DataConfig
 from nasray.data import importing, loader
 from nasray.data.importing import import_dataset
-from nasray.data.loader import calibration_subset, epoch_order, holdout_split, train_batches
+from nasray.data.loader import (
+    balanced_draws,
+    calibration_subset,
+    class_weights,
+    epoch_order,
+    holdout_split,
+    train_batches,
+)
 from nasray.data.shards import Dataset, open_dataset
 from nasray.errors import UserError
 
@@ -214,3 +221,47 @@ def test_shares_of_one_image_are_refused(dataset):
         batches(dataset, batch_size=3, world_size=2)
     with pytest.raises(UserError, match="3 images cannot feed 4 training workers .*add images$"):
         batches(dataset, INDICES[:3], world_size=4)
+
+
+def test_balanced_sampling_draws_every_class_as_often_and_large_ones_not_whole():
+    labels = np.repeat(np.arange(4), [90, 7, 2, 1]).astype(np.int32)
+    draws = balanced_draws(np.arange(1, 100), labels, seed=0, epoch=0)
+    counts = np.bincount(labels[draws % 100])
+    assert len(draws) == 99 and sorted(counts) == [24, 25, 25, 25]
+    assert len(set(draws.tolist())) == 99 and 0 not in draws % 100
+    repeats = np.bincount(draws[labels[draws % 100] == 1] % 100)[90:97]
+    assert set(repeats.tolist()) == {3, 4}
+    assert np.array_equal(draws, balanced_draws(np.arange(1, 100), labels, seed=0, epoch=0))
+    assert not np.array_equal(draws, balanced_draws(np.arange(1, 100), labels, seed=0, epoch=1))
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_balanced_batches_are_the_same_on_any_number_of_workers(dataset, world_size):
+    config = CONFIG.model_copy(update={"balance": "sampling"})
+    indices = np.concatenate([np.flatnonzero(dataset.labels("train") == 3)[:2], INDICES])
+    indices = np.unique(indices[(dataset.labels("train")[indices] != 3) | (indices < 60)])
+    alone = indices_of(batches(dataset, indices, config))
+    ranks = [
+        indices_of(batches(dataset, indices, config, rank=rank, world_size=world_size))
+        for rank in range(world_size)
+    ]
+    for step, batch in enumerate(alone):
+        assert sorted(batch) == sorted(index for rank in ranks for index in rank[step])
+    assert max(map(max, alone)) >= 200  # an image that comes again
+
+
+def test_an_image_that_is_drawn_again_in_an_epoch_is_augmented_anew(dataset):
+    config = CONFIG.model_copy(update={"balance": "sampling"})
+    labels = dataset.labels("train")
+    few = np.concatenate([np.flatnonzero(labels == 0)[:1], np.flatnonzero(labels == 1)[:7]])
+    [(images, drawn)] = batches(dataset, few, config)
+    assert drawn.tolist().count(0) == 4
+    assert len({image.numpy().tobytes() for image in images[drawn == 0]}) == 4
+
+
+def test_class_weights_are_one_on_average_and_the_same_sum_for_each_class():
+    labels = np.repeat([0, 1, 3], [60, 30, 10])
+    weights = class_weights(labels, 5)
+    assert weights.dtype == np.float32 and weights[[2, 4]].tolist() == [0, 0]
+    assert weights[labels].mean() == pytest.approx(1)
+    assert (weights[[0, 1, 3]] * [60, 30, 10]).tolist() == pytest.approx([100 / 3] * 3)

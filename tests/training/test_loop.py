@@ -23,6 +23,7 @@ from nasray.training.loop import (
     alpha_divergence,
     fit,
     learning_rate,
+    loss_of,
     make_optimizer,
     make_scaler,
     train_epoch,
@@ -483,3 +484,24 @@ def test_a_training_goes_on_in_the_precision_in_which_it_began(monkeypatch):
     assert agreed_precision("cpu", None) == "float16"
     with pytest.raises(UserError, match="bfloat16, which this worker's GPU does not compute"):
         agreed_precision("cuda", {"precision": "bfloat16"})
+
+
+@pytest.mark.parametrize("distillation", [0.0, 0.5])
+def test_weights_of_classes_count_the_same_however_a_batch_is_shared(distillation):
+    generator = torch.Generator().manual_seed(0)
+    logits, soft = torch.randn(2, 12, 4, generator=generator)
+    labels = torch.tensor([0] * 9 + [1, 2, 3])
+    recipe = replace(RECIPE, distillation=distillation)
+    soft_labels = soft.softmax(1) if distillation else None
+    weights = torch.tensor([0.5, 2.0, 1.5, 4.0])
+
+    def loss(part: slice, weights: torch.Tensor | None) -> torch.Tensor:
+        own = None if soft_labels is None else soft_labels[part]
+        return loss_of(logits[part], labels[part], own, recipe, weights)
+
+    parts = [slice(0, 6), slice(6, 12)]
+    whole = loss(slice(0, 12), weights)
+    torch.testing.assert_close(sum(loss(part, weights) for part in parts) / 2, whole)
+    each = torch.stack([loss(slice(i, i + 1), None) for i in range(12)])
+    torch.testing.assert_close((each * weights[labels]).mean(), whole)
+    torch.testing.assert_close(loss(slice(0, 12), torch.ones(4)), loss(slice(0, 12), None))
