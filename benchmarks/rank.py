@@ -167,10 +167,10 @@ def read(table):
 
 def budget_of(options, data):
     """The forward passes of every strategy, rounded so that all make exactly as many."""
-    path = options.folder / "passes.json"
     unit = MOST_SUBNETS * options.checkpoints
     if options.minutes is None:
         return max(1, round(options.passes / unit)) * unit
+    path = options.folder / f"passes-{options.minutes:g}-{options.batch_size}.json"
     if path.exists():  # timed before the interruption
         return json.loads(path.read_text())
     train("uniform", 0, TIMED_PASSES, data, checkpoints=1)  # wakes the machine
@@ -221,7 +221,8 @@ def train(name, seed, passes, data, *, checkpoints, path=None):
 
 def ranked(name, seed, passes, archs, data, options):
     """The accuracy of each of `archs` by a supernet that is trained for it: (n,)."""
-    key = f"{name.replace(', ', '-')}-{seed}-{passes}-{len(data.images)}-{options.batch_size}"
+    parts = (seed, passes, options.checkpoints, len(data.images), options.batch_size)
+    key = "-".join(map(str, (name.replace(", ", "-"), *parts)))
     print(f"{name}, seed {seed}", flush=True)
     supernet = train(
         name,

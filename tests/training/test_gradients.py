@@ -156,8 +156,13 @@ def test_workers_find_out_if_they_trained_different_architectures(tmp_path, dige
         assert said in message and bool(message) is bool(said)
 
 
-AT_ONCE = {"epochs": 2, "channel_warmup_start": 0, "channel_warmup_epochs": 0, "momentum": 0.5}
-AT_ONCE |= {"warmup_epochs": 0}
+AT_ONCE = {
+    "epochs": 2,
+    "warmup_epochs": 0,
+    "momentum": 0.5,
+    "channel_warmup_start": 0,
+    "channel_warmup_epochs": 0,
+}
 TINY, MACRO = {"name": "tiny", "resolution": 32}, {"name": "nasbench_macro", "resolution": 8}
 BAND = (Limit(cost="macs", min=1.5e6, max=4e6),)
 
