@@ -202,7 +202,8 @@ def _open_torch(path: str) -> Network:
 
     background = extra.get("background", DEFAULT_BACKGROUND)
     metadata = input_metadata(space.resolution_of(arch), background)
-    return _network(run, metadata | {"classes": json.dumps(list(extra["classes"]))}, path)
+    classes = extra.get("classes") or [str(label) for label in range(space.num_classes)]
+    return _network(run, metadata | {"classes": json.dumps(list(classes))}, path)
 
 
 def _network(

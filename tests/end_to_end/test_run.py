@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from nasray.cli.main import main
 from nasray.config import DataConfig, load_job
 from nasray.data.importing import import_dataset
+from nasray.data.shards import open_dataset
 from nasray.errors import UserError
 from nasray.pipeline.calibration_study import calibration_study
 from nasray.pipeline.fit_predictor import sample
@@ -24,6 +25,7 @@ from nasray.pipeline.run import opened
 from nasray.pipeline.search import evaluate, search
 from nasray.pipeline.stages import retrain
 from nasray.search.history import History
+from nasray.search.scores import Predictions
 from nasray.storage import files as storage
 from tests.conftest import (
     FinishedRun,
@@ -49,6 +51,20 @@ def test_a_run_leaves_a_report_a_front_and_a_model(finished_run: FinishedRun):
     assert len(evaluations(folder)) == 8 + 2 * 6  # a population, then its offspring twice
     named = re.findall(r"^(?:Report|Pareto front|ONNX): +(\S+)$", finished_run.stdout, re.M)
     assert len(named) == 3 and all(map(os.path.exists, named))
+
+
+def test_predict_says_of_validation_images_what_the_report_says(
+    finished_run: FinishedRun, small_data: str, tmp_path: Path
+):
+    said = Predictions.read(f"{finished_run.folder}/retrain/0/validation.parquet")
+    for row, image in enumerate(open_dataset(small_data).read("val", np.arange(10))):
+        (tmp_path / f"{row}.png").write_bytes(image)
+    result = CliRunner().invoke(main, ["predict", finished_run.folder, str(tmp_path), "--json"])
+    found = [json.loads(line)["classes"][0] for line in result.stdout.splitlines()]
+    assert [each["class"] for each in found] == [said.classes[k] for k in said.predicted[:10]]
+    assert [each["probability"] for each in found] == pytest.approx(
+        said.probability[:10].tolist(), abs=1e-4
+    )
 
 
 def test_docs_tell_every_column_of_the_evaluations_and_how_to_read_them(finished_run: FinishedRun):
