@@ -139,23 +139,28 @@ def test_the_snippet_of_the_docs_computes_the_same(
 
 
 def test_what_cannot_be_read_is_named_with_its_reason_and_counted(
-    run_dir: Path, photos: Path, tmp_path: Path
+    run_dir: Path, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     (tmp_path / "cut.jpg").write_bytes((photos / "1.jpg").read_bytes()[:500])
     (tmp_path / "text.png").write_text("none")
     (tmp_path / "notes.txt").write_text("none")
+    (tmp_path / "link").symlink_to("nowhere.jpg")
+    (tmp_path / "round").symlink_to(tmp_path)
+    (tmp_path / "no_suffix").write_bytes((photos / "2.png").read_bytes())
     given = [tmp_path, photos / "0.png", tmp_path / "absent.jpg"]
     result = invoke(run_dir, *given, "--csv")
     assert result.exit_code == 1
     rows = list(csv.DictReader(io.StringIO(result.stdout)))
     assert [Path(row["image"]).name for row in rows] == [
-        *("cut.jpg", "text.png", "0.png", "absent.jpg")
+        *("cut.jpg", "link", "no_suffix", "text.png", "0.png", "absent.jpg")
     ]
-    assert [bool(row["error"]) for row in rows] == [True, True, False, True]
-    assert rows[2]["class"] in CLASSES and 0.25 <= float(rows[2]["probability"]) <= 1
+    assert [bool(row["error"]) for row in rows] == [True, True, False, True, False, True]
+    assert rows[4]["class"] in CLASSES and 0.25 <= float(rows[4]["probability"]) <= 1
     assert f"{tmp_path}/absent.jpg: No such file or directory" in result.stderr
     assert "text.png: no image that Pillow reads" in result.stderr
-    assert "3 of 4 images cannot be read" in result.stderr
+    assert f"{tmp_path}/link: behind a broken link -> nowhere.jpg" in result.stderr
+    assert "4 of 6 images cannot be read" in result.stderr
+    assert f"No images: {tmp_path}/notes.txt, {tmp_path}/round\n" in caplog.text
 
 
 def test_the_list_of_standard_input_may_hold_names_in_any_bytes(

@@ -3,7 +3,6 @@
 An exported network needs no torch, which is not imported for it; a model.pt does.
 """
 
-import itertools
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ import numpy as np
 
 from nasray.data.crop import eval_crop, short_side
 from nasray.data.decoding import DEFAULT_BACKGROUND, Undecodable, decode
-from nasray.data.folders import images_below
+from nasray.data.folders import files_below, shown
 from nasray.errors import UserError, first_line
 from nasray.storage import files as storage
 from nasray.storage import layout
@@ -89,46 +88,48 @@ def predict(
 
 
 def _predict(
-    network: Network, paths: list[str], top: int, batch_size: int
+    network: Network, images: list[tuple[str, str]], top: int, batch_size: int
 ) -> Iterator[dict[str, Any]]:
+    def read(image: tuple[str, str]) -> np.ndarray | str:
+        path, reason = image
+        return reason or network.read(path)
+
     with ThreadPoolExecutor(usable_cpus()) as pool:
-        for start in range(0, len(paths), batch_size):
-            batch = paths[start : start + batch_size]
-            found = list(pool.map(network.read, batch))
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
+            found = list(pool.map(read, batch))
             crops = [crop for crop in found if not isinstance(crop, str)]
             rows = iter(network.probabilities(crops) if crops else ())
-            for path, crop in zip(batch, found, strict=True):
+            for (path, _), crop in zip(batch, found, strict=True):
                 if isinstance(crop, str):
                     yield {"image": path, "error": crop}
                     continue
                 row = next(rows)
                 best = np.argsort(-row, kind="stable")[:top].tolist()
-                classes = [{"class": network.classes[k], "probability": row[k]} for k in best]
+                classes = [
+                    {"class": network.classes[k], "probability": float(row[k])} for k in best
+                ]
                 yield {"image": path, "classes": classes}
 
 
-def find_images(paths: Iterable[str]) -> list[str]:
-    """Replace each folder among `paths` by the images in it, however deep.
+def find_images(paths: Iterable[str]) -> list[tuple[str, str]]:
+    """The files among `paths` and the images in the folders among them, however deep.
+
+    Each has with it why it cannot be opened, or "". What else folders hold is named.
 
     Raises:
         UserError: there is none at all.
     """
-    found = list(itertools.chain.from_iterable(_below(path) for path in paths))
+    found: list[tuple[str, str]] = []
+    for path in paths:
+        images, others = files_below(path) if _is_folder(path) else ({path: ""}, [])
+        found += images.items()
+        if others:
+            more = f" and {len(others) - MAX_NAMED} more" if len(others) > MAX_NAMED else ""
+            logger.warning("No images: %s%s", ", ".join(map(shown, others[:MAX_NAMED])), more)
     if not found:
         raise UserError("no images: name files, or folders that hold some")
     return found
-
-
-def _below(path: str) -> list[str]:
-    if not _is_folder(path):
-        return [path]
-    images = images_below(path)
-    files = [storage.join(path, name) for name in storage.list_below(path)[0]]
-    if others := sorted(set(files) - set(images)):
-        shown = ", ".join(others[:MAX_NAMED])
-        more = f" and {len(others) - MAX_NAMED} more" if len(others) > MAX_NAMED else ""
-        logger.warning("Not taken for images: %s%s", shown, more)
-    return images
 
 
 def _is_folder(path: str) -> bool:

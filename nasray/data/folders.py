@@ -113,6 +113,28 @@ def images_below(folder: str) -> list[str]:
     )
 
 
+def files_below(folder: str) -> tuple[dict[str, str], list[str]]:
+    """All that lies in `folder`, a path or URI, however deep, but folders.
+
+    Returns the paths of images, each with why it cannot be opened, or ""; and those of the rest.
+    """
+    listing = _listing(folder)
+    images, others = {}, []
+    for path, where in sorted(listing.entries, key=lambda entry: entry[0]):
+        if where is None:
+            continue
+        reason = " ".join(where).strip() if isinstance(where, Unusable) else ""
+        try:
+            is_image = reason != LOOP and not _aside(path) and listing.is_image(path, where)
+        except OSError as error:  # it has no suffix, and does not open
+            is_image, reason = True, str(error.strerror)
+        if is_image:
+            images[storage.join(folder, path)] = reason
+        else:
+            others.append(storage.join(folder, path))
+    return images, others
+
+
 def _refuse_absent(path: str) -> None:
     if not storage.exists(path):
         raise UserError(f"data.path = {path!r}: does not exist; correct it or pass --data PATH")
