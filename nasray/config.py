@@ -346,6 +346,8 @@ class SearchConfig(Section):
     limits: tuple[Limit, ...] = ()
     calibration_images: int = Field(20_000, ge=2)  # or all there are
     batch_size: int = Field(250, ge=2)  # of recalibration and validation
+    # The answer: the cheapest candidate that is not clearly worse than the best, or the best.
+    prefer: Literal["cheapest", "best"] = "cheapest"
     top_k: int = Field(3, ge=1)
     num_baseline: int = Field(10, ge=0)  # random feasible subnets the winner is compared with
 

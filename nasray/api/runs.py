@@ -209,7 +209,7 @@ class RunDirectory:
         `verify` sets search.verify: with True, a predictor proposes what is evaluated. Without
         it, a search goes on as it was begun, and begins as the job says. A search that answers
         each limit by itself returns one answer per limit, in the order of the limits; others
-        their top k, the best one first.
+        their answer and the others of their top k, the best one first.
 
         Raises:
             UserError: there is no supernet, or the search was begun with another job.
@@ -222,9 +222,11 @@ class RunDirectory:
             stages.check(opened)
             with self._cluster(opened):
                 search.search(opened)
+            summary = self.read(layout.SEARCH)
             if opened.job.search.one_by_one:
-                return self.read(layout.SEARCH)["answers"]
-        return self.read(layout.TOP)
+                return summary["answers"]
+        winner = summary["winner"]
+        return [winner, *(each for each in self.read(layout.TOP) if each != winner)]
 
     def evaluate(self, archs: Sequence[AnyArchitecture]) -> list[dict[str, Any]]:
         """Evaluate architectures on the cluster; return top-1 and costs, in their order.

@@ -155,6 +155,11 @@ class JobImages:
         """The training images set aside to evaluate subnets and training recipes on."""
         return self._cached("train", self.parts.holdout)
 
+    @property
+    def holdout_labels(self) -> np.ndarray:
+        """The classes of the hold-out images, int64 (n,), in their order; no image is decoded."""
+        return self.dataset.labels("train")[self.parts.holdout]
+
     @cached_property
     def validation(self) -> Images:
         """The images for final reports only: those of val/, or a part of all."""

@@ -11,8 +11,10 @@ from nasray import checkpoint
 from nasray.algorithms import ONE_AT_A_TIME, make_algorithm, make_schedule
 from nasray.algorithms.first import WithFirst
 from nasray.algorithms.many_limits import SplitLimits
-from nasray.config import Job, Limit, limited_cost
+from nasray.config import Limit, limited_cost
+from nasray.data.splits import JobImages
 from nasray.errors import EvaluationError, UserError
+from nasray.pipeline.answers import answers, limits_of, rankings
 from nasray.pipeline.run import Run
 from nasray.predictors.predictor import AccuracyPredictor
 from nasray.progress import progress
@@ -20,7 +22,6 @@ from nasray.search.candidate import (
     Candidate,
     Evaluation,
     best_first,
-    best_within,
     fully_evaluated,
     pareto_front,
 )
@@ -81,13 +82,24 @@ def search(run: Run) -> list[Candidate]:
         candidates = fully_evaluated(every)
         if not candidates:
             raise EvaluationError(f"no architecture could be evaluated: {every[-1].error}")
-        answered = answers(run.job, candidates)
-        baseline = _compare_with_random(run, pool, *answered[0]) if answered else None
-    ranked = _write_best(run, candidates)
+        ranked = rankings(
+            run.job,
+            candidates,
+            JobImages(run.job, run.data_path).holdout_labels,
+            num_left_out=sum(not each.failed for each in every) - len(candidates),
+        )
+        found = answers(run.job, ranked)
+        baseline = _compare_with_random(run, pool, *found[0]) if found else None
+    best = _write_best(run, candidates)[0]
+    for ranking in ranked:
+        limit = ranking.limit
+        within = f"{limit.cost} of {limit.max:g} at most: " if limit and limit.max else ""
+        logger.info("%s%s", within, ranking.sentences())
+    reliabilities = [ranking.to_json() for ranking in ranked]
     storage.write_json(
         run.path(layout.SEARCH),
         {
-            "winner": _entry(run, answered[0][1] if answered else ranked[0]),
+            "winner": _entry(run, found[0][1] if found else best),
             "num_evaluations": len(every),
             "num_failed": sum(candidate.failed for candidate in every),
             "num_images": sum(candidate.images for candidate in every),
@@ -96,8 +108,10 @@ def search(run: Run) -> list[Candidate]:
             "front_cost": limited_cost(config.limits),
             "answers": [
                 {"limit": limit and limit.model_dump(), **_entry(run, answer)}
-                for limit, answer in answered
+                for limit, answer in found
             ],
+            "prefer": config.prefer,
+            "reliability": reliabilities,  # of each ranking: one, or one for each limit
             "baseline": baseline,
         },
     )
@@ -133,6 +147,17 @@ def is_finished(run: Run) -> bool:
     return True
 
 
+def answered(run: Run) -> list[Architecture]:
+    """The answers of the finished search, in order; then the next best ones that are retrained."""
+    summary = storage.read_json(run.path(layout.SEARCH))
+    found = [tuple(each["genes"]) for each in summary.get("answers") or [summary["winner"]]]
+    if not (run.job.search.one_by_one and run.job.search.limits):  # ways may have been added
+        number = max(way.num_winners for way in run.job.retrain.ways)
+        found += [each.arch for each in best_first(run.candidates)[:number]]
+        return list(dict.fromkeys(found))[: max(1, number)]
+    return list(dict.fromkeys(found))
+
+
 def _write_best(run: Run, candidates: Sequence[Candidate]) -> list[Candidate]:
     """Write the Pareto front and the top k; return all, the best first."""
     ranked = best_first(candidates)
@@ -159,23 +184,6 @@ def evaluators(run: Run) -> "EvaluatorPool":
         ),
         record=lambda precision: storage.write_json(recorded, precision),
     )
-
-
-def answers(job: Job, candidates: Sequence[Candidate]) -> list[tuple[Limit | None, Candidate]]:
-    """What a search was for: the best for each limit in turn, or the best within all of them."""
-    config = job.search
-    if not config.one_by_one or not config.limits:
-        number = max(1, *(way.num_winners for way in job.retrain.ways))
-        return [(None, best) for best in best_first(candidates)[:number]]
-    own = [limit for limit in config.limits if limit.cost == limited_cost(config.limits)]
-    found = [(limit, best_within(candidates, _limits_of(job, limit))) for limit in own]
-    return [(limit, answer) for limit, answer in found if answer is not None]
-
-
-def _limits_of(job: Job, own: Limit | None) -> list[Limit]:
-    """The limits that an answer keeps: all, or of those answered one by one only its `own`."""
-    limits = job.search.limits
-    return [each for each in limits if own in (None, each) or each.cost != own.cost]
 
 
 def begin(run: Run, history: History) -> dict[str, Any]:
@@ -273,7 +281,7 @@ def _compare_with_random(
     number = run.job.search.num_baseline
     if number == 0:
         return None
-    limits = Limits(run.space, _limits_of(run.job, limit), run.latency)
+    limits = Limits(run.space, limits_of(run.job, limit), run.latency)
     rng = np.random.default_rng((run.job.seed, 0xBA5E))
     others = limits.draw(number, rng, {winner.arch})
     requests = [Request(arch=arch, on_validation=True) for arch in (winner.arch, *others)]
@@ -295,6 +303,7 @@ def _entry(run: Run, candidate: Candidate) -> dict[str, Any]:
         "genes": list(candidate.arch),
         "fitness": candidate.fitness,
         **({"top1": candidate.top1} if run.job.search.fitness != "top1" else {}),
+        "standard_error": (candidate.fitness * (1 - candidate.fitness) / candidate.images) ** 0.5,
         "generation": candidate.generation,
         **candidate.costs,
     }

@@ -36,6 +36,8 @@ from nasray.report.tables import (
     exports_table,
     profile_tables,
     recipes_table,
+    reliability_curves,
+    reliability_table,
     shipped_table,
 )
 from nasray.search.scores import Predictions, by_class
@@ -58,6 +60,7 @@ def build_report(run_dir: str) -> str:
     run = read_contents(run_dir)
     figured = {
         "search": _search(run),
+        "reliability": _reliability(run),
         "baseline": _baseline(run),
         "predictor": _predictor(run),
         "study": _study(run),
@@ -177,6 +180,23 @@ def _winner(run: RunContents) -> Part:
     if run.winner is None:
         return None
     return {"drawing": architecture_svg(run.winner), "encoding": json.dumps(run.winner["arch"])}
+
+
+def _reliability(run: RunContents) -> Part:
+    """How far the ranking of the search can be trusted."""
+    rankings = [each for each in (run.search or {}).get("reliability") or [] if each]
+    if not rankings:
+        return None
+    lost = max(each["num_left_out"] for each in rankings)
+    note = (
+        "Reliability is the correlation of the fitness with itself on other hold-out images: 0 is "
+        "noise. Of the best candidate, the probability that it is really better than others, the "
+        "choice of the best taken into account; candidates below the line are not clearly worse."
+        + (f" {lost} candidates whose evaluation was stopped early are left out." if lost else "")
+    )
+    table, curves = reliability_table(rankings), reliability_curves(rankings)
+    plot = embed(figures.reliability_figure(curves), "reliability-plot")
+    return {"note": note, "plot": plot, "table": table}
 
 
 def _baseline(run: RunContents) -> Part:

@@ -6,11 +6,13 @@ black; text and grid lines get theirs from the page's style sheet.
 
 from collections.abc import Sequence
 from html import escape
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nasray.search.candidate import Candidate
+from nasray.search.reliability import CLEARLY
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -66,6 +68,18 @@ def baseline_figure(random_top1: Sequence[float], winner_top1: float, measure: s
     traces = [marks(random_top1, "random", ticks), marks([winner_top1], "winner", star)]
     figure = make_figure(traces, height=170, x=f"{measure}, %")
     return figure.update_yaxes(visible=False, range=[-1, 1])
+
+
+def reliability_figure(chances: dict[str, list[float]]) -> "Figure":
+    """Plot, by rank, the probability that the best candidate is really better than each other."""
+    traces = [
+        _line(range(2, len(each) + 1), [100 * chance for chance in each[1:]], name, colour)
+        for (name, each), colour in zip(chances.items(), cycle(SERIES), strict=False)
+    ]
+    x, y = "rank by fitness", "probability that the best is better, %"
+    figure = make_figure(traces, height=320, x=x, y=y)
+    figure.add_hline(y=100 * CLEARLY, line={"dash": "dot", "color": GREY, "width": 1})
+    return figure.update_layout(hovermode="x unified", showlegend=len(chances) > 1)
 
 
 def calibration_figure(measured: Sequence[float], predicted: Sequence[float]) -> "Figure":

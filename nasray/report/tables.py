@@ -100,6 +100,38 @@ def classes_table(said: Predictions) -> Table:
     return Table(header=header, rows=rows, text_last=True)
 
 
+def reliability_table(rankings: Sequence[Entry]) -> Table:
+    """For each ranking of the search: its reliability, and the chances of its best candidate."""
+    names = ("second", "tenth", "median")
+    rows = []
+    for each in rankings:
+        chances = {other["with"]: other["chance"] for other in each["comparisons"]}
+        chances |= {"random": each["chance_random"]}
+        rows.append(
+            [
+                _limit(each["limit"]) if each["limit"] else "all",
+                number(each["num_candidates"]),
+                number(each["num_images"]),
+                f"{each['split_half']:.2f}",
+                f"{100 * each['standard_error']:.2f}",
+                *(f"{chances[n]:.0%}" if n in chances else "" for n in (*names, "random")),
+                number(each["num_equal"]),
+            ]
+        )
+    header = ["within", "candidates", "images", "reliability", "standard error, points"]
+    header += [f"better than the {name}" for name in names]
+    header += ["better than a random one", "not clearly worse"]
+    return Table(header=header, rows=rows)
+
+
+def reliability_curves(rankings: Sequence[Entry]) -> dict[str, list[float]]:
+    """The chances by rank of each ranking, by the name of its limit."""
+    return {
+        _limit(each["limit"]) if each["limit"] else "all candidates": each["chances"]
+        for each in rankings
+    }
+
+
 def recipes_table(retrained: Sequence[Retrained]) -> Table | None:
     """The best recipe of each network that was trained."""
     rows = [

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from nasray.config import Limit
 from nasray.spaces.space import Architecture
 
 FAILED = -np.inf  # fitness of what could not be evaluated
@@ -67,12 +66,6 @@ def fully_evaluated(candidates: Sequence[Candidate]) -> list[Candidate]:
 def best_first(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Sort by fitness; equal fitness by architecture, so that no order of arrival matters."""
     return sorted(candidates, key=lambda candidate: (-candidate.fitness, candidate.arch))
-
-
-def best_within(candidates: Sequence[Candidate], limits: Sequence[Limit]) -> Candidate | None:
-    """The best candidate within all `limits`, if there is one."""
-    within = [c for c in candidates if all(limit.holds(c.costs[limit.cost]) for limit in limits)]
-    return best_first(within)[0] if within else None
 
 
 def pareto_front(candidates: Sequence[Candidate], cost: str) -> list[Candidate]:

@@ -59,7 +59,9 @@ def test_a_recorded_search_goes_on_to_the_recorded_end(runs: Path):
         stdout, stderr = process.communicate(timeout=300)
         assert process.returncode == 0, stderr
     assert evaluations(runs / "searching") == EVALUATIONS
-    assert [json.loads(line) for line in stdout.splitlines()] == FINISHED["answers"]
+    top = json.loads((runs / "searching" / "top.json").read_text())
+    for found, recorded in zip(top, FINISHED["answers"], strict=True):
+        assert found | recorded == found  # which may have more keys
 
 
 @pytest.mark.ray

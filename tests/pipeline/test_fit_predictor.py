@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -12,10 +13,12 @@ from nasray.cli.main import main
 from nasray.config import load_job
 from nasray.costs.latency import blocks_of
 from nasray.costs.latency_files import block_key, write_lines
+from nasray.data.splits import JobImages
 from nasray.errors import UserError
+from nasray.pipeline.answers import answers, rankings
 from nasray.pipeline.fit_predictor import fit_predictor, is_sampled, sample
 from nasray.pipeline.run import opened
-from nasray.pipeline.search import answers, begin
+from nasray.pipeline.search import begin
 from nasray.pipeline.stages import check
 from nasray.predictors.predictor import AccuracyPredictor
 from nasray.report.build import build_report
@@ -139,13 +142,32 @@ def test_a_search_goes_on_only_with_what_it_began_with(trained: Path):
 def test_answers_are_the_best_for_each_limit_or_the_best_of_all(finished_run: FinishedRun):
     with opened(finished_run.folder) as run:
         found = run.history.candidates
+        labels = JobImages(run.job, run.data_path).holdout_labels
+
+        def answer(**changes: Any) -> list:
+            search = {**run.job.search.model_dump(), "prefer": "best", **changes}
+            job = run.job.model_validate({**run.job.model_dump(), "search": search})
+            return answers(job, rankings(job, found, labels))
+
         macs = sorted(candidate.costs["macs"] for candidate in found)
-        [(limit, best)] = answers(run.job, found)
+        [(limit, best)] = answer()
         assert limit is None and best.fitness == max(c.fitness for c in found)
         limits = [{"cost": "macs", "max": macs[0]}, {"cost": "macs", "max": macs[-1]}]
         limits.append({"cost": "macs", "max": macs[0] - 1})
-        section = {**run.job.search.model_dump(), "algorithm": "front", "limits": limits}
-        job = run.job.model_validate({**run.job.model_dump(), "search": section})
-        [(tight, small), (loose, large)] = answers(job, found)
+        [(tight, small), (loose, large)] = answer(algorithm="front", limits=limits)
         assert (tight.max, loose.max) == (macs[0], macs[-1])
         assert small.costs["macs"] == macs[0] and large.fitness == best.fitness
+
+
+def test_a_search_says_how_far_its_ranking_can_be_trusted(finished_run: FinishedRun):
+    summary = storage.read_json(f"{finished_run.folder}/search.json")
+    [found] = summary["reliability"]
+    assert found["num_images"] == 32 and 0 <= found["split_half"] <= 1
+    assert "hold-out: 32 images, which let a top-1 of 50 %" in finished_run.stderr
+    assert "hold-out images has a reliability of" in finished_run.stderr
+    assert (
+        "How far the ranking can be trusted" in Path(finished_run.folder, "report.html").read_text()
+    )
+    top = storage.read_json(f"{finished_run.folder}/top.json")
+    share = top[0]["fitness"]
+    assert top[0]["standard_error"] == pytest.approx((share * (1 - share) / 32) ** 0.5)

@@ -1,0 +1,102 @@
+"""Which candidates a search answers with, and what it says of them; recorded results, no Ray."""
+
+import numpy as np
+import pytest
+
+from nasray.config import Job
+from nasray.pipeline.answers import Ranking, answers, rankings
+from nasray.search.candidate import Candidate, pack
+
+LABELS = np.arange(200) % 4
+
+
+def candidates(top1, macs, seed=0):
+    """One candidate for each top-1, a fraction: independent results on 200 images."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for number, (share, cost) in enumerate(zip(top1, macs, strict=True)):
+        correct = rng.permutation(200) < round(200 * share)
+        found.append(
+            Candidate(
+                arch=(number,),
+                costs={"macs": float(cost)},
+                fitness=float(correct.mean()),
+                images=200,
+                correct=pack(correct),
+            )
+        )
+    return found
+
+
+def job(limits=(), num_winners=1, **search):
+    search = {"limits": [{"cost": "macs", "max": each} for each in limits], **search}
+    return Job.model_validate(
+        {
+            "data": {"source": "synthetic"},
+            "search": search,
+            "retrain": {"num_winners": num_winners, "epochs": 10, "grace_epochs": 1},
+        }
+    )
+
+
+def ranking(job, found, **options) -> Ranking:
+    [only] = rankings(job, found, LABELS, **options)
+    return only
+
+
+NOISE = candidates(np.linspace(0.70, 0.72, 30), range(130, 100, -1))
+CLEAR = candidates([0.95, 0.8, *np.linspace(0.3, 0.6, 28)], range(130, 100, -1))
+
+
+def test_where_differences_are_noise_the_cheapest_is_the_answer():
+    found = ranking(job(), NOISE)
+    assert found.num_equal == len(NOISE)
+    assert found.answer.costs["macs"] == 101
+    said = found.sentences()
+    assert "30 of them, itself included, are not clearly worse than the best" in said
+    assert "the answer is the cheapest of these, 101 macs instead of" in said
+    assert 'search.prefer = "best" takes the best' in said
+
+
+def test_the_best_is_the_answer_where_it_is_clearly_better_or_asked_for():
+    found = ranking(job(), CLEAR)
+    assert found.num_equal == 1 and found.answer.fitness == 0.95
+    assert "which is the cheapest of these and the answer" in found.sentences()
+    asked = ranking(job(prefer="best"), NOISE)
+    assert asked.answer.fitness == max(each.fitness for each in NOISE)
+    assert 'which is the answer by search.prefer = "best"' in asked.sentences()
+
+
+def test_each_limit_has_its_own_answer():
+    both = rankings(job((115, 130, 50), algorithm="front"), CLEAR, LABELS)
+    assert [each.limit.max for each in both] == [115, 130]  # within 50 there is none
+    for each in both:
+        assert all(found.costs["macs"] <= each.limit.max for found in each.candidates)
+        assert each.to_json()["num_candidates"] == len(each.candidates)
+    assert both[1].answer.fitness == 0.95
+    assert [limit.max for limit, _ in answers(job(), both)] == [115, 130]
+
+
+@pytest.mark.parametrize("prefer", ["cheapest", "best"])
+def test_the_next_best_are_retrained_with_the_answer(prefer: str):
+    asked = job(num_winners=3, prefer=prefer)
+    found = ranking(asked, NOISE)
+    archs = [each.arch for _, each in answers(asked, [found])]
+    assert archs[0] == found.answer.arch and len(set(archs)) == 3
+    assert archs[1:] == [c.arch for c in found.candidates if c.arch != archs[0]][:2]
+
+
+def test_what_cannot_be_told_is_said():
+    few = ranking(job(), NOISE[:2])
+    assert few.reliability is None and few.to_json() is None
+    assert few.answer.fitness == max(each.fitness for each in NOISE[:2])
+    assert "too few to tell" in few.sentences()
+    assert "7 stopped early left out" in ranking(job(), NOISE, num_left_out=7).sentences()
+
+
+def test_search_json_compares_the_best_with_others():
+    content = ranking(job(), CLEAR).to_json()
+    assert [each["with"] for each in content["comparisons"]] == ["second", "tenth", "median"]
+    assert content["comparisons"][0]["chance"] < content["comparisons"][2]["chance"]
+    assert content["comparisons"][0]["lead"] == pytest.approx(0.15)
+    assert content["split_half"] > 0.8 and len(content["chances"]) == 30
