@@ -280,6 +280,53 @@ class RunDirectory:
                     fit.sample(opened, sample)
             return fit.fit_predictor(opened)
 
+    def rank(
+        self,
+        truth: AnyPath | None = None,
+        *,
+        value: str = "",
+        sample: int = 100,
+        retrain: int = 0,
+        epochs: int = 0,
+    ) -> dict[str, Any]:
+        """Compare the supernet's order of architectures with a true one, on the cluster.
+
+        Args:
+            truth: a CSV or JSON file of architectures and their true values, more being better.
+            value: the column of these values, unless it has a usual name.
+            sample: how many of them are drawn, or all if there are fewer.
+            retrain: without `truth`, how many random architectures are trained from scratch for it.
+            epochs: of each such training.
+
+        Returns the content of RUN/rank.json: for the supernet, MACs and parameters Kendall's
+        tau-b, Spearman's rho, the overlap of the best tenths and the regret, each with the ends
+        of its 95 % interval; and what the search's answer is worth.
+
+        Raises:
+            UserError: there is no supernet, or the truth is not readable.
+        """
+        from nasray.pipeline import rank
+
+        if bool(truth) == bool(retrain):
+            raise UserError("give a file of true values (--truth), or --retrain K and --epochs E")
+        if not truth and (retrain < 3 or epochs < 1):
+            raise UserError(
+                f"--retrain {retrain} --epochs {epochs}: an order takes three architectures or "
+                "more, of one epoch or more"
+            )
+        if sample < 3:
+            raise UserError(f"--sample {sample}: an order takes three architectures or more")
+        with self._working() as opened:
+            if truth:
+                path = os.fspath(truth)
+                values = rank.read_truth(path, opened.space, value)
+                with self._cluster(opened):
+                    return rank.rank(opened, values, sample, path)
+            with self._cluster(opened):
+                values = rank.train_some(opened, retrain, epochs)
+                source = f"trained from scratch for {epochs} epochs"
+                return rank.rank(opened, values, len(values), source)
+
     def retrain(self, *, again: bool = False) -> list[dict[str, Any]]:
         """Give the answers of the search their weights, on the cluster; return their results.
 

@@ -74,6 +74,7 @@ for verb in (
     runs.evaluate,
     runs.calibration_study,
     runs.fit_predictor,
+    runs.rank,
     runs.retrain,
     runs.export,
     runs.report,

@@ -200,6 +200,49 @@ def fit_predictor(run_dir: str, sample: int, data_path: str | None, address: str
 
 
 @click.command()
+@run_argument
+@click.option("--truth", metavar="FILE", help="CSV or JSON: architectures and their true values.")
+@click.option("--value", default="", metavar="NAME", help="Column of the values.")
+@click.option("--sample", type=click.IntRange(3), default=100, show_default=True, help="How many.")
+@click.option("--retrain", type=click.IntRange(3), help="Without FILE: train so many from scratch.")
+@click.option("--epochs", type=click.IntRange(1), default=10, show_default=True, help="Of each.")
+@click.option("--json", "as_json", is_flag=True, help="Print all of RUN_DIR/rank.json.")
+@data_option
+@address_option
+def rank(
+    run_dir: str,
+    truth: str | None,
+    value: str,
+    sample: int,
+    retrain: int | None,
+    epochs: int,
+    as_json: bool,
+    data_path: str | None,
+    address: str | None,
+) -> None:
+    """Compare how the supernet in RUN_DIR orders architectures with their true order.
+
+    MACs and parameters as rankers are beside it; [low, high] is a 95 % interval.
+    """
+    handle = _open(run_dir, None, data_path, address)
+    found = handle.rank(truth, value=value, sample=sample, retrain=retrain or 0, epochs=epochs)
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    click.echo(f"{found['num_archs']} architectures, {found['truth']}")
+    figures = list(next(iter(found["rankers"].values())))
+    click.echo("".join(f"{name:<24}" for name in ("ranked by", *figures)).rstrip())
+    for name, row in found["rankers"].items():
+        cells = ("{:.3f} [{:.3f}, {:.3f}]".format(*row[figure]) for figure in figures)
+        click.echo("".join(f"{cell:<24}" for cell in (name, *cells)).rstrip())
+    if pick := found["pick"]:
+        click.echo(
+            f"the search's answer: {pick['true']:.4g}, {pick['regret']:.4g} below the best known, "
+            f"above {pick['better_than']:.0%} of these"
+        )
+
+
+@click.command()
 @job_argument
 @run_argument
 @click.option(

@@ -35,6 +35,7 @@ from nasray.report.tables import (
     costs_of,
     exports_table,
     profile_tables,
+    rank_table,
     recipes_table,
     reliability_curves,
     reliability_table,
@@ -63,6 +64,7 @@ def build_report(run_dir: str) -> str:
         "reliability": _reliability(run),
         "baseline": _baseline(run),
         "predictor": _predictor(run),
+        "rank": _rank(run),
         "study": _study(run),
         "training": embed(figures.training_figure(run.curve), "training-plot") if run.curve else "",
         "retraining": _retraining(run),
@@ -246,6 +248,21 @@ def _predictor(run: RunContents) -> Part:
     )
     plot = embed(figures.calibration_figure(fit["measured"], fit["predicted"]), "predictor-plot")
     return {"note": note, "plot": plot}
+
+
+def _rank(run: RunContents) -> Part:
+    """How well the supernet orders architectures whose truth is known."""
+    found = run.rank
+    if found is None:
+        return None
+    note = (
+        f"{found['num_archs']} architectures with known true values ({found['truth']}), in the "
+        "order of the supernet and of their costs; with the ends of a 95 % interval."
+    )
+    if pick := found.get("pick"):
+        note += f" The search's answer is {pick['regret']:.3g} below the best known."
+    plot = embed(figures.rank_figure(found["supernet"], found["true"]), "rank-plot")
+    return {"note": note, "plot": plot, "table": rank_table(found["rankers"])}
 
 
 def _study(run: RunContents) -> Part:

@@ -50,6 +50,7 @@ class RunContents:
     exports: list[Entry]
     predictor: Entry | None
     study: Entry | None
+    rank: Entry | None  # of architectures whose truth is known
 
     @property
     def answers(self) -> list[Entry]:
@@ -145,6 +146,7 @@ def read_contents(run_dir: str) -> RunContents:
             layout.PREDICTOR_FIT,
             *("num_fitted", "num_held_out", "measured", "predicted", "rmse", "kendall_tau"),
         ),
+        rank=_load(run_dir, layout.RANK, "truth", "num_archs", "rankers", "true", "supernet"),
         study=_load(run_dir, layout.CALIBRATION_STUDY, "num_images", "num_archs", "rows"),
     )
 

@@ -92,6 +92,13 @@ def calibration_figure(measured: Sequence[float], predicted: Sequence[float]) ->
     return make_figure(traces, height=360, x="predicted top-1, %", y="measured top-1, %")
 
 
+def rank_figure(fitness: Sequence[float], true: Sequence[float]) -> "Figure":
+    """Mark each architecture by its fitness with the supernet's weights and its true value."""
+    marks = _markers(100 * np.array(fitness), np.array(true), "architectures", {"color": BLUE})
+    marks["hovertemplate"] = "supernet %{x:.2f} %, true %{y:.4g}<extra></extra>"
+    return make_figure([marks], height=360, x="top-1 with the supernet, %", y="true value")
+
+
 def study_figure(rows: Sequence[dict[str, Any]]) -> "Figure":
     """Plot each subnet's top-1 by way of recalibration against that with the most images."""
     most = 100 * np.array(rows[-1]["top1"])

@@ -132,6 +132,17 @@ def reliability_curves(rankings: Sequence[Entry]) -> dict[str, list[float]]:
     }
 
 
+def rank_table(rankers: Entry) -> Table:
+    """How well each ranker orders: [figure, low, high] of each measure."""
+    rows = [
+        [figures.COSTS.get(name, (name,))[0]]
+        + ["{:.3f} [{:.3f}, {:.3f}]".format(*row) for row in found.values()]
+        for name, found in rankers.items()
+    ]
+    names = ["Kendall's tau-b", "Spearman's rho", "overlap of the best tenths", "regret"]
+    return Table(header=["ranked by", *names], rows=rows)
+
+
 def recipes_table(retrained: Sequence[Retrained]) -> Table | None:
     """The best recipe of each network that was trained."""
     rows = [

@@ -34,6 +34,9 @@ PREDICTOR = "predictor/predictor.pt"
 PREDICTOR_FIT = "predictor/fit.json"
 CALIBRATION_STUDY = "calibration.json"
 
+RANK = "rank.json"
+RANKED = "ranked"  # what `nasray rank` trains, as in RETRAIN
+
 RETRAIN = "retrain"
 EXPORT = "export"
 EARLIER = "earlier"  # by number: RETRAIN, EXPORT and JOB as they were before the next retraining

@@ -38,17 +38,25 @@ from nasray.training.workers import check_batches, resumed, scaling
 TUNED = ("learning_rate", "weight_decay", "label_smoothing")
 
 
-def retrain(job: Job, run_dir: str, data_path: str, arch: Architecture, name: str) -> dict:
+def retrain(
+    job: Job,
+    run_dir: str,
+    data_path: str,
+    arch: Architecture,
+    name: str,
+    *,
+    into: str = layout.RETRAIN,
+) -> dict:
     """Give `arch` weights in the way of job.retrain; return the result.
 
     Trains under each recipe of the job, from scratch or from the supernet's weights on, or takes
-    these. Writes RUN/retrain/<name>/: model.pt, result.json, curves.json and the trials' state.
+    these. Writes RUN/<into>/<name>/: model.pt, result.json, curves.json and the trials' state.
     The validation images are used once, on the best model; recipes compete on the hold-out.
 
     Raises:
         UserError: the folder is of another architecture, or no recipe trained to the end.
     """
-    folder, config = storage.join(run_dir, layout.retrained(name)), job.retrain
+    folder, config = storage.join(run_dir, into, name), job.retrain
     result_path = storage.join(folder, layout.RESULT)
     _check_same_arch(folder, arch)
     if storage.exists(result_path):
