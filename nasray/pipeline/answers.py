@@ -36,7 +36,10 @@ class Ranking:
         found = [unpack(each.correct, len(self.labels)) for each in self.candidates if each.correct]
         if len(found) < len(self.candidates):  # an old history may lack them
             return None
-        return Reliability.of(np.array(found), self.labels)
+        weights = None
+        if self.config.fitness == "balanced":
+            weights = 1 / np.bincount(self.labels)[self.labels]
+        return Reliability.of(np.array(found), self.labels, weights=weights)
 
     @cached_property
     def num_equal(self) -> int:

@@ -303,7 +303,7 @@ def _entry(run: Run, candidate: Candidate) -> dict[str, Any]:
         "genes": list(candidate.arch),
         "fitness": candidate.fitness,
         **({"top1": candidate.top1} if run.job.search.fitness != "top1" else {}),
-        "standard_error": (candidate.fitness * (1 - candidate.fitness) / candidate.images) ** 0.5,
+        "top1_error": (candidate.top1 * (1 - candidate.top1) / candidate.images) ** 0.5,
         "generation": candidate.generation,
         **candidate.costs,
     }

@@ -73,7 +73,7 @@ def baseline_figure(random_top1: Sequence[float], winner_top1: float, measure: s
 def reliability_figure(chances: dict[str, list[float]]) -> "Figure":
     """Plot, by rank, the probability that the best candidate is really better than each other."""
     traces = [
-        _line(range(2, len(each) + 1), [100 * chance for chance in each[1:]], name, colour)
+        _line(list(range(2, len(each) + 1)), [100 * chance for chance in each[1:]], name, colour)
         for (name, each), colour in zip(chances.items(), cycle(SERIES), strict=False)
     ]
     x, y = "rank by fitness", "probability that the best is better, %"

@@ -100,3 +100,13 @@ def test_search_json_compares_the_best_with_others():
     assert content["comparisons"][0]["chance"] < content["comparisons"][2]["chance"]
     assert content["comparisons"][0]["lead"] == pytest.approx(0.15)
     assert content["split_half"] > 0.8 and len(content["chances"]) == 30
+
+
+def test_by_balanced_top1_each_class_counts_alike():
+    labels = np.repeat([0, 1], (150, 50))
+    settings = job(fitness="balanced")
+    [found] = rankings(settings, NOISE, labels)
+    first = np.unpackbits(np.frombuffer(found.candidates[0].correct, np.uint8), count=200)
+    shares = first[:150].mean(), first[150:].mean()
+    variance = shares[0] * (1 - shares[0]) / 150 + shares[1] * (1 - shares[1]) / 50
+    assert found.to_json()["standard_error"] == pytest.approx(variance**0.5 / 2, rel=0.05)

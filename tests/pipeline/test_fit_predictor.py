@@ -170,4 +170,4 @@ def test_a_search_says_how_far_its_ranking_can_be_trusted(finished_run: Finished
     )
     top = storage.read_json(f"{finished_run.folder}/top.json")
     share = top[0]["fitness"]
-    assert top[0]["standard_error"] == pytest.approx((share * (1 - share) / 32) ** 0.5)
+    assert top[0]["top1_error"] == pytest.approx((share * (1 - share) / 32) ** 0.5)

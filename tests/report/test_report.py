@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -578,3 +579,26 @@ def test_a_run_directory_may_be_a_uri(tmp_path):
     write_training(str(tmp_path))
     assert build_report(tmp_path.as_uri()) == f"{tmp_path.as_uri()}/report.html"
     assert (tmp_path / "report.html").exists()
+
+
+def test_how_far_a_ranking_can_be_trusted_is_shown(tmp_path: Path):
+    run_dir = str(tmp_path)
+    write_search(run_dir)
+    one = {"num_candidates": 60, "num_images": 500, "num_left_out": 7, "split_half": 0.43}
+    one |= {"limit": None, "standard_error": 0.02, "chance_random": 0.9, "num_equal": 5}
+    one |= {"chances": [0.5, 0.55, 0.8, 0.95]}
+    one |= {"comparisons": [{"with": "second", "chance": 0.55}, {"with": "tenth", "chance": 0.8}]}
+    limit = {"cost": "macs", "max": 3e8, "min": None}
+    rankings = [one, one | {"limit": limit, "split_half": 0.71}, None]  # None: too few candidates
+    search = storage.read_json(f"{run_dir}/search.json")
+    storage.write_json(f"{run_dir}/search.json", search | {"reliability": rankings})
+    rankers = {"kendall_tau": [0.41, 0.32, 0.52], "regret": [1.5, 0.0, 2.0]}
+    rank = {"truth": "t.csv", "num_archs": 3, "rankers": {"macs": rankers}, "pick": {"regret": 2.5}}
+    rank |= {"true": [90.0, 91.0, 92.0], "supernet": [0.5, 0.6, 0.7]}
+    storage.write_json(f"{run_dir}/rank.json", rank)
+    build_report(run_dir)
+    page = unescape(Path(run_dir, "report.html").read_text())
+    for text in ("0.43", "0.71", "MACs ≤ 300.0 M", "7 candidates whose evaluation was stopped"):
+        assert text in page
+    assert "reliability-plot" in page and "rank-plot" in page
+    assert "0.410 [0.320, 0.520]" in page and "2.5 below the best known" in page
