@@ -11,6 +11,7 @@ STD = (58.393, 57.12, 57.375)
 
 EVAL_CROP = 0.875  # side of the evaluation crop, of the short side
 MOST_PIXELS = 1 << 22  # of a whole scaled image; of a longer one, only the square is computed
+LONG = 16  # times its short side: a picture of which little is cut out
 RESAMPLING = Image.Resampling.BILINEAR  # widened by the factor by which it scales down
 
 
@@ -42,7 +43,7 @@ def eval_crop(picture: Image.Image, resolution: int, short: int | None = None) -
 
 def is_giant(size: tuple[int, int]) -> bool:
     """Whether an image of `size` should not be held as a whole, only to cut a square out of it."""
-    return size[0] * size[1] > MOST_PIXELS
+    return size[0] * size[1] > MOST_PIXELS and max(size) > LONG * min(size)
 
 
 def _cropped_first(
