@@ -38,6 +38,7 @@ from nasray.data.shards import (
 from nasray.data.source import (
     FAULTS,
     HARMLESS,
+    LOST,
     MAX_NAMED,
     SPLITS,
     UNDECODABLE,
@@ -195,8 +196,7 @@ def write_shards(
 def _tell(skipped: Skipped, notes: Counter[str]) -> None:
     """Log what was left out, and what is to be known of the rest."""
     if skipped.num_images():
-        reasons = [reason for reason in skipped.numbers if reason not in HARMLESS]
-        log.warning("Skipped %d images: %s", skipped.num_images(), skipped.described(reasons))
+        log.warning("Skipped %d images: %s", skipped.num_images(), skipped.described(LOST))
     for reason in HARMLESS:
         if number := skipped.numbers[reason]:
             log.info("Passed over %d %s", number, reason)

@@ -26,6 +26,7 @@ STRAY = "outside of the class folders"
 NO_SPLIT = "of neither split"
 LOOP = "links round in a circle"
 NO_IMAGE = "files that are no images"
+LOST = (*FAULTS, STRAY, NO_SPLIT, HIDDEN, SERVICE)  # images, most alarming first
 HARMLESS = (LOOP, NO_IMAGE)  # of which no image is lost
 MAX_NAMED = 10  # for each reason
 
@@ -67,7 +68,7 @@ class Skipped:
 
     def num_images(self) -> int:
         """Count all that may be images."""
-        return sum(self.numbers.values()) - sum(self.numbers[reason] for reason in HARMLESS)
+        return sum(self.numbers[reason] for reason in LOST)
 
     def first_below(self, folder: str) -> str:
         """The first fault below `folder`, in words; "" if there is none."""
