@@ -299,22 +299,24 @@ def _validation(run: RunContents) -> list[Part]:
 
 def _said(name: str, said: Predictions, plot: str) -> Part:
     top1, images = by_class(said.correct, said.labels, len(said.classes))
-    top1, images = top1[images > 0], images[images > 0]
+    top1, sizes = top1[images > 0], images[images > 0]
     # The classes are independent samples, so the variances of their top-1 add up.
-    error = math.sqrt((top1 * (1 - top1) / images).sum()) / len(top1)
+    error = math.sqrt((top1 * (1 - top1) / sizes).sum()) / len(top1)
     note = (
         f"Top-1 {percent_of(said.top1, len(said.labels))}; balanced, which is the mean over the "
         f"classes, {percent(said.balanced_top1)} ± {100 * error:.2f}. Classes have "
-        f"{images.min():,} to {images.max():,} images."
+        f"{sizes.min():,} to {sizes.max():,} images."
     )
-    confusion, shown = said.confusion, np.arange(len(said.classes))
+    shown = np.arange(len(said.classes))
     if len(shown) > MOST_CLASSES:
-        wrong = confusion - np.diag(confusion.diagonal())
-        most = np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")
-        shown = np.sort(most[:MOST_CLASSES])
+        pairs = said.confused_pairs()
+        wrong = np.zeros(len(shown), int)
+        for column in (0, 1):
+            np.add.at(wrong, pairs[:, column], pairs[:, 2])
+        shown = np.sort(np.argsort(-wrong, kind="stable")[:MOST_CLASSES])
         note += f" The figure shows the {MOST_CLASSES} classes with the most confusions."
     figure = figures.confusion_figure(
-        confusion[np.ix_(shown, shown)], [said.classes[label] for label in shown]
+        said.confusion(shown), images[shown], [said.classes[label] for label in shown]
     )
     worst = [
         {

@@ -163,13 +163,13 @@ def retraining_figure(trials: Sequence[dict[str, Any]]) -> "Figure":
     return make_figure(traces, height=340, x="epoch", y="top-1, %")
 
 
-def confusion_figure(confusion: np.ndarray, classes: Sequence[str]) -> "Figure":
+def confusion_figure(confusion: np.ndarray, images: np.ndarray, classes: Sequence[str]) -> "Figure":
     """Plot the share of each true class (rows) that is taken for each class (columns).
 
-    `confusion` counts images, int (classes, classes).
+    `confusion` counts images, int (classes, classes), and `images` all of each class, (classes,).
     """
     number = len(classes)
-    shares = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    shares = 100 * confusion / np.maximum(images, 1)[:, None]
     names = [escape(name if len(name) <= 24 else f"{name[:23]}…") for name in classes]
     positions = list(range(number))
     heatmap = {

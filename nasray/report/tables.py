@@ -84,10 +84,12 @@ def _top1(found: dict[str, Entry], way: str) -> str:
 def classes_table(said: Predictions) -> Table:
     """The top-1 of each class, the worst first, and what its images are most often taken for."""
     top1, images = by_class(said.correct, said.labels, len(said.classes))
-    errors = said.confusion - np.diag(said.confusion.diagonal())
+    most: dict[int, tuple[int, int]] = {}  # by class: what it is most often taken for
+    for label, other, count in said.confused_pairs().tolist():
+        most.setdefault(label, (other, count))
     rows = []
     for label in np.argsort(top1, kind="stable").tolist():  # those without images last
-        other, count = int(errors[label].argmax()), int(errors[label].max())
+        other, count = most.get(label, (0, 0))
         rows.append(
             [
                 said.classes[label],

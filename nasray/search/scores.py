@@ -45,16 +45,26 @@ class Predictions:
         """The mean of the top-1 of each class."""
         return balanced_top1(self.correct, self.labels)
 
-    @property
-    def confusion(self) -> np.ndarray:
-        """How many images of class i are taken for class j: int64 (classes, classes).
+    def confusion(self, shown: np.ndarray) -> np.ndarray:
+        """How many images of class shown[i] are taken for class shown[j]: int64 (n, n).
 
-        Those without a prediction are left out.
+        `shown` are labels, sorted. Not of all classes at once, of which there may be 20,000.
         """
-        number = len(self.classes)
-        known = self.predicted >= 0
-        pairs = self.labels[known] * number + self.predicted[known]
-        return np.bincount(pairs, minlength=number**2).reshape(number, number)
+        both = np.isin(self.labels, shown) & np.isin(self.predicted, shown)
+        rows, columns = (np.searchsorted(shown, x[both]) for x in (self.labels, self.predicted))
+        number = len(shown)
+        return np.bincount(rows * number + columns, minlength=number**2).reshape(number, number)
+
+    def confused_pairs(self) -> np.ndarray:
+        """The pairs of different classes that are confused, the most frequent first.
+
+        Rows of the label, the prediction, and the number of images: int64 (pairs, 3).
+        """
+        wrong = ~self.correct & (self.predicted >= 0)
+        pairs = np.stack([self.labels[wrong], self.predicted[wrong]], axis=1)
+        found, counts = np.unique(pairs, axis=0, return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        return np.concatenate([found, counts[:, None]], axis=1)[order]
 
     def most_confident_errors(self, number: int) -> np.ndarray:
         """Positions of up to `number` wrong images, the greatest probability first."""

@@ -293,6 +293,12 @@ def test_a_search_by_balanced_top1_says_so(tmp_path):
     assert rows_of(page, "Pareto front")[0][0] == "balanced top-1"
 
 
+def test_confusions_are_shares_of_all_images_of_a_class_shown_with_it_or_not():
+    figure = figures.confusion_figure(np.array([[3, 1], [0, 2]]), np.array([8, 2]), ["a", "<b>"])
+    assert list(map(list, figure.data[0].z)) == [[37.5, 12.5], [0, 100]]
+    assert figure.data[0].text[0][1] == "a as &lt;b&gt;: 1"
+
+
 def test_of_many_classes_the_figure_shows_the_most_confused(tmp_path):
     write_retraining(str(tmp_path), make_candidate(np.random.default_rng(0), 0))
     write_predictions(str(tmp_path), [f"<b>{label}" for label in range(1000)])

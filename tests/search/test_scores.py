@@ -29,7 +29,12 @@ def test_the_mean_over_classes_leaves_out_those_without_images():
 
 def test_confusions_and_the_errors_that_the_network_is_most_sure_of():
     said = predictions()
-    assert said.confusion.tolist() == [[5, 1, 0, 0], [1, 1, 0, 0], [0] * 4, [0] * 4]
+    everything = said.confusion(np.arange(4))
+    assert everything.tolist() == [[5, 1, 0, 0], [1, 1, 0, 0], [0] * 4, [0] * 4]
+    assert said.confusion(np.array([1, 3])).tolist() == [[1, 0], [0, 0]]
+    assert said.confused_pairs().tolist() == [[0, 1, 1], [1, 0, 1]]
+    twice = predictions(predicted=np.array([1, 0, 0, 0, 0, 1, 1, 0, -1]))
+    assert twice.confused_pairs()[0].tolist() == [0, 1, 2]
     assert said.most_confident_errors(9).tolist() == [7, 5]  # 8 has no prediction
     assert said.most_confident_errors(1).tolist() == [7]
 
