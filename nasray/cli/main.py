@@ -13,6 +13,7 @@ import click
 
 import nasray
 from nasray.cli import runs
+from nasray.cli.cache import cache
 from nasray.cli.cluster import status, stop, submit
 from nasray.cli.front import front
 from nasray.cli.latency import latency, measure_latency
@@ -86,6 +87,7 @@ for verb in (
     measure_latency,
     latency,
     front,
+    cache,
     submit,
     status,
     stop,

@@ -3,7 +3,8 @@ and evaluation.
 
 The file is a plain .npy, memory-mapped, so processes share its pages through the page cache.
 After the images follows their CRC-32, which readers of .npy ignore, because a failing disk may
-return zeros. Caches are kept until their folder is removed.
+return zeros; it is computed once after each restart of the machine. Beside it, a .json says what
+the images are. The caches used longest ago are removed when a new one needs their room.
 """
 
 import errno
@@ -12,10 +13,14 @@ import hashlib
 import json
 import logging
 import os
+import shutil
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ImageColor
@@ -29,6 +34,10 @@ from nasray.storage.files import DISK_FULL
 
 CHUNK_IMAGES = 256  # decoded between two writes
 CHECKSUM_BYTES = 4
+DISK_SHARE = 0.2  # of the disk, for all caches in one folder
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+_HELD: dict[str, BinaryIO] = {}  # caches that this process uses, locked
 
 log = logging.getLogger(__name__)
 
@@ -71,9 +80,141 @@ def cached_images(
             if images is None:
                 if os.path.exists(path):
                     log.warning("%s is damaged, or too old; decoding its images again", path)
+                make_room(folder, int(np.prod(shape)))
                 _build(path, shape, dataset, split, indices, make_decoder(decoder, background))
+                about = {"data_set": dataset.path, "split": split, "resolution": resolution}
+                _write_note(path, about | {"images": len(indices)})
                 images = np.load(path, mmap_mode="r")
+    _hold(path)
     return images, dataset.labels(split)[indices].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """One file of decoded images."""
+
+    path: str
+    data_set: str  # the folder of the import; empty: recorded by an earlier version
+    split: str
+    resolution: int  # pixels; 0: not recorded
+    images: int
+    num_bytes: int
+    used: float  # when it was last opened, seconds since 1970
+
+
+def caches(folder: str) -> list[Cache]:
+    """Return the caches in `folder`, those used last first."""
+    found = []
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        path = os.path.join(folder, name)
+        if name.endswith(".npy"):
+            with suppress(FileNotFoundError):  # removed meanwhile
+                status, note = os.stat(path), _read_note(path)
+                with suppress(FileNotFoundError):
+                    note["used"] = os.stat(_note(path)).st_mtime
+                found.append(
+                    Cache(
+                        path,
+                        note.get("data_set", ""),
+                        note.get("split", ""),
+                        note.get("resolution", 0),
+                        note.get("images", 0),
+                        status.st_size,
+                        note.get("used", status.st_mtime),
+                    )
+                )
+    return sorted(found, key=lambda each: -each.used)
+
+
+def remove(cache: Cache) -> bool:
+    """Remove a cache unless a process of this node uses it; whether it was removed."""
+    try:
+        with open(cache.path, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.remove(cache.path)
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    with suppress(FileNotFoundError):
+        os.remove(_note(cache.path))
+    return True
+
+
+def limit_bytes(folder: str) -> int:
+    """The most that the caches in `folder` may take: NASRAY_CACHE_GB, or a share of its disk.
+
+    Raises:
+        UserError: NASRAY_CACHE_GB is no positive number.
+    """
+    given = os.environ.get("NASRAY_CACHE_GB")
+    if given is None:
+        return int(DISK_SHARE * shutil.disk_usage(folder).total)
+    try:
+        limit = float(given)
+    except ValueError:
+        limit = 0.0
+    if not 0 < limit < float("inf"):
+        raise UserError(f"NASRAY_CACHE_GB = {given!r}: must be a positive number of GB, such as 50")
+    return int(limit * 1e9)
+
+
+def make_room(folder: str, num_bytes: int) -> None:
+    """Remove the caches used longest ago until another of `num_bytes` is within the limit.
+
+    And until the disk has room for it. Those in use stay.
+    """
+    found = caches(folder)
+    taken, limit = sum(each.num_bytes for each in found), limit_bytes(folder)
+    limit = min(limit, taken + shutil.disk_usage(folder).free)
+    while found and taken + num_bytes > limit:
+        oldest = found.pop()
+        if remove(oldest):
+            taken -= oldest.num_bytes
+            log.info("removed %s, not used since %s", oldest.path, time.ctime(oldest.used))
+    if taken + num_bytes > limit:
+        log.warning(
+            "%s: %.1f GB of decoded images are needed, above the limit of %.1f GB; raise "
+            "NASRAY_CACHE_GB, or set NASRAY_CACHE to another disk",
+            folder,
+            (taken + num_bytes) / 1e9,
+            limit / 1e9,
+        )
+
+
+def _hold(path: str) -> None:
+    """Tell others that this process uses the cache, until it ends."""
+    if path not in _HELD:
+        with suppress(FileNotFoundError):  # removed meanwhile; its pages stay
+            _HELD[path] = open(path, "rb")  # noqa: SIM115  held open
+            fcntl.flock(_HELD[path], fcntl.LOCK_SH)
+
+
+def _note(path: str) -> str:
+    return f"{path.removesuffix('.npy')}.json"
+
+
+def _read_note(path: str) -> dict[str, Any]:
+    """What is recorded of a cache; its time is that of the last use."""
+    try:
+        with open(_note(path)) as file:
+            found = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write_note(path: str, note: dict[str, Any]) -> None:
+    with suppress(OSError):  # only means that it is checked again
+        partial = f"{_note(path)}.{os.getpid()}"
+        with open(partial, "w") as file:
+            json.dump(note, file)
+        os.replace(partial, _note(path))
+
+
+def _stamp(path: str) -> list[int | str]:
+    """What differs once a file has been written again, or the machine has been restarted."""
+    status = os.stat(path)
+    with open(BOOT_ID) as file:
+        return [status.st_size, status.st_mtime_ns, status.st_ino, file.read().strip()]
 
 
 def _key(
@@ -108,12 +249,18 @@ def _open(path: str, shape: tuple[int, ...]) -> np.ndarray | None:
             checksum = file.read(CHECKSUM_BYTES + 1)
     except (OSError, ValueError, EOFError):
         return None
-    whole = (
-        (images.shape, images.dtype) == (shape, np.uint8)
-        and len(checksum) == CHECKSUM_BYTES
-        and zlib.crc32(images) == int.from_bytes(checksum)
-    )
-    return images if whole else None
+    if (images.shape, images.dtype) != (shape, np.uint8) or len(checksum) != CHECKSUM_BYTES:
+        return None
+    note, stamp = _read_note(path), None
+    with suppress(OSError):
+        stamp = _stamp(path)
+        if note.get("verified") == stamp:
+            os.utime(_note(path))
+            return images
+    if zlib.crc32(images) != int.from_bytes(checksum):
+        return None
+    _write_note(path, note | {"verified": stamp})
+    return images
 
 
 def _build(

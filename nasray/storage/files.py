@@ -28,6 +28,13 @@ SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "file", "hdfs", "viewfs")  # Arro
 # Without credentials, Arrow would retry for a quarter of an hour.
 GOOGLE_RETRIES = "?retry_limit_seconds=60"
 RETRY_S = 300.0  # for how long a failing write to an object store is repeated
+MOUNTS = "/proc/self/mountinfo"
+LOCAL_CACHE = "/var/tmp"  # survives a restart, unlike /tmp
+NETWORK_FILESYSTEMS = (
+    *("nfs", "nfs4", "cifs", "smb3", "lustre", "beegfs", "gpfs", "ceph", "glusterfs", "afs"),
+    *("9p", "panfs", "wekafs", "orangefs", "fuse.sshfs", "fuse.glusterfs", "fuse.ceph"),
+    *("fuse.juicefs", "fuse.gcsfuse", "fuse.s3fs", "fuse.mount-s3", "fuse.blobfuse2"),
+)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a write to a full disk raises
 ADVICE = {
     **dict.fromkeys(DISK_FULL, "free some space, then run the same command again"),
@@ -45,11 +52,36 @@ guards: dict[str, Callable[[], None]] = {}
 
 
 def cache_folder() -> str:
-    """Return the folder on this node of what can be made or fetched again."""
+    """Return the folder on this node of what can be made or fetched again.
+
+    NASRAY_CACHE; or a folder in XDG_CACHE_HOME or ~/.cache. Where this is on a network file system,
+    which nodes share, a folder on this node's disk, or else one with the node's name.
+    """
     if "NASRAY_CACHE" in os.environ:
         return os.environ["NASRAY_CACHE"]
     root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.path.join(root, "nasray")
+    shared = os.path.join(root, "nasray")
+    if not on_network(root):
+        return shared
+    local = os.path.join(LOCAL_CACHE, f"nasray-{os.getuid()}")
+    with suppress(OSError):
+        os.makedirs(local, mode=0o700, exist_ok=True)
+        is_own = not os.path.islink(local) and os.stat(local).st_uid == os.getuid()
+        if is_own and not on_network(local):
+            return local
+    return os.path.join(shared, os.uname().nodename)
+
+
+def on_network(path: str) -> bool:
+    """Whether the local path `path` is on a network file system."""
+    where, found = f"{os.path.realpath(path)}/", ("", "")
+    with suppress(OSError), open(MOUNTS) as mounts:
+        for line in mounts:
+            place, _, kind = line.partition(" - ")
+            mount = place.split()[4].replace("\\040", " ").rstrip("/")
+            if where.startswith(f"{mount}/") and len(mount) >= len(found[0]):
+                found = mount, kind.split()[0]
+    return found[1] in NETWORK_FILESYSTEMS
 
 
 def told(error: OSError) -> str:

@@ -5,15 +5,21 @@ import os
 import resource
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import SimpleNamespace
+from zlib import crc32 as zlib_crc32
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
+from nasray.cli.main import main
 from nasray.config import DataConfig
+from nasray.data import cache
 from nasray.data.cache import cached_images
 from nasray.data.decoding import decode
 from nasray.data.importing import import_dataset
@@ -165,3 +171,80 @@ def test_two_that_ask_at_once_build_one_cache(dataset, tmp_path):
     with ThreadPoolExecutor(2) as pool:
         assert len(set(pool.map(ask, range(2)))) == 1
     assert len(cache_files(tmp_path)) == 1
+
+
+@contextmanager
+def in_use(path) -> Iterator[None]:
+    """Use a cache as a process does until it ends."""
+    cache._hold(str(path))
+    yield
+    cache._HELD.pop(str(path)).close()
+
+
+def end_uses() -> None:
+    """Use no cache, as if the process had ended."""
+    while cache._HELD:
+        cache._HELD.popitem()[1].close()
+
+
+def test_a_cache_is_read_whole_once_after_each_restart(dataset, tmp_path, monkeypatch):
+    sums = []
+    monkeypatch.setattr(cache.zlib, "crc32", lambda *given: sums.append(1) or zlib_crc32(*given))
+    monkeypatch.setattr(cache, "BOOT_ID", str(tmp_path / "boot"))
+    folder = tmp_path / "cache"
+
+    def checked(boot: str) -> int:
+        (tmp_path / "boot").write_text(boot)
+        sums.clear()
+        cached(dataset, folder)
+        return len(sums)
+
+    assert checked("one") == len(INDICES)  # built
+    assert [checked("one"), checked("one"), checked("two"), checked("two")] == [1, 0, 1, 0]
+    [file] = cache_files(folder)
+    os.utime(file, ns=(1, 1))  # written again
+    assert [checked("two"), checked("two")] == [1, 0]
+
+
+def test_caches_are_listed_and_removed_by_age_but_for_those_in_use(dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("NASRAY_CACHE", str(tmp_path))
+    for resolution in (8, 12, 16):
+        cached(dataset, tmp_path, resolution=resolution)
+    end_uses()
+    old, held, new = sorted(cache_files(tmp_path), key=lambda each: int(each.name.split("-")[1]))
+    for file in (old, held):
+        os.utime(file.with_suffix(".json"), (1, 1))
+    with in_use(held):
+        listed = CliRunner().invoke(main, ["cache"], catch_exceptions=False).stdout
+        rows = listed.splitlines()
+        assert len(rows) == 4 and f"5 train images at 16  {dataset.path}  " in rows[0]
+        assert rows[0].endswith(str(new))
+        result = CliRunner().invoke(main, ["cache", "clear", "--older-than", "30d"])
+        assert "removed 1 caches" in result.stdout and "1 are in use" in result.stdout
+    assert set(cache_files(tmp_path)) == {held, new}
+    assert CliRunner().invoke(main, ["cache", "clear"]).exit_code == 0
+    assert cache_files(tmp_path) == [] and not list(tmp_path.glob("*.json"))
+    result = CliRunner().invoke(main, ["cache", "clear", "--older-than", "3 days"])
+    assert "--older-than 3 days: give hours, days or weeks, such as 12h" in result.stderr
+
+
+def test_what_was_used_longest_ago_makes_room(dataset, tmp_path, monkeypatch, caplog):
+    for age, resolution in ((1, 8), (2, 10), (3, 12)):
+        cached(dataset, tmp_path, resolution=resolution)
+        [note] = tmp_path.glob(f"train-{resolution}-*.json")
+        os.utime(note, (1000 - age, 1000 - age))
+    end_uses()
+    [held] = tmp_path.glob("train-12-*.npy")
+    taken = sum(file.stat().st_size for file in cache_files(tmp_path))
+    monkeypatch.setenv("NASRAY_CACHE_GB", str((taken + 10) / 1e9))
+    with in_use(held):
+        cached(dataset, tmp_path, resolution=9)
+    end_uses()
+    resolutions = [int(file.name.split("-")[1]) for file in cache_files(tmp_path)]
+    assert sorted(resolutions) == [8, 9, 12]
+    monkeypatch.setenv("NASRAY_CACHE_GB", "1e-9")
+    cached(dataset, tmp_path, resolution=16)
+    assert len(cache_files(tmp_path)) == 1 and "raise NASRAY_CACHE_GB" in caplog.text
+    monkeypatch.setenv("NASRAY_CACHE_GB", "lots")
+    with pytest.raises(UserError, match="NASRAY_CACHE_GB = 'lots': must be a positive number"):
+        cached(dataset, tmp_path, resolution=17)

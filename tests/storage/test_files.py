@@ -166,6 +166,26 @@ def test_the_cache_folder_follows_the_environment(monkeypatch):
     assert storage.cache_folder() == "/scratch"
 
 
+def test_on_a_network_home_the_cache_is_on_the_nodes_own_disk(tmp_path, monkeypatch):
+    monkeypatch.delenv("NASRAY_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "my home/.cache"))
+    mounts = tmp_path / "mountinfo"
+    monkeypatch.setattr(storage, "MOUNTS", str(mounts))
+    monkeypatch.setattr(storage, "LOCAL_CACHE", str(tmp_path / "local"))
+    root = "22 1 0:20 / / rw - ext4 /dev/sda rw\n"
+    home = f"23 22 0:21 / {tmp_path}/my\\040home rw shared:1 - nfs4 server:/home rw\n"
+    mounts.write_text(root)
+    assert storage.cache_folder() == f"{tmp_path}/my home/.cache/nasray"
+    mounts.write_text(root + home)
+    assert storage.cache_folder() == f"{tmp_path}/local/nasray-{os.getuid()}"
+    assert (tmp_path / f"local/nasray-{os.getuid()}").stat().st_mode & 0o777 == 0o700
+    # Somebody else's folder, or no local disk: one folder for each node.
+    mounts.write_text(root.replace("ext4", "nfs") + home)
+    assert storage.cache_folder() == f"{tmp_path}/my home/.cache/nasray/{os.uname().nodename}"
+    monkeypatch.setenv("NASRAY_CACHE", "/given")
+    assert storage.cache_folder() == "/given"
+
+
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     """Else a power failure may leave an empty file under that name."""
     done, fsync, replace = [], os.fsync, os.replace
