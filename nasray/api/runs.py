@@ -145,7 +145,7 @@ def _kind_of(path: str) -> str:
 
 
 def import_data(
-    source: str, destination: AnyPath, *, path: AnyPath = "", seed: int = 0
+    source: str, destination: AnyPath, *, path: AnyPath = "", seed: int = 0, **columns: str
 ) -> "DatasetInfo":
     """Turn a data set into Parquet shards of encoded images; return its sizes and classes.
 
@@ -154,6 +154,7 @@ def import_data(
         destination: a folder or a URI; a job then names it with source = "parquet".
         path: folder or file of the source.
         seed: decides the order of the records.
+        columns: image_column, label_column and split_column of a table, as in a job.
 
     Raises:
         UserError: `destination` holds a data set, or the source is not readable.
@@ -162,7 +163,7 @@ def import_data(
 
     check_torch()
     destination = os.fspath(destination)
-    values = {"data": {"source": source, "path": os.fspath(path)}}
+    values = {"data": {"source": source, "path": os.fspath(path), **columns}}
     job = parse_job(values, "nasray data import")
     if storage.exists(storage.join(destination, layout.DATASET)):
         raise UserError(f"{destination} holds a data set already; remove it or name another folder")

@@ -57,12 +57,15 @@ def data() -> None:
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Order of the records."
 )
-def data_import(source: str, destination: str, path: str, seed: int) -> None:
+@click.option("--image-column", default="", help="Of a table: paths, or encoded images.")
+@click.option("--label-column", default="", help="Of a table: names of classes.")
+@click.option("--split-column", default="", help="Of a table: train or val.")
+def data_import(source: str, destination: str, path: str, seed: int, **columns: str) -> None:
     """Turn SOURCE into Parquet shards of encoded images at DESTINATION.
 
     DESTINATION is a folder or a URI. A job then names it: source = "parquet".
     """
-    info = nasray.import_data(source, destination, path=path, seed=seed)
+    info = nasray.import_data(source, destination, path=path, seed=seed, **columns)
     click.echo(
         f"{destination}: {info.num_train} training and {info.num_val} validation images, "
         f"{len(info.classes)} classes, {info.num_skipped} skipped"

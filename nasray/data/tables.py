@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nasray.config import DataConfig
+from nasray.data import COLUMNS
 from nasray.data.folders import shown
 from nasray.data.source import (
     NO_SPLIT,
@@ -207,6 +208,7 @@ def _columns(
     where one alone is of labels. A table's images are rather taken from its bytes than from paths.
     """
     known, schema = kinds or {}, schema or pa.schema([])
+    advice = {key: f"set data.{key} (--{key.replace('_', '-')})" for key in COLUMNS}
     images = [name for name, kind in known.items() if kind == "Image"]
     labels = [name for name, kind in known.items() if kind == "ClassLabel"]
     within = [
@@ -228,23 +230,23 @@ def _columns(
             if wanted
             else (f"has no column {' or '.join(map(repr, candidates))} of {what}")
         )
-        raise UserError(f"{origin}: {asked}{hint}; set data.{key} to one of {names}")
+        raise UserError(f"{origin}: {asked}{hint}; {advice[key]} to one of {names}")
 
     for several, key in ((images, "image_column"), (labels, "label_column")):
         if len(several) > 1 and not getattr(config, key):
-            raise UserError(f"{origin}: set data.{key} to one of {several}")
+            raise UserError(f"{origin}: {advice[key]} to one of {several}")
     image = chosen("image_column", "images", [*images, *within, *IMAGE_NAMES])
     kind = schema.field(image).type if schema.names else pa.string()
     if not (_holds_bytes(kind) or kind in (pa.string(), pa.large_string())):
         raise UserError(
-            f"{origin}: column {image!r} holds {kind}, neither paths nor encoded images; set "
-            f"data.image_column to one of {names}"
+            f"{origin}: column {image!r} holds {kind}, neither paths nor encoded images; "
+            f"{advice['image_column']} to one of {names}"
         )
     label = chosen("label_column", "labels", [*labels, *LABEL_NAMES])
     if schema.names and pa.types.is_nested(schema.field(label).type):
         raise UserError(
             f"{origin}: column {label!r} holds {schema.field(label).type}, not one class for each "
-            f"image; set data.label_column to one of {names}"
+            f"image; {advice['label_column']} to one of {names}"
         )
     return (
         image,

@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
+from nasray.cli.main import main
 from nasray.config import DataConfig
 from nasray.data.importing import import_dataset
 from nasray.data.shards import open_dataset
@@ -106,6 +108,18 @@ def test_columns_of_other_names_and_splits_in_other_words(tmp_path, rows):
         load("csv", path, tmp_path / "out", **{**keys, "split_column": ""})
 
 
+def test_the_command_line_names_columns(tmp_path, rows):
+    path = write_csv(tmp_path / "x.csv", rows, names=("file", "kind", "part"))
+    command = ["data", "import", "csv", str(tmp_path / "out"), "--path", str(path)]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 1
+    assert "set data.image_column (--image-column) to one of ['file', 'kind'" in result.output
+    command += ["--image-column", "file", "--label-column", "kind", "--split-column", "part"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    assert pictures(tmp_path / "out") == pictures(tmp_path / "folder")
+
+
 def test_without_splits_all_rows_are_to_be_divided(tmp_path, rows):
     for row in rows:
         del row["split"]
@@ -154,7 +168,10 @@ def test_rows_that_cannot_be_used_are_counted_and_named(tmp_path, rows):
 
 
 MISTAKES = {
-    "no such column": (["image;label\n"], r"has no column 'path' or .* set data.image_column to"),
+    "no such column": (
+        ["image;label\n"],
+        r"has no column 'path' or .* set data.image_column .* to",
+    ),
     "fields too many": (["path,label\n", "a.png,x,y\n"], "line 2 has 3 fields, the first line 2"),
     "an open quote": (["path,label\n", '"a.png,x\n'], r"line 2: unexpected end of data; mend"),
     "one class": (["path,label\n", "a.png,x\n"], "its training rows are of 1 classes"),
