@@ -113,9 +113,9 @@ def _banded(
 ) -> list[Architecture]:
     """One within the limits of the search; where it answers several one by one, within any of them.
 
-    As the published code of Single Path One-Shot does (Guo et al. 2020, arXiv 1904.00420), a first
-    limit with min and max is cut into intervals that are drawn equally often. So the mean cost is
-    near the middle, however many more architectures there are near one end.
+    As the published code of Single Path One-Shot does (Guo et al. 2020, arXiv 1904.00420), the band
+    of a first limit with min and max is cut into intervals that are drawn equally often. So the
+    mean cost is near the middle, however many more architectures there are near one end.
     """
     band = int(rng.integers(len(bands)))
     intervals = _intervals(bands[band], (seed, epoch // BAND_EPOCHS, band))
@@ -126,14 +126,19 @@ def _banded(
 @lru_cache(maxsize=16)
 def _intervals(limits: Limits, seed: tuple[int, ...]) -> list[list[Architecture]]:
     """What some epochs draw from within `limits`, by interval of the first limit's cost."""
-    rng, (first, *others) = np.random.default_rng(seed), limits.limits
-    if first.min is None or first.max is None:
+    rng, cost = np.random.default_rng(seed), limits.limits[0].cost
+    on_it = [limit for limit in limits.limits if limit.cost == cost]
+    others = [limit for limit in limits.limits if limit.cost != cost]
+    mins = [limit.min for limit in on_it if limit.min is not None]
+    maxs = [limit.max for limit in on_it if limit.max is not None]
+    if not mins or not maxs:
         return [limits.draw(BAND_DRAWS, rng, set())]
-    low, high = limits.bounds(first.cost)
-    edges = np.linspace(max(low, first.min), min(high, first.max), NUM_INTERVALS + 1).tolist()
+    least, most = limits.bounds(cost)
+    low, high = max(mins), min(maxs)
+    edges = np.linspace(max(least, low), min(most, high), NUM_INTERVALS + 1)[1:-1].tolist()
     found, seen = [], set[Architecture]()
-    for start, end in pairwise(edges):
-        interval = Limit(cost=first.cost, min=start, max=end)
+    for start, end in pairwise((low, *edges, high)):
+        interval = Limit(cost=cost, min=start, max=end)
         within = Limits(limits.space, (interval, *others), limits.latency)
         sampler = FeasibleSampler(limits.space, within.violation)
         found.append(sampler.draw_unseen(BAND_DRAWS // NUM_INTERVALS, 0.0, rng, seen))

@@ -271,6 +271,14 @@ def test_banded_draws_fill_a_band_evenly(ends):
     assert (drawn_within(MACRO, bands) == archs).all()
 
 
+def test_a_band_may_be_given_as_two_limits():
+    limits = (Limit(cost="macs", max=100e6), Limit(cost="params", max=3e6))
+    limits += (Limit(cost="macs", min=60e6),)
+    archs = drawn_within(MACRO, bands_of(Limits(MACRO, limits), SearchConfig()))
+    macs = CostTable(MACRO)(archs)["macs"]
+    assert macs.min() >= 60e6 and abs(macs.mean() - 80e6) < 2e6
+
+
 def test_banded_draws_are_within_all_limits():
     limits = (Limit(cost="params", max=1.2e6), Limit(cost="macs", min=30e6, max=60e6))
     archs = drawn_within(MACRO, bands_of(Limits(MACRO, limits), SearchConfig()))
