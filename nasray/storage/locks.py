@@ -83,10 +83,12 @@ class _Lease:
                 self._write()
             # After a long pause, even within a renewal, another process may have taken over.
             late = _now() - self.renewed > DEAD_AFTER * RENEW_EVERY_S
-            if not is_there or (late and self._newer()):
-                self.is_lost = True
-            else:
+            if is_there and late and (newer := self._newer()):
+                is_there, begun = not self._outlives(newer), _now()
+            if is_there:
                 self.renewed = begun
+            else:
+                self.is_lost = True
 
     def keep(self) -> None:
         """Renew until `ended`; interrupt this process if another one has taken over."""
@@ -96,6 +98,21 @@ class _Lease:
             if self.is_lost:
                 _thread.interrupt_main()
                 return
+
+    def leave(self) -> None:
+        """Remove the lease; if the storage fails, it is taken for a dead one some time later."""
+        with suppress(OSError):
+            storage.remove(self.path)
+
+    def _outlives(self, newer: set[str]) -> bool:
+        """Whether one of these leases is still there when its process must have seen this one."""
+        for _ in range(DEAD_AFTER):
+            time.sleep(RENEW_EVERY_S)
+            if not newer & self._newer():  # it saw this lease renewed, and gave up
+                return False
+            self.number += 1
+            self._write()
+        return True
 
     def _newer(self) -> set[str]:
         """The leases of processes that came after this one."""
@@ -129,8 +146,7 @@ def leased(folder: str) -> Iterator[None]:
         storage.guards.pop(folder, None)
         lease.ended.set()
         renewer.join()
-        with suppress(OSError):
-            storage.remove(lease.path)
+        lease.leave()
 
 
 def holders(folder: str) -> list[str]:

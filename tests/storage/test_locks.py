@@ -143,7 +143,7 @@ def test_an_interrupt_by_a_takeover_says_so(bucket):
 @pytest.fixture
 def plain_files(monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr(locks, "RENEW_EVERY_S", 0.05)
+    monkeypatch.setattr(locks, "RENEW_EVERY_S", 0.2)
 
 
 def test_where_other_nodes_see_the_folder_flock_is_not_enough(plain_files, tmp_path, monkeypatch):
@@ -195,3 +195,23 @@ def test_a_temporary_local_folder_goes(plain_files, tmp_path):
     with locks.held(str(tmp_path / "table.in-use"), temporary=True):
         assert list(tmp_path.iterdir())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_paused_holder_that_wakes_before_the_takeover_goes_on(bucket, monkeypatch):
+    """The other process sees its lease renewed, and is refused; not both end."""
+    now, late = locks._now, [0.0]
+    monkeypatch.setattr(locks, "_now", lambda: now() + late[0])
+    with leased("s3://run"):
+        other = bucket / "run/_leases/other.json"
+        other.write_bytes(b"{}")
+        threading.Timer(0.2, other.unlink).start()
+        late[0] = 100.0
+        storage.write("s3://run/file", b"x")
+        assert not other.exists()
+        other.write_bytes(b"{}")  # this one stays: it has taken over
+        late[0] = 200.0
+        with pytest.raises(UserError, match="taken over"):
+            storage.write("s3://run/file", b"late")
+        with pytest.raises(KeyboardInterrupt):
+            time.sleep(5)
+    assert (bucket / "run/file").read_bytes() == b"x"
