@@ -111,17 +111,22 @@ def decode(image: bytes, background: str = DEFAULT_BACKGROUND) -> Image.Image:
     Raises:
         Undecodable: the file is damaged or no image, or its values are not finite.
     """
-    return decode_with_notes(image, background)[0]
+    return _decode(image, background)[0]
 
 
 def decode_with_notes(
     image: bytes, background: str = DEFAULT_BACKGROUND
 ) -> tuple[Image.Image, list[str]]:
     """Decode as decode() does, and say what is worth a word: FRAMES, SCALED, TRANSPARENT."""
+    picture, notes = _decode(image, background)
+    return picture, [FRAMES, *notes] if _has_frames(image) else notes
+
+
+def _decode(image: bytes, background: str) -> tuple[Image.Image, list[str]]:
     ground = ImageColor.getrgb(background)
     try:
         with Image.open(io.BytesIO(image), formats=formats()) as picture:
-            notes = [FRAMES] if _has_frames(picture) else []
+            notes: list[str] = []
             rawmode = _rawmode(picture)  # which load() forgets
             if _tag(picture, PLANAR) == 2 and _tag(picture, BITS) > 8:
                 raise Undecodable("has planes of 16 bits, which Pillow misreads; interleave them")
@@ -171,10 +176,14 @@ def _what_it_is(image: bytes) -> str:
     return f"no image that Pillow reads, it begins with {image[:24]!r}"
 
 
-def _has_frames(picture: Image.Image) -> bool:
-    # The other formats of several frames keep previews, layers or sizes of one picture.
-    formats = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")
-    return picture.format in formats and getattr(picture, "is_animated", False)
+def _has_frames(image: bytes) -> bool:
+    try:
+        with Image.open(io.BytesIO(image), formats=formats()) as picture:
+            # The other formats of several frames keep previews, layers or sizes of one picture.
+            several = picture.format in ("AVIF", "GIF", "PNG", "TIFF", "WEBP")
+            return several and getattr(picture, "is_animated", False)
+    except Exception:  # the second is damaged, and not used
+        return False
 
 
 def _rawmode(picture: ImageFile.ImageFile) -> str:

@@ -237,6 +237,8 @@ def _columns(
             raise UserError(f"{origin}: {advice[key]} to one of {several}")
     image = chosen("image_column", "images", [*images, *within, *IMAGE_NAMES])
     kind = schema.field(image).type if schema.names else pa.string()
+    if pa.types.is_dictionary(kind):  # categories of pandas
+        kind = kind.value_type
     if not (_holds_bytes(kind) or kind in (pa.string(), pa.large_string())):
         raise UserError(
             f"{origin}: column {image!r} holds {kind}, neither paths nor encoded images; "
@@ -344,7 +346,7 @@ def _classes(
 
 def _name(image: Any, row: int, split: Any) -> str:
     """Return where the user finds the image of a row."""
-    if isinstance(image, pa.StringScalar | pa.LargeStringScalar):
+    if isinstance(image, pa.StringScalar | pa.LargeStringScalar | pa.DictionaryScalar):
         image = image.as_py()
     if isinstance(image, str) and image:
         return shown(image)

@@ -217,6 +217,14 @@ def test_what_is_worth_a_word_is_said():
         assert decode_with_notes(encode(plain_one, "TIFF"))[1] == []
 
 
+def test_damage_after_the_first_frame_does_no_harm():
+    pages = [noise(seed=seed) for seed in range(2)]
+    image = encode(pages[0], "GIF", save_all=True, append_images=pages[1:], duration=100)
+    second = image.rindex(b"!\xf9\x04")  # its graphic control
+    for size in range(second + 1, second + 30, 3):
+        assert np.array_equal(np.asarray(decode_with_notes(image[:size])[0]), decode(image))
+
+
 def test_a_large_colour_profile_and_long_texts_are_no_damage():
     profile = b"big\0\0" + zlib.compress(bytes(2 << 20))
     text = b"Comment\0\0" + zlib.compress(bytes(900_000))

@@ -89,6 +89,11 @@ def test_a_csv_gives_the_images_that_its_rows_name(tmp_path, rows, delimiter):
 def test_a_parquet_table_gives_the_images_that_its_rows_name_or_hold(tmp_path, rows):
     load("table", write_parquet(tmp_path / "x.parquet", rows), tmp_path / "out")
     assert pictures(tmp_path / "out") == pictures(tmp_path / "folder")
+    table = pa.Table.from_pylist(rows)
+    encoded = [column.dictionary_encode() for column in table.columns]
+    pq.write_table(pa.table(dict(zip(table.column_names, encoded, strict=True))), tmp_path / "z")
+    load("table", tmp_path / "z", tmp_path / "categories")
+    assert pictures(tmp_path / "categories") == pictures(tmp_path / "folder")
     held = [row | {"image": (tmp_path / row["path"]).read_bytes(), "path": "gone"} for row in rows]
     load("table", write_parquet(tmp_path / "y.parquet", held), tmp_path / "other")
     assert pictures(tmp_path / "other") == pictures(tmp_path / "folder")
