@@ -65,13 +65,20 @@ def share_split(
     _, first, which = np.unique(pictures, return_index=True, return_inverse=True)
     sizes, classes = np.bincount(which), labels[first]
     aside = np.zeros(len(first), bool)
-    for label in np.unique(classes):
-        own = rng.permutation(np.flatnonzero(classes == label))
+    for own in _by_class(classes).values():
+        own = rng.permutation(own)
         wanted = max(1, round(share * sizes[own].sum()))
         own = own[np.argsort(sizes[own] > wanted, kind="stable")]  # large groups if nothing else
         number = np.searchsorted(np.cumsum(sizes[own]), wanted, side="right")
         aside[own[: min(max(1, number), len(own) - 1)]] = True
     return np.flatnonzero(~aside[which]), np.flatnonzero(aside[which])
+
+
+def _by_class(labels: np.ndarray) -> dict[int, np.ndarray]:
+    """Positions of each of the `labels` (n,), both ascending."""
+    order = np.argsort(labels, kind="stable")
+    found, starts = np.unique(labels[order], return_index=True)
+    return dict(zip(found.tolist(), np.split(order, starts[1:]), strict=True))
 
 
 def default_share(num_images: int, num_classes: int) -> float:
@@ -110,11 +117,10 @@ def balanced_draws(indices: np.ndarray, labels: np.ndarray, *, seed: int, epoch:
     its index plus m, the third plus 2 m, and so on, so that each is augmented in its own way.
     """
     rng = np.random.default_rng((seed, epoch, BALANCE))
-    own = labels[indices]
-    present = rng.permutation(np.unique(own))  # one more for the first ones if it does not divide
-    draws = []
+    positions, draws = _by_class(labels[indices]), []
+    present = rng.permutation(list(positions))  # one more for the first ones if it does not divide
     for position, label in enumerate(present):
-        members = rng.permutation(indices[own == label])
+        members = rng.permutation(indices[positions[label]])
         number = len(indices) // len(present) + (position < len(indices) % len(present))
         repeat, place = np.divmod(np.arange(number), len(members))
         draws.append(members[place] + repeat * len(labels))

@@ -3,6 +3,7 @@
 importing.py writes it once; Dataset reads it at random.
 """
 
+import logging
 import os
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ SCHEMA = pa.schema(
     ]
 )
 CACHE_BYTES = 768 << 20  # row groups one reader keeps
+
+log = logging.getLogger(__name__)
 
 Stamps = dict[str, tuple[int, int]]  # path in the source -> bytes, ns of the last change
 
@@ -162,7 +165,14 @@ class Dataset:
         All differ in a data set that was imported before such hashes were recorded.
         """
         found = self.column(split, "picture")
-        return np.arange(len(found)) if found.null_count else found.to_numpy()
+        if found.null_count:
+            log.warning(
+                "%s was imported by an earlier version, which did not record equal pictures: they "
+                "may lie on both sides of a division; import it again to keep them together",
+                self.path,
+            )
+            return np.arange(len(found))
+        return found.to_numpy()
 
     def column(self, split: str, name: str) -> pa.ChunkedArray:
         """Return a column of SCHEMA for all images of `split`; nulls where it is not recorded."""

@@ -1,12 +1,15 @@
 """What a source of images returns: class names, one record per image, shuffled, what it skips."""
 
 import errno
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val")
 # What people call them, in letters of any size; of the second, the first found counts.
@@ -133,6 +136,8 @@ class Pictures:
 def pooled(pictures: Pictures, seed: int) -> Pictures:
     """Return the same images, shuffled anew and all of split "train"."""
     records = list(pictures)
+    if number := sum(record.split != "train" for record in records):
+        log.info("data.val_share: %d images of val are divided anew with all others", number)
     order = shuffled(len(records), seed, "train")
     together = [replace(records[position], split="train") for position in order]
     return replace(pictures, num_images=len(together), records=together)

@@ -176,9 +176,12 @@ class JobImages:
     @cached_property
     def parts(self) -> Parts:
         """Which images play which part; errors as of Parts.of()."""
+        labels = self.dataset.labels("train")
+        # With val/ and data.holdout_per_class, nothing is divided by them.
+        published = self.dataset.num("val") and self.job.data.holdout_per_class
         return Parts.of(
-            self.dataset.labels("train"),
-            self.dataset.pictures("train"),
+            labels,
+            np.arange(len(labels)) if published else self.dataset.pictures("train"),
             self.dataset.num("val"),
             self.job.data,
             self.job.seed,

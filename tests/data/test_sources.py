@@ -519,7 +519,10 @@ def test_of_several_folders_to_report_on_one_is_used_and_the_others_are_named(tm
     assert "valid/ is used, validation/ and test/ is not" in caplog.text
 
 
-def test_with_a_share_to_report_on_the_images_of_val_are_divided_anew_with_all_others(tmp_path):
+def test_with_a_share_to_report_on_the_images_of_val_are_divided_anew_with_all_others(
+    tmp_path, caplog
+):
+    caplog.set_level(logging.INFO)
     root = make_folder(tmp_path / "raw")
     config = DataConfig(source="imagefolder", path=str(root), val_share=0.3)
     info = import_dataset(config, str(tmp_path / "out"), seed=0)
@@ -527,6 +530,7 @@ def test_with_a_share_to_report_on_the_images_of_val_are_divided_anew_with_all_o
     names = open_dataset(str(tmp_path / "out")).column("train", "name").to_pylist()
     from_val = [name.startswith("val/") for name in names]
     assert sum(from_val) == 6 and from_val != sorted(from_val)
+    assert "6 images of val are divided anew with all others" in caplog.text
 
 
 def test_equal_pictures_have_equal_numbers_whatever_their_format(tmp_path):
