@@ -80,7 +80,9 @@ def check_data(run: Run) -> None:
         )
     if not run.begun and info.seed != run.job.seed:
         found = found or f"they were stored in the order of seed = {info.seed}"
-    if found or is_other:
+    if is_other:
+        found = "they are not those of this run"
+    if found:
         logger.info("data: the images differ from those imported (%s): importing again", found)
         storage.remove(storage.join(run.data_path, layout.DATASET))
         for made in (layout.FINGERPRINT, layout.START) if not run.begun else ():
