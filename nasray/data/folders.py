@@ -201,7 +201,7 @@ def _aside(path: str) -> str:
     names = path.split("/")
     if any(map(kinds.is_service, names)):
         return SERVICE
-    return HIDDEN if any(name.startswith(".") for name in names) else ""
+    return HIDDEN if any(name.startswith(".") and name != ".." for name in names) else ""
 
 
 def shown(name: str) -> str:
@@ -335,7 +335,11 @@ def _common_classes(
             for split, own, others in (("train", train, val), ("val", val, train))
             if set(others) - set(own)
         ]
-        raise UserError(f"{origin}: {' and '.join(lacks)}; both need the same class folders")
+        fault = skipped.first_below("")
+        raise UserError(
+            f"{origin}: {' and '.join(lacks)}{f' ({fault})' if fault else ''}; both need the same "
+            "class folders"
+        )
     for split, folder in folders.items():
         empty = {name for name, images in splits[split].items() if not images}
         if empty:

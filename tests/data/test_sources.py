@@ -407,6 +407,12 @@ def test_no_class_is_emptied_by_skipping(tmp_path):
         with pytest.raises(UserError, match=message):
             load("imagefolder", root, tmp_path / "out")
         lost.unlink()
+    (root / "val" / "bee").mkdir()
+    (root / "val" / "bee" / "0.png").write_bytes(encode(1))
+    (root / "train" / "cow").symlink_to("/not/mounted")
+    message = r"val/ lacks 'cow' \(train/cow: -> /not/mounted\); both need"
+    with pytest.raises(UserError, match=message):
+        load("imagefolder", root, tmp_path / "out")
     os.rename(root / "val", tmp_path / "elsewhere")
     (root / "val").symlink_to("/not/mounted")
     with pytest.raises(UserError, match=r"val/ is behind a broken link \(-> /not/mounted\)"):
@@ -596,7 +602,8 @@ def test_names_in_a_tar_never_reach_the_disk(tmp_path):
             member = tarfile.TarInfo(name)
             member.size = len(encode(1))
             archive.addfile(member, io.BytesIO(encode(1)))
-    assert load("tar", target, tmp_path / "out").num_train == 12
+    info = load("tar", target, tmp_path / "out")
+    assert info.num_train == 12 and info.skipped["of neither split"]["number"] == 2
     assert not list(tmp_path.rglob("evil*"))
 
 
