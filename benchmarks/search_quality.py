@@ -54,7 +54,7 @@ def main():
     options = parser.parse_args()
 
     names = [f"nasray {name}" for name in ALGORITHMS if name not in LEFT_OUT]
-    names += ["optuna TPE", "optuna NSGA-II"]
+    names += ["nasray evaluations", "optuna TPE", "optuna NSGA-II"]
     # Fits a predictor for every generation, some minutes for each search: if asked for.
     names = [name for name in [*names, "nasray verify"] if name in (options.only or names)]
     work = [
@@ -109,6 +109,9 @@ def run_nasray(kind, space, truth, seed, number):
         config = SearchConfig(**CONFIG, verify=True, proposals=5000)
         fit = partial(AccuracyPredictor.fit, space)
         algorithm = VerifiedSearch(space, config, limits, seed, inner_search=Annealing, fit=fit)
+    elif kind == "evaluations":  # what a job gets that says no more than that
+        config = SearchConfig(evaluations=number)
+        algorithm = make_algorithm(space, config, limits, seed)
     else:
         # Annealing has to know when the search ends.
         generations = number // CONFIG["population_size"] if kind == "front" else 1000

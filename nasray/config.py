@@ -322,9 +322,47 @@ def limited_cost(limits: Sequence[Limit]) -> str:
 MULTI_LIMIT = ("front", "nsga2", "vanilla", "top-down", "bottom-up")
 
 
-class SearchConfig(Section):
-    """Search. Defaults are the published genetic search (population and rates)."""
+def paid_by(evaluations: int, values: dict[str, Any]) -> dict[str, Any]:
+    """Defaults of [search] for a number of evaluations, beside the `values` that are given.
 
+    Up to 500 a Gaussian process finds the best (docs/results.md); beyond, its time grows with the
+    cube of their number. A search of few evaluations is better with a small population.
+    """
+    limits = values.get("limits", ())
+    if isinstance(limits, list | tuple) and len(limits) > 1 and limits_on_one_cost(limits):
+        algorithm = "front"
+    elif evaluations <= 500 and not values.get("racing"):
+        algorithm = "bayesian"
+    else:
+        algorithm = "steady"
+    population = values.get("population_size", max(4, min(20, evaluations // 5)))
+    parents = values.get("num_parents", max(2, min(10, population // 2)))
+    if not 0 < parents < population:
+        return {}  # which is refused
+    genetic = values.get("algorithm") == "genetic" and not values.get("verify")
+    later = population - parents if genetic else population  # evaluated in a later generation
+    return {
+        "algorithm": algorithm,
+        "population_size": population,
+        "num_generations": 1 + max(0, evaluations - population) // later,
+        "num_parents": parents,
+        "lag": 4 if evaluations <= 200 else 8 if evaluations <= 500 else 16,
+    }
+
+
+def limits_on_one_cost(limits: Sequence[Any]) -> bool:
+    """Whether several of `limits`, as a job has them, are on the first one's cost."""
+    costs = [limit.get("cost") for limit in limits if isinstance(limit, dict)]
+    return costs.count(costs[0]) > 1 if costs else False
+
+
+class SearchConfig(Section):
+    """Search. Defaults are the published genetic search (population and rates).
+
+    With `evaluations`, they are those of paid_by().
+    """
+
+    evaluations: int = Field(0, ge=0)  # that the job can pay for; 0: population and generations say
     algorithm: str = "genetic"  # a name in algorithms.ALGORITHMS
     # What is maximised on the hold-out, a name in search.scores.FITNESS: the share of all images
     # that is right, or the mean of that share over the classes.
@@ -355,6 +393,33 @@ class SearchConfig(Section):
     def one_by_one(self) -> bool:
         """Whether each limit on the first one's cost has an answer of its own."""
         return self.verify or self.algorithm in MULTI_LIMIT
+
+    @property
+    def most_evaluations(self) -> int:
+        """How many candidates a search by this section evaluates at most."""
+        kept = self.num_parents if self.algorithm == "genetic" and not self.verify else 0
+        return self.population_size + (self.num_generations - 1) * (self.population_size - kept)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_for_evaluations(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        number = values.get("evaluations", 0)
+        sizes = [values[key] for key in ("population_size", "num_parents") if key in values]
+        if not all(isinstance(each, int) for each in (number, *sizes)) or number < 1:
+            return values
+        return paid_by(number, values) | values
+
+    @model_validator(mode="after")
+    def _evaluations_are_paid(self) -> "SearchConfig":
+        if self.evaluations and self.most_evaluations > self.evaluations:
+            raise ValueError(
+                f"evaluations = {self.evaluations} do not pay for {self.most_evaluations}: "
+                f"population_size = {self.population_size} and num_generations = "
+                f"{self.num_generations}; leave num_generations out, or raise evaluations"
+            )
+        return self
 
     @model_validator(mode="after")
     def _limits_have_a_max(self) -> "SearchConfig":

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from nasray.algorithms import ALGORITHMS
 from nasray.config import (
@@ -15,6 +15,7 @@ from nasray.config import (
     FROM_SUPERNET,
     Job,
     RetrainConfig,
+    SearchConfig,
     SupernetConfig,
     load_job,
     parse_job,
@@ -284,3 +285,34 @@ def test_the_imagenet_job_is_the_published_one():
     assert tomllib.loads(path.read_text())["data"]["source"] == "imagefolder"
     assert job.supernet == SupernetConfig()
     assert job.retrain.epochs == 360
+
+
+@pytest.mark.parametrize(
+    "given, chosen",
+    [
+        ({"evaluations": 50}, ("bayesian", 10, 5, 4)),
+        ({"evaluations": 230}, ("bayesian", 20, 11, 8)),
+        ({"evaluations": 3000}, ("steady", 20, 150, 16)),
+        ({"evaluations": 100, "racing": True}, ("steady", 20, 5, 4)),
+        ({"evaluations": 100, "algorithm": "genetic", "lag": 2}, ("genetic", 20, 9, 2)),
+        ({"evaluations": 100, "population_size": 50}, ("bayesian", 50, 2, 4)),
+        (
+            {"evaluations": 60, "limits": [{"cost": "macs", "max": m} for m in (1e6, 2e6)]},
+            ("front", 12, 5, 4),
+        ),
+        ({}, ("genetic", 50, 20, 16)),
+    ],
+)
+def test_the_search_follows_from_the_evaluations_that_are_paid_for(given: dict, chosen: tuple):
+    config = SearchConfig(**given)
+    names = ("algorithm", "population_size", "num_generations", "lag")
+    assert tuple(getattr(config, name) for name in names) == chosen
+    assert SearchConfig(**config.model_dump()) == config  # as job.json records it
+    assert not config.evaluations or config.most_evaluations <= config.evaluations
+
+
+def test_more_generations_than_are_paid_for_are_refused():
+    with pytest.raises(ValidationError, match="do not pay for 490: population_size = 50"):
+        SearchConfig(evaluations=100, algorithm="genetic", population_size=50, num_generations=12)
+    with pytest.raises(ValidationError, match="do not pay for 4"):
+        SearchConfig(evaluations=1)

@@ -58,6 +58,16 @@ def search(run: Run) -> list[Candidate]:
             config.lag,
             run.job.compute.num_evaluators,
         )
+    if config.evaluations:
+        logger.info(
+            "search: %s, population_size = %d, num_generations = %d, lag = %d, as best for %d "
+            "evaluations on a space whose truth is known, unless the job says otherwise",
+            config.algorithm,
+            config.population_size,
+            config.num_generations,
+            config.lag,
+            config.evaluations,
+        )
     begun = begin(run, history)
     if config.verify:
         algorithm = _verified(run, begun)
