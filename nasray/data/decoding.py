@@ -213,8 +213,9 @@ def _wide(picture: Image.Image, rawmode: str, image: bytes) -> np.ndarray | None
     swapped = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
     other = "RGBA" if channels == "LA" else f"{channels};{swapped[depth]}"
     with Image.open(io.BytesIO(image), formats=[str(picture.format)]) as again:
+        make_tile = getattr(ImageFile, "_Tile", lambda *parts: parts)  # a tuple up to Pillow 10
         again.tile = [
-            tile._replace(args=(other, *tile.args[1:]) if isinstance(tile.args, tuple) else other)
+            make_tile(*tile[:3], (other, *tile[3][1:]) if isinstance(tile[3], tuple) else other)
             for tile in again.tile
         ]
         again.load()
