@@ -422,8 +422,8 @@ class RunDirectory:
             values = job.model_dump()
             values |= {"search": values["search"] | {"verify": verify}}
             job = parse_job(values, self.origin)
-        with opened(self.folder, job, None if job else self.data_path, again=again) as found:
-            check_data(found)
+        data_path = None if job else self.data_path
+        with opened(self.folder, job, data_path, again=again, check=check_data) as found:
             yield found
 
     def _cluster(self, opened: "Run") -> AbstractContextManager[None]:

@@ -5,7 +5,7 @@ storage/layout.py names its files; the stages (stages.py) write them.
 
 import logging
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -182,12 +182,18 @@ class Run:
 
 @contextmanager
 def opened(
-    folder: str, job: Job | None = None, data_path: str | None = None, *, again: bool = False
+    folder: str,
+    job: Job | None = None,
+    data_path: str | None = None,
+    *,
+    again: bool = False,
+    check: Callable[[Run], None] = lambda run: None,
 ) -> Iterator[Run]:
     """Hold a run directory during the block; with a `job`, start a run or resume it.
 
     Without a job, `data_path` is the new place of a data set that was moved. With `again`, what
-    was retrained is set aside, and the job may have another [retrain].
+    was retrained is set aside, and the job may have another [retrain]. What `check` refuses leaves
+    the recorded job as it was.
 
     Raises:
         UserError: another process holds it, it has no job, it was recorded with another one, or the
@@ -202,6 +208,7 @@ def opened(
         job = job or recorded
         if job is None or (recorded is None and _begun(folder)):
             raise UserError(f"{recorded_path} is gone; restore it, or use another folder")
+        check(Run(folder, job))
         if recorded is not None and again:
             _check_same(recorded, job, folder, again=True)
             _set_aside(folder)

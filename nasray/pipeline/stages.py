@@ -66,6 +66,8 @@ def check_data(run: Run) -> None:
         UserError: they differ, and results depend on them.
     """
     config = run.job.data
+    if config.source == "parquet" and run.begun:
+        run.dataset  # noqa: B018  opened to be checked
     if config.source == "parquet" or not is_imported(run.data_path):
         return
     info, recorded = read_info(run.data_path), run.path(layout.FINGERPRINT)

@@ -14,6 +14,7 @@ from nasray.errors import UserError
 from nasray.pipeline.run import Run
 from nasray.pipeline.stages import prepare_data
 from nasray.search.candidate import Candidate
+from nasray.storage import files as storage
 from tests.data.test_sources import encode, make_folder
 
 
@@ -63,6 +64,8 @@ def test_a_run_that_has_begun_is_refused_other_images(tmp_path: Path, how):
         working(tmp_path, given, other if how == "--data" else None),
     ):
         pass
+    recorded = storage.read_json(str(tmp_path / "run/job.json"))["job"]
+    assert recorded["data"]["path"] == str(root)
     (other / "train/ant/9.png").unlink()
     with working(tmp_path, given) as run:
         assert run.dataset.fingerprint == before
