@@ -112,7 +112,15 @@ def check(run: Run) -> None:
 
     Says how exact the hold-out images let a fitness be.
     """
-    number = len(JobImages(run.job, run.data_path).holdout_labels)
+    images, compute = JobImages(run.job, run.data_path), run.job.compute
+    if run.job.supernet.epochs and not storage.exists(run.supernet_path):
+        # Before Ray starts; also of retraining, which comes last.
+        shares = [(run.job.supernet.batch_size, compute.num_workers)]
+        ways = [way for way in run.job.retrain.ways if way.epochs]
+        shares += [(way.batch_size, compute.workers_per_trial) for way in ways]
+        for batch_size, num_workers in shares:
+            images.training_batches(batch_size, 0, rank=0, world_size=num_workers)
+    number = len(images.holdout_labels)
     error = 50 / number**0.5
     logger.info(
         "hold-out: %d images, which let a top-1 of 50 %% have a standard error of %.1f points; "

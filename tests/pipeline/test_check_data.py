@@ -93,3 +93,11 @@ def test_a_node_with_another_import_is_refused_by_name(tmp_path: Path):
     images = JobImages(job(tmp_path / "raw"), str(tmp_path / "run/data"), fingerprint="of others")
     with pytest.raises(UserError, match=r"run/data on node \S+ is not the data set of this run"):
         images.holdout  # noqa: B018  opened to be checked
+
+
+def test_batches_that_leave_a_worker_one_image_are_refused_before_ray_starts(tmp_path: Path):
+    values = job(make_folder(tmp_path / "raw", train=10)).model_dump()
+    values["compute"] |= {"num_workers": 2}
+    values["supernet"] |= {"batch_size": 3}
+    with pytest.raises(UserError, match="a batch of 3 images cannot feed 2 .* batch_size to 4$"):
+        nasray.open(tmp_path / "run", values).train()
