@@ -4,6 +4,7 @@ Frozen models, composed, never inherited from one another. An unknown key is an 
 Knows no space, no network and no cluster.
 """
 
+import json
 import re
 import tomllib
 from collections.abc import Sequence
@@ -177,6 +178,8 @@ class SupernetConfig(Section):
     # (Once-for-All); or the largest alone, the way to a teacher.
     sampling: Literal["uniform", "sandwich", "fair", "banded", "progressive", "largest"] = "uniform"
     sandwich_random: int = Field(2, ge=0)
+    # Draw the random ones of a sandwich as "banded" does, rather than from the whole space.
+    sandwich_within_limits: bool = False
     # The share of soft labels in the loss: those of `teacher`, for all subnets; without one,
     # those of the step's largest subnet, for the others (in-place distillation, ibid.).
     distillation: float = Field(0.0, ge=0, le=1)
@@ -193,6 +196,11 @@ class SupernetConfig(Section):
     # Weight, at its highest, of the loss of a subnet that is worse than a smaller one of the step.
     rank_loss: float = Field(0.0, ge=0)
     clip_gradient_norm: float = Field(0.0, ge=0)  # L2, of a step's summed gradients; 0: not clipped
+
+    @property
+    def within_limits(self) -> bool:
+        """Whether training draws within the limits of the search."""
+        return self.sampling == "banded" or self.sandwich_within_limits
 
     @property
     def needs_sizes(self) -> bool:
@@ -242,6 +250,18 @@ class SupernetConfig(Section):
             raise ValueError(
                 'sampling = "progressive" opens smaller choices step by step, and channel_warmup_'
                 'epochs = 0 opens all at once; set that to 3 or more, or sampling to "uniform"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sandwich_has_random_ones(self) -> "SupernetConfig":
+        if self.sandwich_within_limits and (
+            self.sampling != "sandwich" or not self.sandwich_random
+        ):
+            raise ValueError(
+                "sandwich_within_limits = true is of the random subnets of a sandwich, of which "
+                f'sampling = "{self.sampling}" with sandwich_random = {self.sandwich_random} has '
+                'none; set sampling to "sandwich" and sandwich_random to 2, or leave it out'
             )
         return self
 
@@ -580,10 +600,13 @@ class Job(Section):
 
     @model_validator(mode="after")
     def _banded_has_limits(self) -> "Job":
-        if self.supernet.sampling == "banded" and self.supernet.epochs and not self.search.limits:
+        if self.supernet.within_limits and self.supernet.epochs and not self.search.limits:
+            banded = self.supernet.sampling == "banded"
+            key, other = ("sampling", "uniform") if banded else ("sandwich_within_limits", False)
             raise ValueError(
-                'supernet.sampling = "banded" draws within search.limits, and there are none; add '
-                'one, such as [{ cost = "macs", max = 330e6 }], or set sampling to "uniform"'
+                f"supernet.{key} = {json.dumps(getattr(self.supernet, key))} draws within "
+                "search.limits, and there are none; add one, such as "
+                f'[{{ cost = "macs", max = 330e6 }}], or set {key} to {json.dumps(other)}'
             )
         return self
 

@@ -150,6 +150,14 @@ def test_docs_tell_every_key_and_its_default():
             {"supernet": {"sampling": "banded"}},
             '"banded" draws within search.limits, and there',
         ),
+        (
+            {"supernet": {"sampling": "sandwich", "sandwich_within_limits": True}},
+            "sandwich_within_limits = true draws within search.limits, and there are none; add",
+        ),
+        (
+            {"supernet": {"sandwich_within_limits": True}},
+            'sampling = "uniform" with sandwich_random = 2 has none; set sampling to "sandwich"',
+        ),
         ({"supernet": {"sampling": "fair", "distillation": 1}}, "distillation = 1.0 needs soft"),
         ({"supernet": {"sampling": "fiar"}}, "'fiar'; did you mean 'fair'"),
         ({"supernet": {"teacher_epochs": 2}}, "teaches nothing with distillation = 0; set it"),

@@ -63,7 +63,7 @@ START_KEYS = ("init", "teacher")  # of [supernet]: files, which may move but not
 # begins: the samples for a predictor depend on these.
 EVALUATION_KEYS = {"calibration_images", "batch_size", "latency_table", "fitness"}
 
-# And these until the supernet is trained, if that is with sampling = "banded".
+# And these until the supernet is trained, if that is within the limits of the search.
 BAND_KEYS = {"limits", "latency_table", "algorithm", "verify"}
 
 
@@ -294,7 +294,7 @@ def _free_keys(folder: str, recorded: Job, *, again: bool) -> set[tuple[str, str
     if {storage.join(layout.HISTORY, file) for file in files} - notes:
         keys -= EVALUATION_KEYS
     is_trained = storage.exists(storage.join(folder, layout.SUPERNET))
-    if recorded.supernet.sampling == "banded" and not is_trained:
+    if recorded.supernet.within_limits and not is_trained:
         keys -= BAND_KEYS
     return free | {("search", key) for key in keys}
 

@@ -139,7 +139,7 @@ def train(run: Run) -> None:
     """Train the supernet into RUN/supernet.pt."""
     from nasray.training.supernet import train_supernet
 
-    bands = bands_of(run.limits, run.job.search) if run.job.supernet.sampling == "banded" else ()
+    bands = bands_of(run.limits, run.job.search) if run.job.supernet.within_limits else ()
     train_supernet(run.job, run.folder, run.data_path, bands)
 
 

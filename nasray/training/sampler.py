@@ -51,7 +51,8 @@ def sample(
         seed: the job's.
         epoch: from 0.
         step: in its epoch, from 0.
-        bands: what "banded" draws within, as bands_of() makes it.
+        bands: what "banded" draws within, as bands_of() makes it, and with
+            `config.sandwich_within_limits` the random ones of "sandwich".
     """
     if config.sampling == "largest":
         return [largest(space)]
@@ -75,25 +76,31 @@ def _drawn(
     if config.sampling == "fair":
         return _fair(lowest, sizes, rng)
     if config.sampling == "sandwich":
-        return _sandwich(space, config, lowest, sizes, rng)
+        ends = _ends(space, lowest, sizes, rng)
+        number = config.sandwich_random
+        if config.sandwich_within_limits and _is_open(space, config, epoch):
+            random = [_banded(bands, seed, epoch, rng) for _ in range(number)]
+        else:
+            random = as_architectures(rng.integers(lowest, sizes, (number, len(sizes))))
+        return list(dict.fromkeys((*ends, *random)))
     if config.sampling == "banded" and _is_open(space, config, epoch):
-        return _banded(bands, seed, epoch, rng)
+        return [_banded(bands, seed, epoch, rng)]
     # "uniform" and "progressive", which sorts channels besides (channels.py).
     return [tuple(rng.integers(lowest, sizes).tolist())]
 
 
-def _sandwich(
-    space: Space, config: SupernetConfig, lowest: Choices, sizes: Choices, rng: np.random.Generator
+def _ends(
+    space: Space, lowest: Choices, sizes: Choices, rng: np.random.Generator
 ) -> list[Architecture]:
-    """The largest, the smallest and some random ones, each once (Yu et al. 2020, section 3.2).
+    """The largest and the smallest of a sandwich (Yu et al. 2020, section 3.2).
 
-    Operations have no order, so they are random in the largest and the smallest, too.
+    Operations have no order, so they are random in these, too.
     """
-    drawn = rng.integers(lowest, sizes, (2 + config.sandwich_random, len(sizes)))
+    drawn = rng.integers(lowest, sizes, (2, len(sizes)))
     ordered = [gene.kind != "op" for gene in space.genes]
     drawn[0, ordered] = np.array(sizes)[ordered] - 1
     drawn[1, ordered] = np.array(lowest)[ordered]
-    return list(dict.fromkeys(as_architectures(drawn)))
+    return as_architectures(drawn)
 
 
 def _fair(lowest: Choices, sizes: Choices, rng: np.random.Generator) -> list[Architecture]:
@@ -110,7 +117,7 @@ def _fair(lowest: Choices, sizes: Choices, rng: np.random.Generator) -> list[Arc
 
 def _banded(
     bands: Sequence[Limits], seed: int, epoch: int, rng: np.random.Generator
-) -> list[Architecture]:
+) -> Architecture:
     """One within the limits of the search; where it answers several one by one, within any of them.
 
     As the published code of Single Path One-Shot does (Guo et al. 2020, arXiv 1904.00420), the band
@@ -120,7 +127,7 @@ def _banded(
     band = int(rng.integers(len(bands)))
     intervals = _intervals(bands[band], (seed, epoch // BAND_EPOCHS, band))
     interval = intervals[rng.integers(len(intervals))]
-    return [interval[rng.integers(len(interval))]]
+    return interval[rng.integers(len(interval))]
 
 
 @lru_cache(maxsize=16)

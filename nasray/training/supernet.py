@@ -62,7 +62,7 @@ from nasray.training.workers import check_batches, resumed, scaling, use_own_gpu
 def train_supernet(job: Job, run_dir: str, data_path: str, bands: Sequence[Limits] = ()) -> str:
     """Train the supernet of `job` into RUN/supernet.pt, or resume that; return the path.
 
-    `bands` is what sampling = "banded" draws within, by sampler.bands_of().
+    `bands` is what the job draws within, if it does, by sampler.bands_of().
 
     Raises:
         UserError: the loss is not finite, or the job's batches do not fit its images or workers.
@@ -94,6 +94,7 @@ def teacher_job(job: Job) -> Job:
         "epochs": config.teacher_epochs,
         "learning_rate": config.teacher_learning_rate,
         "sampling": "largest",  # of which there is no warm-up
+        "sandwich_within_limits": False,
         "channel_warmup_start": 0,
         "shared_start_epochs": 0,
         "distillation": 0.0,

@@ -307,3 +307,21 @@ def test_banded_draws_what_is_open_until_all_is():
     assert set(drawn_within(SPACE, bands, (3,), 50, config)[:, 1::2].ravel()) == {9}
     macs = CostTable(SPACE)(drawn_within(SPACE, bands, (13,), 50, config))["macs"]
     assert macs.min() >= 250e6 and macs.max() <= 300e6
+
+
+def test_the_random_ones_of_a_sandwich_are_drawn_within_limits():
+    space = OfaMobileNetV3()
+    limits = tuple(Limit(cost="macs", max=end) for end in (200e6, 300e6))
+    bands = bands_of(Limits(space, limits), SearchConfig(algorithm="front"))
+    config = SupernetConfig(**ALL_AT_ONCE, sampling="sandwich", sandwich_within_limits=True)
+    ends, random = set(), []
+    for step in range(100):
+        first, second, *others = sample(space, config, seed=0, epoch=0, step=step, bands=bands)
+        ends.add((first, second))
+        random += others
+    assert len(ends) == 1
+    macs = CostTable(space)(np.array(random, dtype=np.int8))["macs"]
+    assert len(random) == 200 and macs.max() <= 300e6 and 0.4 < (macs <= 200e6).mean() < 0.8
+    free = config.model_copy(update={"sandwich_within_limits": False})
+    drawn = [sample(space, free, seed=0, epoch=0, step=step)[2] for step in range(100)]
+    assert CostTable(space)(np.array(drawn, dtype=np.int8))["macs"].max() > 300e6
