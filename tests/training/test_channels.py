@@ -13,7 +13,7 @@ from nasray.spaces.nasbench_macro import NasBenchMacro
 from nasray.spaces.population import as_architectures, random_population
 from nasray.spaces.space import largest
 from nasray.spaces.tiny import Tiny
-from nasray.training.channels import WIDTHS, sorting
+from nasray.training.channels import sorting
 from nasray.training.loop import Recipe, fit
 from nasray.training.sampler import check_sampling, open_choices
 from tests.spaces.test_spaces import RESOLUTIONS, trained_like
@@ -31,14 +31,11 @@ CONFIG = SupernetConfig(
 )
 
 
-def with_widths(space, lowest, seed):
-    """A random architecture, each block of which is as wide as the choice in `lowest`, or wider."""
+def with_choices(space, lowest, seed):
+    """A random architecture of the choices in `lowest`, one for each gene, and larger ones."""
     rng = np.random.default_rng(seed)
     [arch] = as_architectures(random_population(space.genes, 1, rng))
-    return tuple(
-        max(choice, low) if gene.kind in WIDTHS else choice
-        for gene, choice, low in zip(space.genes, arch, lowest, strict=True)
-    )
+    return tuple(max(choice, low) for choice, low in zip(arch, lowest, strict=True))
 
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: space.name)
@@ -50,12 +47,13 @@ def test_sorting_changes_no_subnet_of_the_widths_that_were_trained(space):
         before = open_choices(space, CONFIG, epoch - 1)[0] if epoch else largest(space)
         if (reorder := sorting(supernet, CONFIG, epoch)) is None:
             continue
-        archs = [largest(space), with_widths(space, before, epoch)]
+        archs = [largest(space), with_choices(space, before, epoch)]
         outputs = [supernet(images, arch).detach() for arch in archs]
         weights = {name: tensor.clone() for name, tensor in supernet.state_dict().items()}
         reorder(supernet.state_dict())
         sorted_in.append(epoch)
-        assert any(not torch.equal(weights[key], at) for key, at in supernet.state_dict().items())
+        moved = any(not torch.equal(weights[key], at) for key, at in supernet.state_dict().items())
+        assert moved is (len(sorted_in) == 1)  # without training in between, all stay in order
         for arch, output in zip(archs, outputs, strict=True):
             torch.testing.assert_close(supernet(images, arch), output)
     assert sorted_in[0] >= CONFIG.channel_warmup_start
