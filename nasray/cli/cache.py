@@ -7,7 +7,6 @@ import time
 import click
 
 from nasray.errors import UserError
-from nasray.storage import files as storage
 
 DAY_S = 86_400
 UNITS_S = {"h": 3600, "d": DAY_S, "w": 7 * DAY_S}
@@ -20,6 +19,7 @@ def cache(context: click.Context) -> None:
     if context.invoked_subcommand is not None:
         return
     from nasray.data.cache import caches, limit_bytes
+    from nasray.storage import files as storage
 
     folder = storage.cache_folder()
     found = caches(folder)
@@ -37,6 +37,7 @@ def cache(context: click.Context) -> None:
 def clear(older_than: str | None) -> None:
     """Remove these images, but for those that a process uses; they are decoded again if needed."""
     from nasray.data.cache import caches, remove
+    from nasray.storage import files as storage
 
     limit = time.time() - (_seconds(older_than) if older_than else 0)
     found = [each for each in caches(storage.cache_folder()) if not older_than or each.used < limit]
