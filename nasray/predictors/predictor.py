@@ -30,6 +30,7 @@ from nasray.predictors.ofa_files import published_layers
 from nasray.progress import Show
 from nasray.spaces import describe
 from nasray.spaces.active import Activity
+from nasray.spaces.population import random_population
 from nasray.spaces.space import Population, Space
 from nasray.storage import files as storage
 
@@ -78,6 +79,9 @@ class AccuracyPredictor:
         sizes = [len(gene.choices) for gene in space.genes]
         self.starts = np.cumsum([0, *sizes])  # first input column of each gene
         self._compile_first_layer(sizes)
+        # Where genes that have an effect may trade places, not only those without one are changed.
+        some = random_population(space.genes, 64, np.random.default_rng(0))
+        self.reorders = bool(((space.canonical(some) != some) & self.activity(some)).any())
 
     def __call__(self, population: Population) -> np.ndarray:
         """Predict the top-1 of each row of `population` (n, genes): float32 (n,)."""
@@ -85,6 +89,7 @@ class AccuracyPredictor:
 
     def begin(self, population: Population) -> Callable[[], np.ndarray]:
         """Start to predict in other threads; the returned function waits for the top-1 (n,)."""
+        population = self._ordered(population)
         # Of the same size for any number of threads: the last bits may depend on it.
         chunks = [population[start : start + CHUNK] for start in range(0, len(population), CHUNK)]
         started = [single_threads().submit(self._predict, chunk) for chunk in chunks]
@@ -106,10 +111,17 @@ class AccuracyPredictor:
 
     def features(self, population: Population) -> np.ndarray:
         """The one-hot input: float32 (n, choices of all genes)."""
+        return self._one_hot(self._ordered(population))
+
+    def _one_hot(self, population: Population) -> np.ndarray:
         places = self.starts[:-1] + population
         features = np.zeros((len(population), self.starts[-1]), dtype=np.float32)
         np.put_along_axis(features, places, self.activity(population).astype(np.float32), axis=1)
         return features
+
+    def _ordered(self, population: Population) -> Population:
+        """The same networks, equal ones as equal rows."""
+        return self.space.canonical(population) if self.reorders else population
 
     @classmethod
     def fit(
@@ -189,7 +201,7 @@ class AccuracyPredictor:
         choices = np.indices(shape).reshape(len(shape), -1).T
         population = np.zeros((len(choices), len(self.starts) - 1), dtype=np.int8)
         population[:, list(group.columns)] = choices
-        features = self.features(population)
+        features = self._one_hot(population)
         for gene in range(population.shape[1]):
             if gene not in group.members:
                 features[:, self.starts[gene] : self.starts[gene + 1]] = 0

@@ -88,7 +88,7 @@ class Space(Protocol):
         """
 
     def canonical(self, population: Population) -> Population:
-        """Zero the genes that have no effect, so that equal networks are equal rows."""
+        """Zero genes without effect, and order those that may trade places: one row a network."""
 
     def supernet(self) -> Any:
         """Build the supernet: forward(images, arch), extract(arch)."""

@@ -42,7 +42,7 @@ def test_a_cmyk_jpeg_keeps_its_colors():
 def test_a_palette_with_transparency_keeps_its_colors():
     picture = Image.new("P", (4, 4), 1)
     picture.putpalette([0, 0, 0, 10, 200, 30])
-    image = encode(picture, "PNG", transparency=b"\x00\x80")
+    image = encode(picture, "PNG", transparency=b"\x00\xff")
     assert np.asarray(decode(image))[0, 0].tolist() == [10, 200, 30]
 
 
