@@ -31,6 +31,7 @@ def job_of(make_job: MakeJob, init: str, *also: dict) -> Job:
         supernet={"init": init, "epochs": 2, "channel_warmup_epochs": 0, "ema": 0.5},
         search={
             "algorithm": "front",
+            "prefer": "best",
             "limits": [{"cost": "macs", "max": limit} for limit in LIMITS],
         },
     ).model_dump(exclude={"retrain"})

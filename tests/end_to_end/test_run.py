@@ -82,6 +82,7 @@ def test_docs_tell_every_column_of_the_evaluations_and_how_to_read_them(finished
 
 def test_a_run_says_what_it_does_and_no_more(finished_run: FinishedRun):
     known = ("supernet ", "search ", "retrain 0 ", finished_run.folder, "wrote ")
+    known += ("hold-out: ", "The ranking of ")
     lines = finished_run.stderr.splitlines()
     assert not [line for line in lines if not line.startswith(known)]
     assert "ray" not in finished_run.stdout.replace(finished_run.folder, "").lower()
@@ -273,7 +274,10 @@ def test_a_history_shorter_than_its_summary_is_refused(finished_run: FinishedRun
         with opened(str(copy)) as run, pytest.raises(UserError, match=r"remove search\.json"):
             again(run)
     storage.write_json(f"{copy}/search.json", {})
-    with opened(str(copy)) as run, pytest.raises(UserError, match=r"remove search\.json"):
+    with (
+        opened(str(copy)) as run,
+        pytest.raises(UserError, match="restore it, or remove it and run"),
+    ):
         search(run)
 
 

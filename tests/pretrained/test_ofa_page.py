@@ -205,7 +205,7 @@ def test_every_answer_is_shipped_with_the_weights_of_the_file(
         assert check["top1_agreement"] == 1.0 and check["num_images"] == 40
         assert check["file"] == f"{run.folder}/export/{index}.onnx"
         said = check_file(check["file"], result["arch"]["r"], CLASSES)
-        assert said["arch"] == str(result["arch"])
+        assert said["arch"] == json.dumps(result["arch"])
         _, _, subnet, _ = checkpoint.load_subnet(f"{run.folder}/retrain/{index}/model.pt")
         assert torch.equal(subnet.head.output.bias, bias)
 
