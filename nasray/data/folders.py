@@ -74,7 +74,7 @@ def imagefolder(config: DataConfig, seed: int) -> Pictures:
         UserError: it does not exist, or its folders are no two splits of the same classes.
     """
     origin = f"data.path = {config.path!r}"
-    _refuse_absent(config.path)
+    refuse_absent(config.path)
     if not _is_folder(config.path):
         raise UserError(f'{origin}: is a file; give its folder, or set source = "tar"')
     return _pictures(_listing(config.path), seed=seed, origin=origin)
@@ -87,7 +87,7 @@ def tar(config: DataConfig, seed: int) -> Pictures:
         UserError: as for a folder; or the tar is compressed or damaged.
     """
     origin = f"data.path = {config.path!r}"
-    _refuse_absent(config.path)
+    refuse_absent(config.path)
     if _is_folder(config.path):
         raise UserError(f'{origin}: is a folder; set source = "imagefolder"')
     filesystem, place = storage.resolve(config.path)
@@ -135,7 +135,12 @@ def files_below(folder: str) -> tuple[dict[str, str], list[str]]:
     return images, others
 
 
-def _refuse_absent(path: str) -> None:
+def refuse_absent(path: str) -> None:
+    """Check that data.path, `path`, is there.
+
+    Raises:
+        UserError: it is not.
+    """
     if not storage.exists(path):
         raise UserError(f"data.path = {path!r}: does not exist; correct it or pass --data PATH")
 

@@ -132,6 +132,19 @@ class JobImages:
             epoch=epoch,
         )
 
+    def check_batches(self) -> None:
+        """Check that the workers of all the job's trainings, retraining included, can be fed.
+
+        Raises:
+            UserError: there are too few images, or a batch is too small for the workers.
+        """
+        job, compute = self.job, self.job.compute
+        shares = [(job.supernet.batch_size, compute.num_workers)]
+        ways = [way for way in job.retrain.ways if way.epochs]
+        shares += [(way.batch_size, compute.workers_per_trial) for way in ways]
+        for batch_size, num_workers in shares:
+            self.training_batches(batch_size, 0, rank=0, world_size=num_workers)
+
     @property
     def class_weights(self) -> np.ndarray | None:
         """Weights of the training loss, float32 (classes,); None unless data.balance asks so."""

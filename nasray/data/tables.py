@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from nasray.config import DataConfig
 from nasray.data import COLUMNS
-from nasray.data.folders import shown
+from nasray.data.folders import refuse_absent, shown
 from nasray.data.source import (
     NO_SPLIT,
     SPLITS,
@@ -127,7 +127,7 @@ def huggingface(config: DataConfig, seed: int) -> Pictures:
         UserError: it does not exist, is no such folder, or lacks a column of images or labels.
     """
     path, origin = config.path, f"data.path = {config.path!r}"
-    _refuse_absent(path)
+    refuse_absent(path)
     if storage.exists(storage.join(path, "dataset_dict.json")):
         splits = storage.read_json(storage.join(path, "dataset_dict.json"))["splits"]
         parts = {split: storage.join(path, split) for split in splits}
@@ -144,7 +144,7 @@ def huggingface(config: DataConfig, seed: int) -> Pictures:
     schema = next(iter(tables.values())).schema
     kinds = {name: feature.get("_type") for name, feature in features.items()}
     image, label, split = _columns(schema.names, config, origin, schema, kinds)
-    if len(tables) > 1 or "" not in tables:
+    if "" not in tables:
         splits = [name for name, part in tables.items() for _ in range(part.num_rows)]
     else:
         splits = tables[""].column(split).to_pylist() if split else None
@@ -161,14 +161,9 @@ def huggingface(config: DataConfig, seed: int) -> Pictures:
     )
 
 
-def _refuse_absent(path: str) -> None:
-    if not storage.exists(path):
-        raise UserError(f"data.path = {path!r}: does not exist; correct it or pass --data PATH")
-
-
 def _file(path: str) -> str:
     """Return how messages name the file `path`; refuse what is none."""
-    _refuse_absent(path)
+    refuse_absent(path)
     filesystem, place = storage.resolve(path)
     if not filesystem.get_file_info(place).is_file:
         raise UserError(f"data.path = {path!r}: is a folder; give the file in it")

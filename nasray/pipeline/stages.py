@@ -18,7 +18,7 @@ from nasray.data.changes import difference, is_imported
 from nasray.data.importing import import_dataset
 from nasray.data.shards import DatasetInfo, read_info
 from nasray.data.splits import JobImages
-from nasray.data.survey import sentences, survey
+from nasray.data.survey import sentences, standard_error, survey
 from nasray.errors import UserError
 from nasray.pipeline.run import Run
 from nasray.pipeline.search import answered, given_predictor, is_finished
@@ -112,21 +112,15 @@ def check(run: Run) -> None:
 
     Says how exact the hold-out images let a fitness be.
     """
-    images, compute = JobImages(run.job, run.data_path), run.job.compute
+    images = JobImages(run.job, run.data_path)
     if run.job.supernet.epochs and not storage.exists(run.supernet_path):
-        # Before Ray starts; also of retraining, which comes last.
-        shares = [(run.job.supernet.batch_size, compute.num_workers)]
-        ways = [way for way in run.job.retrain.ways if way.epochs]
-        shares += [(way.batch_size, compute.workers_per_trial) for way in ways]
-        for batch_size, num_workers in shares:
-            images.training_batches(batch_size, 0, rank=0, world_size=num_workers)
+        images.check_batches()  # before Ray starts
     number = len(images.holdout_labels)
-    error = 50 / number**0.5
     logger.info(
         "hold-out: %d images, which let a top-1 of 50 %% have a standard error of %.1f points; "
         "%d images (data.holdout_share, data.holdout_per_class) would halve it",
         number,
-        error,
+        100 * standard_error(0.5, number),
         4 * number,
     )
     run.limits.draw(1, np.random.default_rng(0), set())

@@ -56,12 +56,12 @@ def _prepare_init(run: Run, path: str) -> str:
     classes = list(run.dataset.classes)
     sha256, seed = config.init_sha256, run.job.seed
     found = start_from(run.space, path, sha256=sha256, seed=seed, classes=classes)
-    if config.epochs == 0 and found.new_head:
-        raise UserError(
-            f"supernet.epochs = 0: {path} knows other classes than the data set, which takes "
-            "training; set it to 1 or more"
-        )
     if config.epochs == 0:
+        if found.new_head:
+            raise UserError(
+                f"supernet.epochs = 0: {path} knows other classes than the data set, which takes "
+                "training; set it to 1 or more"
+            )
         _check_trained(run.space, found.trained, path)
     target = run.path(layout.INIT) if config.epochs else run.supernet_path
     checkpoint.save_supernet(target, found.supernet, classes=classes)

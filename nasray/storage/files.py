@@ -74,14 +74,19 @@ def cache_folder() -> str:
 
 def on_network(path: str) -> bool:
     """Whether the local path `path` is on a network file system."""
+    return filesystem_kind(path) in NETWORK_FILESYSTEMS
+
+
+def filesystem_kind(path: str) -> str:
+    """The kind of file system that the local path `path` is on, "ext4", say; "" if unknown."""
     where, found = f"{os.path.realpath(path)}/", ("", "")
-    with suppress(OSError), open(MOUNTS) as mounts:
+    with suppress(OSError), open(MOUNTS) as mounts:  # Linux only
         for line in mounts:
             place, _, kind = line.partition(" - ")
             mount = place.split()[4].replace("\\040", " ").rstrip("/")
             if where.startswith(f"{mount}/") and len(mount) >= len(found[0]):
                 found = mount, kind.split()[0]
-    return found[1] in NETWORK_FILESYSTEMS
+    return found[1]
 
 
 def told(error: OSError) -> str:

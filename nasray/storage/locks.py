@@ -23,7 +23,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from pyarrow import fs
 
@@ -35,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 RENEW_EVERY_S = 5.0
 DEAD_AFTER = 4  # renewals missed
-MOUNTS = Path("/proc/self/mountinfo")
 # File systems that one node alone sees; on any other, a lease is taken beside the flock.
 ON_ONE_NODE = frozenset(
     "apfs bcachefs btrfs exfat ext2 ext3 ext4 f2fs fuseblk hfs jfs ntfs3 overlay ramfs reiserfs "
@@ -254,14 +252,5 @@ def held(folder: str, *, temporary: bool = False) -> Iterator[None]:
 
 def seen_by_other_nodes(place: str) -> bool:
     """Whether the local path `place` is on a file system that other nodes may have mounted."""
-    try:
-        lines = MOUNTS.read_text().splitlines()
-    except OSError:  # not Linux
-        return False
-    real, found, kind = os.path.realpath(place), "", ""
-    for line in lines:
-        fields, _, rest = line.partition(" - ")
-        mounted = fields.split()[4].replace("\\040", " ")
-        if f"{real}/".startswith(f"{mounted.rstrip('/')}/") and len(mounted) >= len(found):
-            found, kind = mounted, rest.split()[0]
+    kind = storage.filesystem_kind(place)
     return bool(kind) and kind not in ON_ONE_NODE

@@ -56,7 +56,7 @@ from nasray.training.gradients import Slices, union
 from nasray.training.loop import Forward, LossNotFiniteError, Recipe, Reorder, Size, fit
 from nasray.training.sampler import fixed_architectures, lowest_scale, sample, sizes_of
 from nasray.training.teacher import load_teacher
-from nasray.training.workers import check_batches, resumed, scaling, use_own_gpu
+from nasray.training.workers import resumed, scaling, use_own_gpu
 
 
 def train_supernet(job: Job, run_dir: str, data_path: str, bands: Sequence[Limits] = ()) -> str:
@@ -70,10 +70,7 @@ def train_supernet(job: Job, run_dir: str, data_path: str, bands: Sequence[Limit
     path = storage.join(run_dir, layout.SUPERNET)
     if storage.exists(path):
         return path
-    check_batches(job, data_path, job.supernet.batch_size, job.compute.num_workers)
-    for way in job.retrain.ways:
-        if way.epochs:
-            check_batches(job, data_path, way.batch_size, job.compute.workers_per_trial)
+    JobImages(job, data_path).check_batches()
     teacher = storage.join(run_dir, layout.TEACHER)
     if job.supernet.teacher_epochs and not storage.exists(teacher):
         trained = storage.join(run_dir, layout.TEACHER_RUN, layout.SUPERNET)

@@ -167,13 +167,13 @@ def test_a_file_system_that_other_nodes_see_is_recognised(plain_files, tmp_path,
         "31 27 0:41 / /home rw - nfs4 server:/home rw\n"
         "32 31 0:42 / /home/me/scratch rw - xfs /dev/vdb rw\n"
     )
-    monkeypatch.setattr(locks, "MOUNTS", mounts)
+    monkeypatch.setattr(storage, "MOUNTS", str(mounts))
     found = {
         place: locks.seen_by_other_nodes(place)
         for place in ("/mnt/my bucket/run", "/home/me", "/home/me/scratch/run", "/homes", "/")
     }
     assert list(found.values()) == [True, True, False, False, False]
-    monkeypatch.setattr(locks, "MOUNTS", tmp_path / "none")  # not Linux
+    monkeypatch.setattr(storage, "MOUNTS", str(tmp_path / "none"))  # not Linux
     assert not locks.seen_by_other_nodes("/home/me")
 
 
