@@ -5,6 +5,8 @@
 Ours sends the gradients of the subnet that a step trains, as slices of the stored weights. Beside
 it: DistributedDataParallel of the whole supernet with find_unused_parameters, and a step that
 sends nothing. Two processes on this machine, gloo, one thread each, the same architectures.
+Each way has processes of its own: oneDNN builds its kernels when it first meets a shape, which
+whoever meets it first would pay for all (half of a forward pass here). The ways take turns.
 Bytes are counted where they are handed to all_reduce, not derived.
 """
 
@@ -32,6 +34,8 @@ from nasray.training.gradients import GradientAverager
 from nasray.training.loop import clear_gradients, make_optimizer
 
 WORKERS = 2
+WAYS = ("ours", "ddp", "alone")
+ROUNDS = 2
 SPACES = ("shufflenet", "ofa_mobilenetv3")
 
 
@@ -55,11 +59,7 @@ def main():
     options = parser.parse_args()
     rows = []
     for name in SPACES:
-        with tempfile.TemporaryDirectory() as folder, torch.multiprocessing.Manager() as manager:
-            results = manager.dict()
-            arguments = (name, f"{folder}/rendezvous", options, results)
-            torch.multiprocessing.spawn(work, arguments, nprocs=WORKERS)
-            seconds, sent, parameters = results[0]
+        seconds, sent, parameters = measure(name, options)
         where = f"{name}, {options.side} px, batch {WORKERS} x {options.batch}"
         aims = ("<= 0.35", "<= 0.8") if name == "shufflenet" else (None, None)
         rows += [
@@ -88,71 +88,86 @@ def main():
     show(rows, options.json)
 
 
-def work(rank, name, path, options, results):
-    """One worker: the same step in four ways, in turn, on the same architectures."""
+def measure(name, options):
+    """Seconds of each step and bytes that it sent, by way, and the bytes of all parameters."""
+    seconds, sent = {way: [] for way in WAYS}, {way: [] for way in WAYS}
+    for _ in range(ROUNDS):
+        gradients = {}
+        for way in WAYS:
+            with tempfile.TemporaryDirectory() as folder:
+                arguments = (name, way, folder, options)
+                torch.multiprocessing.spawn(work, arguments, nprocs=WORKERS)
+                found = torch.load(f"{folder}/found.pt")
+            seconds[way] += found["seconds"]
+            sent[way] += found["sent"]
+            gradients[way] = found["gradients"]
+        check_same_gradients(gradients["ours"], gradients["ddp"])
+    return seconds, sent, found["parameters"]
+
+
+def work(rank, name, way, folder, options):
+    """One worker: the steps in one way."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=WORKERS)
-    sent = {"ours": [], "ddp": []}
+    rendezvous = f"file://{folder}/rendezvous"
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=WORKERS)
     space = make_space(SpaceConfig(name=name, resolution=224), 1000)
-    networks = {way: space.supernet() for way in ("ours", "ddp", "alone")}
-    for network in networks.values():
-        space.initialize(network, torch.Generator().manual_seed(0))
-    wrapped = DistributedDataParallel(Whole(networks["ddp"]), find_unused_parameters=True)
-    counting = [0]
-    wrapped.register_comm_hook(None, allreduce_hook)  # as it does by itself, by dist.all_reduce
-    optimizers = {way: make_optimizer(network, RECIPE) for way, network in networks.items()}
-    for optimizer in optimizers.values():
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-4
-    averager = GradientAverager(networks["ours"])
+    network = space.supernet()
+    space.initialize(network, torch.Generator().manual_seed(0))
+    forward = network
+    if way == "ddp":
+        forward = DistributedDataParallel(Whole(network), find_unused_parameters=True)
+        forward.register_comm_hook(None, allreduce_hook)  # as by itself, by dist.all_reduce
+    optimizer = make_optimizer(network, RECIPE)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-4
+    averager = GradientAverager(network)
     generator = torch.Generator().manual_seed(rank)
     shape = (options.batch, 3, options.side, options.side)
     images = normalize(torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8))
     labels = torch.randint(0, 1000, (options.batch,), generator=generator)
     drawn = random_population(space.genes, options.steps + 2, np.random.default_rng(0))
+    counting = [0]
     all_reduce = dist.all_reduce
 
     def counted(tensor, *args, **kwargs):
         counting[0] += tensor.numel() * tensor.element_size()
         return all_reduce(tensor, *args, **kwargs)
 
-    def step(way, arch):
+    def step(arch):
         torch.manual_seed(0)  # for dropout
-        clear_gradients(optimizers[way])
-        if way == "ddp":
-            logits = wrapped(images, arch)
-        else:
-            logits = networks[way](images, arch)
+        clear_gradients(optimizer)
+        logits = forward(images, arch)
         if way == "ours":
-            averager.begin(lambda: networks[way].slices_of(arch))
+            averager.begin(lambda: network.slices_of(arch))
         F.cross_entropy(logits, labels).backward()
         if way == "ours":
             averager.finish()
-        optimizers[way].step()
+        optimizer.step()
 
-    seconds = {way: [] for way in networks}
     dist.all_reduce = counted
+    seconds, sent, gradients = [], [], []
     for number, arch in enumerate(as_architectures(drawn)):
-        for way in networks:
-            dist.barrier()
-            counting[0] = 0
-            started = time.perf_counter()
-            step(way, arch)
-            if number >= 2:  # untimed: DistributedDataParallel rebuilds its buckets after the first
-                seconds[way].append(time.perf_counter() - started)
-                if way in sent:
-                    sent[way].append(counting[0])
+        dist.barrier()
+        counting[0] = 0
+        started = time.perf_counter()
+        step(arch)
+        if number >= 2:  # untimed: DistributedDataParallel rebuilds its buckets after the first
+            seconds.append(time.perf_counter() - started)
+            sent.append(counting[0])
         if number == 0:  # later ones decay and move weights that ours leaves alone
-            check_same_gradients(networks["ours"], networks["ddp"])
-    parameters = sum(param.numel() * param.element_size() for param in networks["ddp"].parameters())
-    results[rank] = seconds, sent, parameters
+            gradients = [param.grad for param in network.parameters()]
+            gradients = [None if grad is None else grad.clone() for grad in gradients]
+    if rank == 0:
+        parameters = sum(param.numel() * param.element_size() for param in network.parameters())
+        found = {"seconds": seconds, "sent": sent, "gradients": gradients, "parameters": parameters}
+        torch.save(found, f"{folder}/found.pt")
     dist.destroy_process_group()
 
 
 def check_same_gradients(ours, ddp):
-    for param, other in zip(ours.parameters(), ddp.parameters(), strict=True):
-        if param.grad is not None:
-            torch.testing.assert_close(param.grad, other.grad, rtol=1e-3, atol=1e-5)
+    for grad, other in zip(ours, ddp, strict=True):
+        if grad is not None:
+            torch.testing.assert_close(grad, other, rtol=1e-3, atol=1e-5)
 
 
 if __name__ == "__main__":
