@@ -115,6 +115,9 @@ class ComputeConfig(Section):
     cpus_per_trial: int = Field(1, ge=1)  # of each training worker of a retraining trial
     workers_per_trial: int = Field(1, ge=1)
     concurrent_trials: int = Field(1, ge=1)  # above 1, what ASHA stops depends on timing
+    # Answers of the search that are retrained at the same time. 0: as many as the cluster has room
+    # for when retraining begins; one that grows by itself needs a number.
+    concurrent_winners: int = Field(0, ge=0)
     # On GPUs: the same run again gives the same weights. false: cuDNN times its kernels and takes
     # the quickest, which differ from run to run.
     deterministic: bool = True

@@ -90,12 +90,9 @@ def train_some(run: Run, number: int, epochs: int) -> dict[Architecture, float]:
     values |= {"warmup_epochs": min(values["warmup_epochs"], epochs / 4), "distillation": 0.0}
     config = type(run.job.retrain).model_validate(values)
     job = run.job.model_copy(update={"retrain": config})
-    truth = {}
-    for arch in archs:
-        name = f"{epochs}-{'-'.join(map(str, arch))}"
-        result = retrain(job, run.folder, run.data_path, arch, name, into=layout.RANKED)
-        truth[arch] = float(result["val_top1"])
-    return truth
+    named = {f"{epochs}-{'-'.join(map(str, arch))}": arch for arch in archs}
+    results = retrain(job, run.folder, run.data_path, named, into=layout.RANKED)
+    return {named[name]: float(result["val_top1"]) for name, result in results.items()}
 
 
 def _first(value: Any) -> Any:

@@ -39,6 +39,7 @@ FREE_KEYS = {
     ("data", "loader_workers"),
     ("compute", "num_evaluators"),
     ("compute", "gpus_per_evaluator"),
+    ("compute", "concurrent_winners"),
     ("compute", "max_failures"),
     ("compute", "time_limit_s"),
     # These may choose other GPUs or kernels, whose results differ in the last digits.

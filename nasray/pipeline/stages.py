@@ -153,10 +153,11 @@ def retrain(run: Run) -> list[dict[str, Any]]:
     archs = answered(run)
     for position, config in enumerate(run.job.retrain.ways):
         job = run.job.model_copy(update={"retrain": config})
-        for index, arch in enumerate(archs[: config.num_winners or None]):
-            name = f"{index}-{config.way}" if position else str(index)
-            ops = profile(run.space, arch)
-            result = tune(job, run.folder, run.data_path, arch, name)
+        of_way = f"-{config.way}" if position else ""
+        chosen = enumerate(archs[: config.num_winners or None])
+        named = {f"{index}{of_way}": arch for index, arch in chosen}
+        for name, result in tune(job, run.folder, run.data_path, named).items():
+            ops = profile(run.space, named[name])
             storage.write_json(run.path(layout.retrained(name, layout.PROFILE)), profile_json(ops))
             results.append(result | {"costs": total(ops)})
             storage.write_json(run.path(layout.retrained(name, layout.RESULT)), results[-1])

@@ -5,13 +5,15 @@ new experiment whose trials first report what they had recorded. So ASHA sees th
 the same order and makes the same decisions, and no state of Tune itself has to survive.
 """
 
-import time
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import ray
 from ray import tune
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -19,8 +21,8 @@ from ray.tune.schedulers import ASHAScheduler
 
 from nasray import checkpoint
 from nasray.cluster.placement import on_gpu, worker_labels
-from nasray.cluster.worker import raise_user_error
-from nasray.config import Job, RetrainConfig, parse_job
+from nasray.cluster.worker import user_mistake
+from nasray.config import ComputeConfig, Job, RetrainConfig, parse_job
 from nasray.data.shards import read_info
 from nasray.errors import UserError
 from nasray.progress import following, progress
@@ -35,6 +37,8 @@ from nasray.training.trial import (
 )
 from nasray.training.workers import check_batches, resumed, scaling
 
+logger = logging.getLogger(__name__)
+
 TUNED = ("learning_rate", "weight_decay", "label_smoothing")
 
 
@@ -42,57 +46,139 @@ def retrain(
     job: Job,
     run_dir: str,
     data_path: str,
-    arch: Architecture,
-    name: str,
+    archs: Mapping[str, Architecture],
     *,
     into: str = layout.RETRAIN,
-) -> dict:
-    """Give `arch` weights in the way of job.retrain; return the result.
+) -> dict[str, dict[str, Any]]:
+    """Give architectures weights in the way of job.retrain; return their results by name.
 
-    Trains under each recipe of the job, from scratch or from the supernet's weights on, or takes
-    these. Writes RUN/<into>/<name>/: model.pt, result.json, curves.json and the trials' state.
-    The validation images are used once, on the best model; recipes compete on the hold-out.
+    Trains each under the recipes of the job, from scratch or from the supernet's weights on, or
+    takes these. Writes RUN/<into>/<name>/ of each: model.pt, result.json, curves.json and the
+    trials' state. The validation images are used once, on the best model; recipes compete on the
+    hold-out.
 
     Raises:
-        UserError: the folder is of another architecture, or no recipe trained to the end.
+        UserError: a folder is of another architecture, or no recipe trained one to the end; the
+            others' results are written before that.
     """
-    folder, config = storage.join(run_dir, into, name), job.retrain
-    result_path = storage.join(folder, layout.RESULT)
-    _check_same_arch(folder, arch)
-    if storage.exists(result_path):
-        return storage.read_object(result_path, "genes", "val_top1", "num_val_images")
     supernet = storage.join(run_dir, layout.SUPERNET)
     teacher = storage.join(run_dir, layout.TEACHER) if job.supernet.has_teacher else supernet
-    task = {"job": job.model_dump(), "data_path": data_path, "arch": list(arch)}
-    task |= {"supernet": supernet, "teacher": teacher, "folder": folder}
-    task["fingerprint"] = read_info(data_path).fingerprint
-    if config.epochs:
-        result = _train(job, task, name)
-    else:
-        started = time.monotonic()
-        with progress(f"ship {name}", 1) as show:
-            result = _measure(job, task, folder)
-            show(1, f"validation {result['val_top1']:.1%}")
-        result["seconds"] = time.monotonic() - started
-    storage.write_json(result_path, result)
-    return result
+    shared = {"job": job.model_dump(), "data_path": data_path}
+    shared |= {"supernet": supernet, "teacher": teacher}
+    shared["fingerprint"] = read_info(data_path).fingerprint
+    results, tasks = {}, {}
+    for name, arch in archs.items():
+        folder = storage.join(run_dir, into, name)
+        _check_same_arch(folder, arch)
+        path = storage.join(folder, layout.RESULT)
+        if storage.exists(path):
+            results[name] = storage.read_object(path, "genes", "val_top1", "num_val_images")
+        else:
+            tasks[name] = shared | {"arch": list(arch), "folder": folder}
+    if tasks and job.retrain.epochs:
+        num_workers = job.compute.workers_per_trial
+        check_batches(job, data_path, job.retrain.batch_size, num_workers)
+        results |= _train_all(job, tasks)
+    elif tasks:
+        results |= _ship_all(job, tasks)
+    return {name: results[name] for name in archs}
 
 
-def _train(job: Job, task: dict[str, Any], name: str) -> dict[str, Any]:
-    """Train by each recipe of the job; return the result of the best."""
-    folder, config = task["folder"], job.retrain
-    check_batches(job, task["data_path"], config.batch_size, job.compute.workers_per_trial)
-    recipes = draw_recipes(config, job.seed)
-    trials = [
-        task | {"folder": storage.join(folder, f"{layout.TRIAL}{index}"), "recipe": recipe}
-        for index, recipe in enumerate(recipes)
+def _ship_all(job: Job, tasks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Take the supernet's weights, of as many at the same time as Ray finds room for."""
+    results: dict[str, dict[str, Any]] = {}
+    starting = ((_measure(job, task, task["folder"]), name) for name, task in tasks.items())
+    with progress(_label("ship", tasks), len(tasks)) as show:
+        for name, result in _as_completed(starting, len(tasks)):
+            storage.write_json(storage.join(tasks[name]["folder"], layout.RESULT), result)
+            results[name] = result
+            show(len(results), f"{name}: validation {result['val_top1']:.1%}")
+    return results
+
+
+def _train_all(job: Job, tasks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Train each in a Ray task of its own, which is what Ray advises for experiments of Tune that
+    run at the same time.
+    """
+    compute = job.compute
+    train = ray.remote(
+        num_cpus=0,
+        label_selector=worker_labels(compute, gpu=False),
+        max_retries=compute.max_failures,
+        # Ray Train frees the workers of a stopped trial by asking the cluster's dashboard. Without
+        # RAY_ADDRESS it finds none on a machine with two clusters, and training waits for ever.
+        runtime_env={"env_vars": {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}},
+    )(_train)
+    trials = {name: _trials(job, task) for name, task in tasks.items()}
+    every = [trial for of_one in trials.values() for trial in of_one]
+    total = len(every) * job.retrain.epochs  # an upper bound: ASHA stops some
+    starting = ((train.remote(job, task, trials[name]), name) for name, task in tasks.items())
+    with following(_label("retrain", tasks), total, lambda: _progress(every)):
+        return dict(_as_completed(starting, _num_at_once(compute)))
+
+
+def _label(verb: str, tasks: Collection[str]) -> str:
+    return f"{verb} {next(iter(tasks))}" if len(tasks) == 1 else verb
+
+
+def _num_at_once(compute: ComputeConfig) -> int:
+    """How many architectures are trained at the same time: what the job says, or what there is
+    room for now.
+    """
+    if compute.concurrent_winners:
+        return compute.concurrent_winners
+    resource, needed = ("GPU", 1) if on_gpu(compute, 1) else ("CPU", compute.cpus_per_trial)
+    needed *= compute.workers_per_trial * compute.concurrent_trials
+    return max(1, int(ray.cluster_resources().get(resource, 0) // needed))
+
+
+def _as_completed(
+    starting: Iterable[tuple[ray.ObjectRef, str]], at_once: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Results of Ray tasks, with their names, as they come.
+
+    Args:
+        starting: starts a task whenever the next one is asked of it.
+        at_once: how many run at the same time.
+
+    Raises:
+        UserError: a user's or a storage's mistake ended a task; the others have ended.
+    """
+    starting, running, mistakes = iter(starting), {}, []
+    while True:
+        running |= dict(islice(starting, at_once - len(running)))
+        if not running:
+            break
+        [task], _ = ray.wait(list(running))
+        name = running.pop(task)
+        try:
+            result = ray.get(task)
+        except RayError as error:
+            if (mistake := user_mistake(error)) is None:
+                raise
+            mistakes.append(mistake)
+            if running:
+                logger.warning("%s; the others go on", mistake)
+        else:
+            yield name, result
+    if mistakes:
+        raise mistakes[0]
+
+
+def _trials(job: Job, task: dict[str, Any]) -> list[dict[str, Any]]:
+    """The task of each recipe that competes for one architecture."""
+    return [
+        task | {"folder": storage.join(task["folder"], f"{layout.TRIAL}{index}"), "recipe": recipe}
+        for index, recipe in enumerate(draw_recipes(job.retrain, job.seed))
     ]
-    total = len(trials) * config.epochs  # an upper bound: ASHA stops some
-    with following(f"retrain {name}", total, lambda: _progress(trials)):
-        lengths = resumed(lambda: _run(job, trials), lambda: _progress(trials)[0])
+
+
+def _train(job: Job, task: dict[str, Any], trials: list[dict[str, Any]]) -> dict[str, Any]:
+    """Train one architecture by each of its recipes; write and return the result of the best."""
+    folder, epochs = task["folder"], job.retrain.epochs
+    lengths = resumed(lambda: _tune(job, trials), lambda: _progress(trials)[0])
     curves = [
-        _read_trial(trial, length, config.epochs)
-        for trial, length in zip(trials, lengths, strict=True)
+        _read_trial(trial, length, epochs) for trial, length in zip(trials, lengths, strict=True)
     ]
     storage.write_json(storage.join(folder, layout.CURVES), curves)
     finished = [index for index, curve in enumerate(curves) if not curve["stopped"]]
@@ -104,13 +190,15 @@ def _train(job: Job, task: dict[str, Any], name: str) -> dict[str, Any]:
         )
     key = f"holdout_{job.search.fitness}"
     best = max(finished, key=lambda index: (curves[index]["epochs"][-1][key], -index))
-    result = _measure(job, trials[best], folder) | {"trial": best, "recipe": recipes[best]}
+    result = ray.get(_measure(job, trials[best], folder))
+    result |= {"trial": best, "recipe": trials[best]["recipe"]}
     result["seconds"] = sum(epoch["seconds"] for curve in curves for epoch in curve["epochs"])
+    storage.write_json(storage.join(folder, layout.RESULT), result)
     return result
 
 
-def _measure(job: Job, task: dict[str, Any], folder: str) -> dict[str, Any]:
-    """Write model.pt into `folder`; return its top-1, measured on a node for training."""
+def _measure(job: Job, task: dict[str, Any], folder: str) -> ray.ObjectRef:
+    """Have model.pt written into `folder`, and its top-1 measured, on a node for training."""
     compute = job.compute
     gpu = on_gpu(compute, 1)
     measure = measure_on_validation.options(
@@ -119,11 +207,7 @@ def _measure(job: Job, task: dict[str, Any], folder: str) -> dict[str, Any]:
         max_retries=compute.max_failures,
         label_selector=worker_labels(compute, gpu=gpu),
     )
-    try:
-        return ray.get(measure.remote(task, storage.join(folder, layout.MODEL)))
-    except RayTaskError as error:
-        raise_user_error(error)
-        raise
+    return measure.remote(task, storage.join(folder, layout.MODEL))
 
 
 def _check_same_arch(folder: str, arch: Architecture) -> None:
@@ -157,32 +241,12 @@ def draw_recipes(config: RetrainConfig, seed: int) -> list[dict[str, float]]:
     return recipes
 
 
-def _run(job: Job, trials: list[dict[str, Any]]) -> list[int]:
-    """Run Tune in this process, or, for data-parallel trials, in a task that has RAY_ADDRESS.
-
-    Ray Train frees the workers of a stopped trial by asking the cluster's dashboard. Without
-    RAY_ADDRESS it finds none on a machine with two clusters, and retraining waits for ever.
+def _tune(job: Job, trials: list[dict[str, Any]]) -> list[int]:
+    """Run the trials under ASHA, each as a plain function or as a data-parallel training.
 
     Returns how many epochs of each trial ASHA has seen. Data-parallel workers may have trained
     some more before they heard that their trial was stopped; how many is a matter of timing, so
     these are left out of the results.
-    """
-    if job.compute.workers_per_trial == 1:
-        return _tune(job, trials)
-    address = ray.get_runtime_context().gcs_address
-    task = ray.remote(
-        num_cpus=0,
-        label_selector=worker_labels(job.compute, gpu=False),
-        max_retries=job.compute.max_failures,
-        runtime_env={"env_vars": {"RAY_ADDRESS": address}},
-    )(_tune)
-    return ray.get(task.remote(job, trials))
-
-
-def _tune(job: Job, trials: list[dict[str, Any]]) -> list[int]:
-    """Run the trials under ASHA, each as a plain function or as a data-parallel training.
-
-    Returns the epochs that each trial had reported when it ended or was stopped.
     """
     config, compute = job.retrain, job.compute
     if compute.workers_per_trial == 1:
@@ -265,10 +329,11 @@ def _read_trial(trial: dict[str, Any], length: int, epochs: int) -> dict[str, An
 
 def _progress(trials: list[dict[str, Any]]) -> tuple[int, str]:
     """How many epochs all trials have trained, and the hold-out top-1 of the latest trial."""
-    paths = [storage.join(trial["folder"], layout.CURVES) for trial in trials]
-    curves = {index: storage.read_rows(p) for index, p in enumerate(paths) if storage.exists(p)}
-    if not any(curves.values()):
+    paths = {trial["folder"]: storage.join(trial["folder"], layout.CURVES) for trial in trials}
+    curves = {folder: storage.read_rows(p) for folder, p in paths.items() if storage.exists(p)}
+    begun = [folder for folder, epochs in curves.items() if epochs]
+    if not begun:
         return 0, ""
-    last = max(index for index, epochs in curves.items() if epochs)
-    top1 = curves[last][-1]["holdout_top1"]
-    return sum(map(len, curves.values())), f"trial {last}, hold-out {top1:.1%}"
+    where = "/".join(begun[-1].rsplit("/", 2)[1:])
+    top1 = curves[begun[-1]][-1]["holdout_top1"]
+    return sum(map(len, curves.values())), f"{where}, hold-out {top1:.1%}"

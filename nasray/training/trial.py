@@ -7,6 +7,7 @@ after every epoch and goes on from it when it is started again.
 """
 
 import io
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -150,9 +151,10 @@ def _states(folder: str) -> list[str]:
 def measure_on_validation(trial: dict[str, Any], path: str) -> dict[str, Any]:
     """Save at `path` the subnet of the best trial, or without epochs the supernet's subnet.
 
-    Beside it, what it says of each validation image. Returns its top-1 on all of them, and that
-    of the supernet's, if there is one.
+    Beside it, what it says of each validation image. Returns its top-1 on all of them, that of
+    the supernet's, if there is one, and the seconds that this took.
     """
+    started = time.monotonic()
     job = parse_job(trial["job"], trial["folder"])
     choose_kernels(deterministic=job.compute.deterministic)
     device = worker_device(job.compute.cpus_per_trial)
@@ -174,6 +176,7 @@ def measure_on_validation(trial: dict[str, Any], path: str) -> dict[str, Any]:
         "val_top1": said.top1,
         "val_balanced_top1": said.balanced_top1,
         "num_val_images": len(said.labels),
+        "seconds": time.monotonic() - started,
     }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from PIL import Image
 
@@ -23,7 +24,7 @@ from nasray.errors import UserError
 from nasray.evaluation.evaluate import top1
 from nasray.search.scores import Predictions
 from nasray.storage import files as storage
-from nasray.training.retrain import draw_recipes, retrain
+from nasray.training.retrain import _as_completed, draw_recipes, retrain
 from tests.conftest import (
     FinishedRun,
     MakeJob,
@@ -105,7 +106,7 @@ def test_a_killed_trial_goes_on_and_ends_with_the_same_weights(
     killer = threading.Thread(target=kill)
     killer.start()
     job = make_job()
-    retrain(job, str(tmp_path), job.data.path, arch, "0")
+    retrain(job, str(tmp_path), job.data.path, {"0": arch})
     killer.join()
     assert 0 < len(seen) < job.retrain.epochs
     assert curves(tmp_path / "retrain/0")[: len(seen)] == seen  # with their seconds
@@ -125,12 +126,47 @@ def test_what_was_trained_is_replayed_and_not_trained_again(
     for lost in ("result.json", "model.pt", "curves.json"):
         (after / lost).unlink()
     job = make_job()
-    result = retrain(job, str(tmp_path), job.data.path, arch, "0")
+    result = retrain(job, str(tmp_path), job.data.path, {"0": arch})["0"]
     assert_same_weights(after / "model.pt", f"{before}/model.pt")
     for trial in range(2):
         assert curves(after, trial) == curves(before, trial)  # seconds, too
     old = storage.read_json(f"{before}/result.json")
     assert result == {key: old[key] for key in result}
+
+
+@pytest.mark.ray
+def test_several_trained_at_once_have_the_weights_of_one_at_a_time(
+    finished_run: FinishedRun, make_job: MakeJob, ray_cluster: None, tmp_path: Path
+):
+    """One whose training cannot go on costs the others nothing."""
+    before = f"{finished_run.folder}/retrain/0"
+    arch = tuple(storage.read_json(f"{before}/result.json")["genes"])
+    archs = {"bad": ANY_ARCH, "0": arch, "1": (1, 0) * 3}
+    state = tmp_path / "retrain/bad/trial-0/state.pt"
+    state.parent.mkdir(parents=True)
+    state.write_bytes(b"not weights")
+    job = make_job(compute={"concurrent_winners": 2, "max_failures": 0})
+    with pytest.raises(UserError, match=f"^{state} is not a readable checkpoint"):
+        retrain(job, str(tmp_path), job.data.path, archs)
+    assert not (tmp_path / "retrain/bad/result.json").exists()
+    assert_same_weights(tmp_path / "retrain/0/model.pt", f"{before}/model.pt")
+    del archs["bad"]
+    results = retrain(job, str(tmp_path), job.data.path, archs)
+    assert [tuple(result["genes"]) for result in results.values()] == list(archs.values())
+
+
+@pytest.mark.ray
+def test_as_many_run_at_the_same_time_as_are_asked_for(ray_cluster: None, tmp_path: Path):
+    @ray.remote(num_cpus=0)
+    def meet(own: str, other: str) -> dict[str, str]:
+        (tmp_path / own).touch()
+        wait_for((tmp_path / other).exists, "the other task runs, too")
+        return {"name": own}
+
+    pairs = (("a", "b"), ("b", "a"), ("c", "d"), ("d", "c"))
+    starting = ((meet.remote(own, other), own) for own, other in pairs)
+    results = dict(_as_completed(starting, 2))
+    assert results == {own: {"name": own} for own, _ in pairs}
 
 
 @pytest.mark.ray
@@ -142,7 +178,7 @@ def test_a_trial_that_cannot_go_on_says_so_in_one_line(
     state.write_bytes(b"not weights")
     job = make_job(compute={"max_failures": 0})
     with pytest.raises(UserError, match=f"^{state} is not a readable checkpoint"):
-        retrain(job, str(tmp_path), job.data.path, ANY_ARCH, "0")
+        retrain(job, str(tmp_path), job.data.path, {"0": ANY_ARCH})
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +227,7 @@ def test_a_bad_recipe_is_stopped_early(
         compute={"workers_per_trial": num_workers},
         retrain=config,
     )
-    result = retrain(job, str(tmp_path), job.data.path, ANY_ARCH, "0")
+    result = retrain(job, str(tmp_path), job.data.path, {"0": ANY_ARCH})["0"]
     good, bad = storage.read_json(f"{tmp_path}/retrain/0/curves.json")
     assert good["epochs"][2]["holdout_top1"] > bad["epochs"][2]["holdout_top1"] + 0.2
     assert (len(good["epochs"]), len(bad["epochs"])) == (30, 3)
@@ -213,7 +249,7 @@ def seed_of_a_good_and_a_bad_recipe(config: RetrainConfig) -> int:
 @pytest.mark.slow
 def test_trials_may_have_several_workers(make_job: MakeJob, ray_cluster: None, tmp_path: Path):
     job = make_job(compute={"workers_per_trial": 2}, retrain={"num_trials": 1, "epochs": 2})
-    result = retrain(job, str(tmp_path), job.data.path, ANY_ARCH, "0")
+    result = retrain(job, str(tmp_path), job.data.path, {"0": ANY_ARCH})["0"]
     assert [epoch["epoch"] for epoch in curves(tmp_path / "retrain/0")] == [0, 1]
     assert result["trial"] == 0
     assert torch.load(tmp_path / "retrain/0/model.pt", weights_only=True)["arch"] == list(ANY_ARCH)
