@@ -8,6 +8,7 @@ supernet must beat to be worth its training.
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -125,11 +126,13 @@ def read_truth(path: str, space: Space, value_key: str = "") -> dict[Architectur
         try:
             arch = _architecture(row[arch_key], space)
             value = float(row[value_key])
+            if not math.isfinite(value):
+                raise ValueError
         except UserError as error:
             raise UserError(f"--truth {path}, row {number}: {error}") from None
         except (KeyError, TypeError, ValueError):
             raise UserError(
-                f"--truth {path}, row {number}: {value_key} = {row.get(value_key)!r} is no number; "
+                f"--truth {path}, row {number}: {value_key} = {row.get(value_key)!r} is no finite number; "
                 f"columns are {', '.join(map(str, row))} (--value NAME chooses one)"
             ) from None
         found.setdefault(arch, []).append(value)

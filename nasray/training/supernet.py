@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain
 from typing import Any
 
@@ -237,6 +237,7 @@ def _train_worker(task: dict[str, Any]) -> str | None:
 
     bands = task.get("bands", ())
 
+    @lru_cache(maxsize=1)  # a step asks for its architectures up to three times
     def archs_of(epoch: int, step: int) -> list[Architecture]:
         return sample(space, job.supernet, seed=job.seed, epoch=epoch, step=step, bands=bands)
 

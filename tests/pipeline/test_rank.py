@@ -80,7 +80,8 @@ def test_several_names_of_one_network_are_averaged(tmp_path: Path):
     [
         ("t.csv", "arch,mean_acc\n99912220,1\n", "row 1: nasbench_macro: gene layer0 = 9 must be"),
         ("t.csv", "arch,mean_acc\n2221222,1\n", "row 1: 2221222 is no architecture"),
-        ("t.csv", "arch,mean_acc\n22212220,good\n", "row 1: mean_acc = 'good' is no number"),
+        ("t.csv", "arch,mean_acc\n22212220,good\n", "row 1: mean_acc = 'good' is no finite number"),
+        ("t.csv", "arch,mean_acc\n22212220,nan\n", "row 1: mean_acc = 'nan' is no finite number"),
         ("t.csv", "arch,score\n22212220,1\n", "no column for the true value, .* --value NAME"),
         ("t.csv", "net,value\n22212220,1\n", "no column for the architecture, .* are net, value"),
         ("t.csv", "arch,value\n", "has no rows"),
