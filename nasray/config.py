@@ -388,8 +388,9 @@ class SearchConfig(Section):
     evaluations: int = Field(0, ge=0)  # that the job can pay for; 0: population and generations say
     algorithm: str = "genetic"  # a name in algorithms.ALGORITHMS
     # What is maximised on the hold-out, a name in search.scores.FITNESS: the share of all images
-    # that is right, or the mean of that share over the classes.
-    fitness: Literal["top1", "balanced"] = "top1"
+    # that is right, the mean of that share over the classes, or the mean log-probability of the
+    # right class.
+    fitness: Literal["top1", "balanced", "log_likelihood"] = "top1"
     # Of steady, evolution and bayesian: so many candidates are under way at once, on any number of
     # evaluators. More evaluators than that have nothing to do.
     lag: int = Field(16, ge=1)
@@ -411,6 +412,11 @@ class SearchConfig(Section):
     prefer: Literal["cheapest", "best"] = "cheapest"
     top_k: int = Field(3, ge=1)
     num_baseline: int = Field(10, ge=0)  # random feasible subnets the winner is compared with
+
+    @property
+    def accuracy(self) -> str:
+        """By which name in scores.FITNESS networks are compared that are trained, or reported."""
+        return "balanced" if self.fitness == "balanced" else "top1"
 
     @property
     def one_by_one(self) -> bool:

@@ -18,6 +18,8 @@ from nasray.devices import autocast
 from nasray.evaluation.batches import UInt8Images, on_batches
 from nasray.search.racing import StoppingRule
 
+LOWEST = -10.0  # log-probability that an image counts with
+
 
 def evaluate(
     subnet: nn.Module,
@@ -30,6 +32,7 @@ def evaluate(
     resolution: int | None = None,
     rule: StoppingRule | None = None,
     graphs: bool = False,
+    measure: Callable[..., np.ndarray] | None = None,
 ) -> np.ndarray:
     """Recalibrate `subnet` and return which images it classifies correctly.
 
@@ -44,6 +47,7 @@ def evaluate(
         resolution: to which images are scaled; None: as they are.
         rule: ends the evaluation early once the candidate is hopeless.
         graphs: on a GPU, replay CUDA graphs; their memory stays with the process.
+        measure: what is returned instead of correct_mask(): outcomes(), without a rule.
 
     Returns:
         bool (n,); if `rule` ended it, of the images evaluated only, in the rule's order.
@@ -59,7 +63,7 @@ def evaluate(
     else:
         fold_bn(subnet)
     if rule is None:
-        return correct_mask(subnet, images, labels, **options)
+        return (measure or correct_mask)(subnet, images, labels, **options)
     return rule.apply(lambda rows: correct_mask(subnet, images[rows], labels[rows], **options))
 
 
@@ -204,6 +208,40 @@ def correct_mask(
     # Kept on the device until the end, so that the host need not wait for each batch.
     guesses = list(on_batches(predict, images, batch_size, device, graphs=graphs))
     return torch.cat(guesses).cpu().numpy() == labels
+
+
+@torch.inference_mode()
+def outcomes(
+    subnet: nn.Module,
+    images: UInt8Images,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    device: str = "cpu",
+    resolution: int | None = None,
+    graphs: bool = False,
+) -> np.ndarray:
+    """Whether `subnet` (in eval mode) classifies each image correctly, as correct_mask() does,
+    and the natural logarithm of the probability that it gives to the right class.
+
+    Returns:
+        float32 (n, 2): 1 or 0, and LOWEST or more, so that single images do not decide.
+    """
+
+    def predict(batch: Tensor) -> Tensor:
+        with autocast(device):
+            outputs = subnet(_prepared(batch, resolution))
+        best = outputs.argmax(1, keepdim=True)
+        best = best.where(outputs.isfinite().all(1, keepdim=True), -1)
+        return torch.cat([best.float(), outputs.float().log_softmax(1)], 1)
+
+    found, right = [], torch.from_numpy(labels).to(device)
+    for said in on_batches(predict, images, batch_size, device, graphs=graphs):
+        own = right[sum(map(len, found)) :][: len(said), None]
+        found.append(torch.cat([(said[:, :1] == own).float(), said[:, 1:].gather(1, own)], 1))
+    whole = torch.cat(found).cpu().numpy()
+    whole[:, 1] = np.nan_to_num(whole[:, 1], nan=LOWEST).clip(LOWEST)
+    return whole
 
 
 @torch.inference_mode()

@@ -25,11 +25,11 @@ from nasray.data.splits import JobImages
 from nasray.devices import choose_kernels, precisions, use_precision
 from nasray.errors import EvaluationError, UserError
 from nasray.evaluation.batches import UInt8Images, release_graph_memory
-from nasray.evaluation.evaluate import evaluate
+from nasray.evaluation.evaluate import evaluate, outcomes
 from nasray.evaluation.pool import Pool
 from nasray.search.candidate import Evaluation
 from nasray.search.racing import CorrectnessModel, StoppingRule, measured
-from nasray.search.scores import FITNESS
+from nasray.search.scores import FITNESS, LOG_LIKELIHOOD
 from nasray.spaces import make_space
 from nasray.spaces.space import Architecture
 
@@ -120,8 +120,8 @@ class Evaluator:
             sizes = [size, *sizes]  # images and graphs make room before the batch is halved
         started = time.monotonic()
         for batch_size in sizes:
-            correct, reason = self._correct(request, batch_size)
-            if correct is not None:
+            outcome, reason = self._measure(request, batch_size)
+            if outcome is not None:
                 break
             # Here the error is gone, whose traceback held the tensors of the failed attempt.
             logger.warning("%s; trying again with less memory", reason)
@@ -132,9 +132,14 @@ class Evaluator:
                 "lower it, or give evaluators more memory"
             )
         images, labels = self._images(request)
+        correct = scores = outcome
+        if outcome.ndim == 2:
+            correct, scores = outcome[:, 0] == 1, outcome[:, 1].astype(np.float16)
         found = measured(correct, len(images), self._rule(request))
         if request.rule is None:
-            found["fitness"] = FITNESS[self.task.job.search.fitness](correct, labels)
+            found["fitness"] = FITNESS[self.task.job.search.fitness].of(scores, labels)
+        if scores is not correct:
+            found["log_likelihoods"] = scores.tobytes()
         return Evaluation(
             **found,
             seconds=time.monotonic() - started,
@@ -143,12 +148,15 @@ class Evaluator:
             **self.origin,
         )
 
-    def _correct(self, request: Request, batch_size: int) -> tuple[np.ndarray | None, str]:
-        """Which images are classified correctly; or None, and in which words memory ran out."""
+    def _measure(self, request: Request, batch_size: int) -> tuple[np.ndarray | None, str]:
+        """What correct_mask() finds, or outcomes() for a fitness that is made of these; or None,
+        and in which words memory ran out.
+        """
         space, arch = self.supernet.space, request.arch
+        is_likelihood = self.task.job.search.fitness == LOG_LIKELIHOOD
         try:
             images, labels = self._images(request)
-            correct = evaluate(
+            found = evaluate(
                 self.supernet.extract(arch),
                 self._calibration(request.calibration),
                 self._on_device(images),
@@ -158,12 +166,13 @@ class Evaluator:
                 resolution=space.resolution_of(arch),
                 rule=self._rule(request),
                 graphs=not self.spares_memory,
+                measure=outcomes if is_likelihood else None,
             )
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
             return None, str(error)
-        return correct, ""
+        return found, ""
 
     def _free_memory(self) -> None:
         """Keep nothing on the GPU but the supernet, from now on."""

@@ -45,11 +45,11 @@ def _thumbnail(pixels: np.ndarray) -> bytes:
 
 
 def on_holdout(subnet: nn.Module, images: JobImages, device: str) -> dict[str, float | None]:
-    """How good `subnet`, on `device`, is on the hold-out: by top-1, and by the job's fitness."""
+    """How good `subnet`, on `device`, is on the hold-out: top-1, and balanced if asked for."""
     pixels, labels = images.holdout
     config = images.job.search
     correct = correct_mask(
         subnet.eval(), pixels, labels, batch_size=config.batch_size, device=device
     )
-    names = dict.fromkeys(("top1", config.fitness))
-    return {f"holdout_{name}": FITNESS[name](correct, labels) for name in names}
+    names = dict.fromkeys(("top1", config.accuracy))
+    return {f"holdout_{name}": FITNESS[name].of(correct, labels) for name in names}

@@ -10,6 +10,7 @@ import numpy as np
 from nasray.config import Job, Limit, SearchConfig, limited_cost
 from nasray.search.candidate import Candidate, best_first, unpack
 from nasray.search.reliability import CLEARLY, Reliability
+from nasray.search.scores import FITNESS, LOG_LIKELIHOOD
 
 GOOD = 0.8  # a reliability that is called good, as usual in testing
 MOST_LISTED = 200  # chances in search.json
@@ -33,8 +34,8 @@ class Ranking:
     @cached_property
     def reliability(self) -> Reliability | None:
         """None where there is too little to tell."""
-        found = [unpack(each.correct, len(self.labels)) for each in self.candidates if each.correct]
-        if len(found) < len(self.candidates):  # an old history may lack them
+        found = [_scores(each, self.config.fitness) for each in self.candidates]
+        if any(len(each) != len(self.labels) for each in found):  # an old history may lack them
             return None
         weights = None
         if self.config.fitness == "balanced":
@@ -125,13 +126,21 @@ class Ranking:
             return f'{equal}, which is the answer by search.prefer = "best".'
         if answer is best:
             return f"{equal}, which is the cheapest of these and the answer."
-        row = self.candidates.index(answer)
+        row, said = self.candidates.index(answer), FITNESS[self.config.fitness]
         return (
             f"{equal}; the answer is the cheapest of these, {answer.costs[self.cost]:.4g} "
-            f"{self.cost} instead of {best.costs[self.cost]:.4g}, {100 * found.leads[row]:.1f} "
-            f"points below the best as measured, {100 * found.expected_leads[row]:.1f} expected "
+            f"{self.cost} instead of {best.costs[self.cost]:.4g}, "
+            f"{said.difference(found.leads[row])} below the best as measured, "
+            f"{said.difference(found.expected_leads[row])} expected "
             '(search.prefer = "best" takes the best).'
         )
+
+
+def _scores(candidate: Candidate, fitness: str) -> np.ndarray:
+    """What counts of each image, (images,); none of an old history."""
+    if fitness == LOG_LIKELIHOOD:
+        return np.frombuffer(candidate.log_likelihoods, np.float16)
+    return unpack(candidate.correct, candidate.images if candidate.correct else 0)
 
 
 def rankings(

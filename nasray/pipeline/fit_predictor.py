@@ -11,7 +11,7 @@ from nasray.algorithms.random import RandomSearch
 from nasray.algorithms.verified import MIN_FITTED, as_data, unique
 from nasray.errors import UserError
 from nasray.pipeline.run import Run
-from nasray.pipeline.search import evaluators, require_supernet
+from nasray.pipeline.search import accuracy_of, evaluators, require_supernet
 from nasray.predictors.predictor import STEPS, AccuracyPredictor
 from nasray.predictors.quality import quality_of_fit
 from nasray.progress import progress
@@ -36,7 +36,8 @@ def fit_predictor(run: Run) -> dict[str, Any]:
             f"{run.folder} has {len(candidates)} evaluations to fit a predictor to, and needs "
             f"{MIN_FITTED} at least; say --sample {MIN_FITTED} or more"
         )
-    data = run.space, *as_data(candidates)
+    population, _ = as_data(candidates)
+    data = run.space, population, [accuracy_of(each, run.job.search) for each in candidates]
     with progress("predictor", 2 * STEPS) as show:
         quality = quality_of_fit(*data, seed=run.job.seed, show=show)
         predictor = AccuracyPredictor.fit(

@@ -132,8 +132,8 @@ def read_truth(path: str, space: Space, value_key: str = "") -> dict[Architectur
             raise UserError(f"--truth {path}, row {number}: {error}") from None
         except (KeyError, TypeError, ValueError):
             raise UserError(
-                f"--truth {path}, row {number}: {value_key} = {row.get(value_key)!r} is no finite number; "
-                f"columns are {', '.join(map(str, row))} (--value NAME chooses one)"
+                f"--truth {path}, row {number}: {value_key} = {row.get(value_key)!r} is no finite "
+                f"number; columns are {', '.join(map(str, row))} (--value NAME chooses one)"
             ) from None
         found.setdefault(arch, []).append(value)
     return {arch: float(np.mean(values)) for arch, values in found.items()}

@@ -11,7 +11,7 @@ from nasray import checkpoint
 from nasray.algorithms import ONE_AT_A_TIME, make_algorithm, make_schedule
 from nasray.algorithms.first import WithFirst
 from nasray.algorithms.many_limits import SplitLimits
-from nasray.config import Limit, limited_cost
+from nasray.config import Limit, SearchConfig, limited_cost
 from nasray.data.splits import JobImages
 from nasray.errors import EvaluationError, UserError
 from nasray.pipeline.answers import answers, limits_of, rankings
@@ -277,7 +277,13 @@ def _top1(run: Run, found: Evaluation) -> dict[str, Any]:
 def _other_fitness(run: Run, found: Evaluation) -> dict[str, float]:
     """The fitness, where it is not top-1."""
     name = run.job.search.fitness
-    return {} if name == "top1" else {f"{name}_top1": found.fitness}
+    key = f"{name}_top1" if name == run.job.search.accuracy else name
+    return {} if name == "top1" else {key: found.fitness}
+
+
+def accuracy_of(found: Evaluation, config: SearchConfig) -> float:
+    """Top-1, or balanced top-1 if that is searched for."""
+    return found.fitness if config.fitness == config.accuracy else found.top1
 
 
 def _compare_with_random(
@@ -298,7 +304,8 @@ def _compare_with_random(
     evaluations = pool.evaluate(requests)
     if evaluations[0].failed:
         return None
-    winner_top1, *random_top1 = (found.fitness for found in evaluations if not found.failed)
+    succeeded = (found for found in evaluations if not found.failed)
+    winner_top1, *random_top1 = (accuracy_of(found, run.job.search) for found in succeeded)
     return {
         "winner_top1": winner_top1,
         "random_top1": random_top1,

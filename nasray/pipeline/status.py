@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from nasray.config import Job, parse_job
 from nasray.errors import UserError
 from nasray.search.history import SINGLE, SOURCE
+from nasray.search.scores import FITNESS
 from nasray.storage import files as storage
 from nasray.storage import layout
 
@@ -70,7 +71,9 @@ def _search(folder: str, job: Job) -> Stage:
     done = storage.join(folder, layout.SEARCH)
     if storage.exists(done):
         number, best = _read(done, "num_evaluations"), _read(done, "winner", "fitness")
-        return Stage("search", "done", f"{number} evaluations, best {best:.1%}")
+        return Stage(
+            "search", "done", f"{number} evaluations, best {FITNESS[job.search.fitness].text(best)}"
+        )
     number = _num_evaluations(storage.join(folder, layout.HISTORY))
     if not number:
         return Stage("search", "to do")

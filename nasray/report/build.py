@@ -122,7 +122,13 @@ def _tiles(run: RunContents) -> list[tuple[str, str, str]]:
             tiles.append((percent(balanced), "balanced top-1", "the mean over the classes"))
     elif winner or candidates:
         best = winner["fitness"] if winner else max(c.fitness for c in candidates)
-        tiles.append((percent(best), run.fitness, "best subnet, supernet weights, hold-out images"))
+        tiles.append(
+            (
+                run.fitness.text(best),
+                run.fitness.title,
+                "best subnet, supernet weights, hold-out images",
+            )
+        )
     costs = costs_of(retrained or winner or {})
     for cost, (label, _) in figures.COSTS.items():
         if costs.get(cost) is not None:
@@ -196,7 +202,7 @@ def _reliability(run: RunContents) -> Part:
         "choice of the best taken into account; candidates below the line are not clearly worse."
         + (f" {lost} candidates whose evaluation was stopped early are left out." if lost else "")
     )
-    table, curves = reliability_table(rankings), reliability_curves(rankings)
+    table, curves = reliability_table(rankings, run.fitness), reliability_curves(rankings)
     plot = embed(figures.reliability_figure(curves), "reliability-plot")
     return {"note": note, "plot": plot, "table": table}
 
@@ -210,12 +216,12 @@ def _baseline(run: RunContents) -> Part:
     average = mean(others)
     note = (
         f"On {baseline['num_images']:,} validation images, with the supernet's weights, the winner "
-        f"has {percent(winner)} {run.fitness}. {len(others)} random architectures within the same "
-        f"limits have {percent(average)} on average ({percent(min(others))} to "
+        f"has {percent(winner)} {run.accuracy.title}. {len(others)} random architectures within "
+        f"the same limits have {percent(average)} on average ({percent(min(others))} to "
         f"{percent(max(others))}): the search gains {100 * (winner - average):+.2f} points and "
         f"beats {sum(winner > top1 for top1 in others)} of {len(others)}."
     )
-    plot = embed(figures.baseline_figure(others, winner, run.fitness), "baseline-plot")
+    plot = embed(figures.baseline_figure(others, winner, run.accuracy), "baseline-plot")
     return {"note": note, "plot": plot}
 
 
@@ -223,7 +229,7 @@ def _candidates(run: RunContents) -> list[tuple[str, Table, str]]:
     """The tables of architectures: (title, table, note)."""
     cost = (run.search or {}).get("front_cost", "cost")
     label = figures.COSTS.get(cost, (cost,))[0]
-    note = f"No evaluated architecture beats one of these in both {run.fitness} and {label}."
+    note = f"No evaluated architecture beats one of these in both {run.fitness.title} and {label}."
     listed = [
         ("The best for each limit", run.answers, ""),
         ("Pareto front", run.front, note),
@@ -261,7 +267,7 @@ def _rank(run: RunContents) -> Part:
     )
     if pick := found.get("pick"):
         note += f" The search's answer is {pick['regret']:.3g} below the best known."
-    plot = embed(figures.rank_figure(found["supernet"], found["true"]), "rank-plot")
+    plot = embed(figures.rank_figure(found["supernet"], found["true"], run.fitness), "rank-plot")
     return {"note": note, "plot": plot, "table": rank_table(found["rankers"])}
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from nasray.search.candidate import Candidate
 from nasray.search.history import History
-from nasray.search.scores import Predictions
+from nasray.search.scores import FITNESS, LOG_LIKELIHOOD, Fitness, Predictions
 from nasray.storage import files as storage
 from nasray.storage import layout
 
@@ -91,10 +91,15 @@ class RunContents:
         return next(iter([*same, *self.results]), None)
 
     @property
-    def fitness(self) -> str:
-        """What the search maximised, in words."""
+    def fitness(self) -> Fitness:
+        """What the search maximised."""
         config = self.job["job"].get("search", {}) if self.job else {}
-        return "balanced top-1" if config.get("fitness") == "balanced" else "top-1"
+        return FITNESS[config.get("fitness", "top1")]
+
+    @property
+    def accuracy(self) -> Fitness:
+        """By what the winner is compared with random architectures, on validation images."""
+        return FITNESS["top1"] if self.fitness is FITNESS[LOG_LIKELIHOOD] else self.fitness
 
     @property
     def paired(self) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 
 from nasray.search.candidate import Candidate
 from nasray.search.reliability import CLEARLY
+from nasray.search.scores import Fitness
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -29,12 +30,10 @@ COSTS = {
 }
 
 
-def generations_figure(generations: Sequence[Sequence[Candidate]], measure: str) -> "Figure":
-    """Plot the best and the median fitness of each generation, and its middle half.
-
-    `measure` says what the fitness is, such as "top-1".
-    """
-    fitness = [100 * np.array([c.fitness for c in generation]) for generation in generations]
+def generations_figure(generations: Sequence[Sequence[Candidate]], measure: Fitness) -> "Figure":
+    """Plot the best and the median fitness of each generation, and its middle half."""
+    scale = measure.scale
+    fitness = [scale * np.array([c.fitness for c in generation]) for generation in generations]
     numbers = [generation[0].generation for generation in generations]
     low, median, high = ([float(np.quantile(f, at)) for f in fitness] for at in (0.25, 0.5, 0.75))
     best = [float(f.max()) for f in fitness]
@@ -51,12 +50,12 @@ def generations_figure(generations: Sequence[Sequence[Candidate]], measure: str)
         _line(numbers, median, "median", GREY),
         _line(numbers, best, "best", BLUE),
     ]
-    figure = make_figure(traces, height=320, x="generation", y=f"{measure}, %")
+    figure = make_figure(traces, height=320, x="generation", y=f"{measure.title}, {measure.unit}")
     figure.update_xaxes(dtick=1 if len(numbers) < 12 else None)
     return figure.update_layout(hovermode="x unified")
 
 
-def baseline_figure(random_top1: Sequence[float], winner_top1: float, measure: str) -> "Figure":
+def baseline_figure(random_top1: Sequence[float], winner_top1: float, measure: Fitness) -> "Figure":
     """Mark every random architecture and the winner on one axis, which shows `measure`."""
 
     def marks(top1: Sequence[float], name: str, marker: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +65,7 @@ def baseline_figure(random_top1: Sequence[float], winner_top1: float, measure: s
     ticks = {"symbol": "line-ns-open", "size": 26, "color": GREY, "line": {"width": 2}}
     star = {"symbol": "star", "size": 16, "color": RED}
     traces = [marks(random_top1, "random", ticks), marks([winner_top1], "winner", star)]
-    figure = make_figure(traces, height=170, x=f"{measure}, %")
+    figure = make_figure(traces, height=170, x=f"{measure.title}, %")
     return figure.update_yaxes(visible=False, range=[-1, 1])
 
 
@@ -92,11 +91,13 @@ def calibration_figure(measured: Sequence[float], predicted: Sequence[float]) ->
     return make_figure(traces, height=360, x="predicted top-1, %", y="measured top-1, %")
 
 
-def rank_figure(fitness: Sequence[float], true: Sequence[float]) -> "Figure":
+def rank_figure(fitness: Sequence[float], true: Sequence[float], measure: Fitness) -> "Figure":
     """Mark each architecture by its fitness with the supernet's weights and its true value."""
-    marks = _markers(100 * np.array(fitness), np.array(true), "architectures", {"color": BLUE})
-    marks["hovertemplate"] = "supernet %{x:.2f} %, true %{y:.4g}<extra></extra>"
-    return make_figure([marks], height=360, x="top-1 with the supernet, %", y="true value")
+    x = measure.scale * np.array(fitness)
+    marks = _markers(x, np.array(true), "architectures", {"color": BLUE})
+    marks["hovertemplate"] = f"supernet %{{x:.2f}} {measure.unit}, true %{{y:.4g}}<extra></extra>"
+    title = f"{measure.title} with the supernet, {measure.unit}"
+    return make_figure([marks], height=360, x=title, y="true value")
 
 
 def study_figure(rows: Sequence[dict[str, Any]]) -> "Figure":

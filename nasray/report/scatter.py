@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nasray.report.drawing import arch_text
 from nasray.report.figures import BLUE, COSTS, GREY, ORANGE, RED, finish
 from nasray.search.candidate import Candidate, pareto_front
+from nasray.search.scores import Fitness
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -72,7 +73,7 @@ def search_figure(
     paired: bool,
     limits: Sequence[dict[str, Any]],
     winners: Sequence[Sequence[int]],
-    measure: str,
+    measure: Fitness,
 ) -> "Figure":
     """Plot all candidates and the Pareto front after each generation.
 
@@ -82,7 +83,7 @@ def search_figure(
         paired: whether genes alternate between operation and channel scale.
         limits: what the search was held to, as search.json has it.
         winners: genes of the architectures that are marked.
-        measure: what the fitness is, such as "top-1".
+        measure: what the fitness is.
     """
     import plotly.graph_objects as go
 
@@ -106,19 +107,19 @@ def search_figure(
     traces = _legend()
     for cost in costs:
         hover = {"hovertemplate": _hover_text(cost, measure)}
-        traces.append(candidates | hover | _points(shown, cost))
-        traces.append(FRONT | _points(fronts[cost][-1], cost))
-        traces.append(WINNER | _points(marked, cost))
+        traces.append(candidates | hover | _points(shown, cost, measure.scale))
+        traces.append(FRONT | _points(fronts[cost][-1], cost, measure.scale))
+        traces.append(WINNER | _points(marked, cost, measure.scale))
     for index, trace in enumerate(traces):
         trace["visible"] = index < LEGEND + PER_COST
     frames = [
-        _frame(_number(generation), step, fronts, candidates["type"])
+        _frame(_number(generation), step, fronts, candidates["type"], measure.scale)
         for step, generation in enumerate(generations)
     ]
     figure = finish(go.Figure(traces, frames=frames), height=520)
     figure.update_yaxes(
-        title_text=f"{measure} on the hold-out images, %",
-        range=_padded([100 * c.fitness for c in shown], 0.06),
+        title_text=f"{measure.title} on the hold-out images, {measure.unit}",
+        range=_padded([measure.scale * c.fitness for c in shown], 0.06),
         autorange=False,
     )
     axes = [_axis(shown, cost, limits) for cost in costs]
@@ -140,13 +141,13 @@ def _legend() -> list[dict[str, Any]]:
 
 
 def _frame(
-    name: str, step: int, fronts: dict[str, list[list[Candidate]]], kind: str
+    name: str, step: int, fronts: dict[str, list[list[Candidate]]], kind: str, scale: int
 ) -> dict[str, Any]:
     """What changes in the traces of every cost when the slider comes to `step`."""
     changes: list[dict[str, Any]] = []
     for cost, of_steps in fronts.items():
         changes.append({"type": kind, "marker": _colour_range(step)})
-        changes.append({"type": "scatter", **_points(of_steps[step], cost)})
+        changes.append({"type": "scatter", **_points(of_steps[step], cost, scale)})
     firsts = range(LEGEND, LEGEND + PER_COST * len(fronts), PER_COST)
     return {"name": name, "data": changes, "traces": [i for f in firsts for i in (f, f + 1)]}
 
@@ -209,10 +210,10 @@ def _fronts(generations: Generations, cost: str) -> list[list[Candidate]]:
     return fronts[1:]
 
 
-def _points(candidates: Sequence[Candidate], cost: str) -> dict[str, list[float]]:
+def _points(candidates: Sequence[Candidate], cost: str, scale: int) -> dict[str, list[float]]:
     return {
         "x": [c.costs[cost] for c in candidates],
-        "y": [100 * c.fitness for c in candidates],
+        "y": [scale * c.fitness for c in candidates],
     }
 
 
@@ -229,10 +230,10 @@ def _label(cost: str) -> str:
     return escape(COSTS.get(cost, (cost,))[0])  # plotly reads it as HTML
 
 
-def _hover_text(cost: str, measure: str) -> str:
+def _hover_text(cost: str, measure: Fitness) -> str:
     x = f"{_label(cost)} %{{x:{_format(cost)}}}"
     return (
-        f"%{{customdata[0]}}<br>{measure} %{{y:.2f}} %, {x}"
+        f"%{{customdata[0]}}<br>{measure.title} %{{y:.2f}} {measure.unit}, {x}"
         "<extra>generation %{customdata[1]}</extra>"
     )
 

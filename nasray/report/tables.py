@@ -9,8 +9,8 @@ from markupsafe import Markup
 from nasray.report import figures
 from nasray.report.contents import Entry, Retrained
 from nasray.report.drawing import arch_text
-from nasray.report.page import Table, amount, number, percent, percent_of
-from nasray.search.scores import Predictions, by_class
+from nasray.report.page import Table, amount, number, percent_of
+from nasray.search.scores import Fitness, Predictions, by_class
 
 # How a network got its weights, as result.json has it and as a reader does.
 WAYS = {
@@ -20,15 +20,15 @@ WAYS = {
 }
 
 
-def candidates_table(entries: Sequence[Entry], paired: bool, measure: str) -> Table:
-    """Fitness (`measure`), costs and genes of each; before them its limit, if the first has one."""
+def candidates_table(entries: Sequence[Entry], paired: bool, measure: Fitness) -> Table:
+    """Fitness, costs and genes of each; before them its limit, if the first has one."""
     costs = [name for name in figures.COSTS if costs_of(entries[0]).get(name) is not None]
     limited = bool(entries[0].get("limit"))
-    header = [measure, *(figures.COSTS[name][0] for name in costs), "architecture"]
+    header = [measure.title, *(figures.COSTS[name][0] for name in costs), "architecture"]
     rows = [
         [
             *([_limit(entry["limit"])] if limited else []),
-            percent(entry["fitness"]),
+            measure.text(entry["fitness"]),
             *(amount(name, costs_of(entry)[name]) for name in costs),
             _arch_code(entry, paired),
         ]
@@ -102,7 +102,7 @@ def classes_table(said: Predictions) -> Table:
     return Table(header=header, rows=rows, text_last=True)
 
 
-def reliability_table(rankings: Sequence[Entry]) -> Table:
+def reliability_table(rankings: Sequence[Entry], measure: Fitness) -> Table:
     """For each ranking of the search: its reliability, and the chances of its best candidate."""
     names = ("second", "tenth", "median")
     rows = []
@@ -115,12 +115,13 @@ def reliability_table(rankings: Sequence[Entry]) -> Table:
                 number(each["num_candidates"]),
                 number(each["num_images"]),
                 f"{each['split_half']:.2f}",
-                f"{100 * each['standard_error']:.2f}",
+                f"{measure.scale * each['standard_error']:.2f}",
                 *(f"{chances[n]:.0%}" if n in chances else "" for n in (*names, "random")),
                 number(each["num_equal"]),
             ]
         )
-    header = ["within", "candidates", "images", "reliability", "standard error, points"]
+    error = f"standard error, {measure.unit_of_differences}"
+    header = ["within", "candidates", "images", "reliability", error]
     header += [f"better than the {name}" for name in names]
     header += ["better than a random one", "not clearly worse"]
     return Table(header=header, rows=rows)

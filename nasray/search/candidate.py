@@ -15,7 +15,7 @@ FAILED = -np.inf  # fitness of what could not be evaluated
 class Evaluation:
     """The result of evaluating an architecture on the hold-out images."""
 
-    fitness: float  # top-1 or what else search.fitness says, a fraction; FAILED with an error
+    fitness: float  # top-1, a fraction, or what else search.fitness says; FAILED with an error
     seconds: float = field(default=0.0, compare=False)
     images: int = 0  # evaluated: all, or fewer if it was stopped early
     slices: tuple[float, ...] = ()  # top-1 on each slice of them, in the order of evaluation
@@ -23,6 +23,8 @@ class Evaluation:
     # where `judged` says that it was evaluated (else that is empty).
     correct: bytes = field(default=b"", repr=False)
     judged: bytes = field(default=b"", repr=False)
+    # Where the fitness is made of them: float16, the log-probability of each image's class.
+    log_likelihoods: bytes = field(default=b"", repr=False)
     batch_size: int = 0  # of recalibration; statistics depend on it a little
     error: str = ""  # why there is no fitness
     evaluator: str = field(default="", compare=False)

@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 SOURCE = "search"  # of the evaluations that an algorithm asked for
 SINGLE = layout.SINGLE_EVALUATIONS
 PATIENCE_S = 300.0  # with a storage that fails
-BITS = ("correct", "judged")  # of each image
+OF_IMAGES = ("correct", "judged", "log_likelihoods")  # bytes
+NEW = ("judged", "log_likelihoods")  # which older versions did not write
 TYPES = {
     "generation": pa.int32(),
     "fitness": pa.float64(),  # null: could not be evaluated
@@ -38,6 +39,7 @@ TYPES = {
     "slices": pa.list_(pa.float64()),
     "correct": pa.binary(),
     "judged": pa.binary(),
+    "log_likelihoods": pa.binary(),
     "batch_size": pa.int32(),
     "error": pa.string(),
     "evaluator": pa.string(),
@@ -190,8 +192,8 @@ def _read_file(path: str) -> dict[int, Candidate]:
         costs = json.loads(table.schema.metadata[b"costs"])
         return {
             row["position"]: Candidate(
-                **{key: row[key] for key in TYPES if key not in ("fitness", "slices", "judged")},
-                judged=row.get("judged", b""),  # which older versions did not write
+                **{key: row[key] for key in TYPES if key not in ("fitness", "slices", *NEW)},
+                **{key: row.get(key, b"") for key in NEW},
                 fitness=FAILED if row["fitness"] is None else row["fitness"],
                 slices=tuple(row["slices"]),
                 arch=tuple(row["genes"]),
@@ -206,20 +208,22 @@ def _read_file(path: str) -> dict[int, Candidate]:
 def _to_json(evaluation: Evaluation) -> dict[str, Any]:
     values = {field.name: getattr(evaluation, field.name) for field in fields(Evaluation)}
     values["fitness"] = None if evaluation.failed else evaluation.fitness
-    for bits in BITS:
-        values[bits] = base64.b64encode(values[bits]).decode()
+    for key in OF_IMAGES:
+        values[key] = base64.b64encode(values[key]).decode()
     return values
 
 
 def _from_json(entry: dict[str, Any]) -> Evaluation:
-    entry = {"judged": "", **entry}  # which older versions did not write
+    entry = dict.fromkeys(NEW, "") | entry
     values = {field.name: entry[field.name] for field in fields(Evaluation)}
     fitness = FAILED if entry["fitness"] is None else float(entry["fitness"])
-    correct, judged = (base64.b64decode(entry[bits]) for bits in BITS)
+    correct, judged, log_likelihoods = (base64.b64decode(entry[key]) for key in OF_IMAGES)
     number = int.from_bytes(judged).bit_count() if judged else values["images"]
     size = len(judged) or -(-number // 8)
-    if math.isnan(fitness) or number != values["images"] or len(correct) != size:
+    sizes = len(correct), len(log_likelihoods) or 2 * number
+    if math.isnan(fitness) or number != values["images"] or sizes != (size, 2 * number):
         raise ValueError("not what an evaluation gives")
     slices = tuple(entry["slices"])
     known = {"fitness": fitness, "correct": correct, "judged": judged, "slices": slices}
+    known |= {"log_likelihoods": log_likelihoods}
     return Evaluation(**values | known)

@@ -1,4 +1,4 @@
-"""How far the ranking of a search can be trusted, from which images each candidate has right.
+"""How far the ranking of a search can be trusted, from what each candidate says of each image.
 
 A fitness is a mean over the hold-out images, so two candidates also differ by the luck of these
 images. The standard error s of a difference is that of a paired bootstrap over images: what two
@@ -48,7 +48,7 @@ class Reliability:
     @classmethod
     def of(
         cls,
-        correct: np.ndarray,
+        scores: np.ndarray,
         labels: np.ndarray,
         *,
         weights: np.ndarray | None = None,
@@ -57,31 +57,35 @@ class Reliability:
         """Assess candidates by their results; None if they or the images are too few.
 
         Args:
-            correct: bool (n, images), the best candidate first.
+            scores: (n, images), whether each image is right, bool, or another number whose mean is
+                the fitness; the best candidate first.
             labels: (images,), the class of each: parts of the images have equal shares of each.
             weights: (images,), what each counts in the fitness; None: alike.
             seed: draws the parts.
         """
-        if len(correct) < MIN_CANDIDATES or len(labels) < MIN_IMAGES:
+        if len(scores) < MIN_CANDIDATES or len(labels) < MIN_IMAGES:
             return None
         weights = np.full(len(labels), 1.0) if weights is None else weights
         weights = weights / weights.sum()
         squares = weights**2
         quarters = _quarters(labels, seed) * weights[:, None]
-        columns = np.column_stack((weights, squares, squares * correct[0], quarters))
-        sums = np.zeros((len(correct), columns.shape[1]))
+        columns = np.column_stack((weights, squares, quarters))
+        sums = np.zeros((len(scores), columns.shape[1]))
+        own, apart = np.zeros((2, len(scores)))  # sums of squares
         noise = top_noise = 0.0
-        top = len(correct) // 2 + 1
+        top = len(scores) // 2 + 1
         for start in range(0, len(labels), BLOCK):
             rows = slice(start, start + BLOCK)
-            found = correct[:, rows].astype(np.float64)
+            found = scores[:, rows].astype(np.float64)
             sums += found @ columns[rows]
+            own += found**2 @ squares[rows]
+            apart += (found[0] - found) ** 2 @ squares[rows]
             noise += found.var(axis=0, ddof=1) @ squares[rows]
             top_noise += found[:top].var(axis=0, ddof=1) @ squares[rows]
-        fitness, own, shared = sums[:, :3].T
-        parts = (sums[:, 3:] / quarters.sum(axis=0)).reshape(len(correct), SPLITS, 4)
+        fitness, weighted = sums[:, :2].T
+        parts = (sums[:, 2:] / quarters.sum(axis=0)).reshape(len(scores), SPLITS, 4)
         leads = fitness[0] - fitness
-        variances = (own[0] + own - 2 * shared - leads**2 * squares.sum()).clip(0)
+        variances = (apart - leads**2 * squares.sum()).clip(0)
         overall = _ratio((fitness.var(ddof=1) - noise) / (1 - squares.sum()), noise)
         among_top = _ratio(_top_spread(parts, top), top_noise)
         excess = (
@@ -91,7 +95,7 @@ class Reliability:
         return cls(
             num_images=len(labels),
             split_half=_split_half(parts),
-            errors=np.sqrt((own * (1 - 2 * fitness) + fitness**2 * squares.sum()).clip(0)),
+            errors=np.sqrt((own - 2 * fitness * weighted + fitness**2 * squares.sum()).clip(0)),
             leads=leads,
             lead_errors=np.sqrt(variances),
             expected_leads=kept * leads,

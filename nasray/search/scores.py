@@ -5,6 +5,7 @@ Also the file of the predictions for the validation images, which the report sho
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,7 +128,36 @@ def balanced_top1(correct: np.ndarray, labels: np.ndarray) -> float:
     return float(found[images > 0].mean())
 
 
-# What a search may maximise, by the value of search.fitness: functions of which hold-out images
-# are right, bool (n,), and of their labels. One that needs more than that, such as a likelihood,
-# needs it from evaluation.evaluate.correct_mask() and a column of the history besides.
-FITNESS = {"top1": top1, "balanced": balanced_top1}
+def mean_log_likelihood(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The mean of the log-probabilities of the right classes, (n,)."""
+    return float(scores.mean(dtype=np.float64))
+
+
+@dataclass(frozen=True)
+class Fitness:
+    """What a search may maximise on the hold-out images, and how its values are told."""
+
+    title: str
+    of: Callable[[np.ndarray, np.ndarray], float]  # the scores of n images and their labels
+    scale: int = 100  # by which values are multiplied to be told
+    unit: str = "%"
+    unit_of_differences: str = "points"
+
+    def text(self, value: float) -> str:
+        """0.5 is "50.00 %"."""
+        return f"{self.scale * value:.2f} {self.unit}"
+
+    def difference(self, value: float) -> str:
+        """0.012 is "1.2 points"."""
+        digits = 1 if self.scale == 100 else 3
+        return f"{self.scale * value:.{digits}f} {self.unit_of_differences}"
+
+
+# By the value of search.fitness. The score of an image is whether it is right, or the
+# log-probability of its class.
+LOG_LIKELIHOOD = "log_likelihood"
+FITNESS = {
+    "top1": Fitness("top-1", top1),
+    "balanced": Fitness("balanced top-1", balanced_top1),
+    LOG_LIKELIHOOD: Fitness("log-likelihood", mean_log_likelihood, 1, "nats", "nats"),
+}

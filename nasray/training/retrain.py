@@ -188,7 +188,7 @@ def _train(job: Job, task: dict[str, Any], trials: list[dict[str, Any]]) -> dict
             f"{folder}: no recipe trained to the end: {'; '.join(sorted(reasons))}; change "
             "[retrain] in the job and run the same command again"
         )
-    key = f"holdout_{job.search.fitness}"
+    key = f"holdout_{job.search.accuracy}"
     best = max(finished, key=lambda index: (curves[index]["epochs"][-1][key], -index))
     result = ray.get(_measure(job, trials[best], folder))
     result |= {"trial": best, "recipe": trials[best]["recipe"]}
@@ -267,7 +267,7 @@ def _tune(job: Job, trials: list[dict[str, Any]]) -> list[int]:
         trainable,
         param_space={"trial": tune.grid_search(trials)},
         tune_config=tune.TuneConfig(
-            metric=f"holdout_{job.search.fitness}",
+            metric=f"holdout_{job.search.accuracy}",
             mode="max",
             scheduler=ASHAScheduler(
                 time_attr="epoch",

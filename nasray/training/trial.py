@@ -114,7 +114,7 @@ def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: 
     except LossNotFiniteError as error:  # only this recipe has failed
         if rank == 0:
             storage.write_json(storage.join(trial["folder"], layout.FAILURE), str(error))
-        report({"epoch": config.epochs, f"holdout_{job.search.fitness}": 0.0})
+        report({"epoch": config.epochs, f"holdout_{job.search.accuracy}": 0.0})
 
 
 def keep_state(folder: str, curves: list[dict], state: Any) -> None:

@@ -6,7 +6,15 @@ import torch
 from torch import nn
 
 from nasray.data.transforms import normalize
-from nasray.evaluation.evaluate import correct_mask, evaluate, fold_bn, recalibrate_bn, top1
+from nasray.evaluation.evaluate import (
+    LOWEST,
+    correct_mask,
+    evaluate,
+    fold_bn,
+    outcomes,
+    recalibrate_bn,
+    top1,
+)
 
 
 def pictures(number, side=8, seed=0):
@@ -104,6 +112,33 @@ def test_outputs_that_are_no_numbers_are_no_answer():
 
     labels = np.repeat(np.arange(3), 2)
     assert top1(Broken(), np.zeros((6, 3, 4, 4), np.uint8), labels, batch_size=2) == 0.0
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_outcomes_are_what_the_softmax_gives_to_the_right_class(batch_size):
+    class Gains(nn.Module):
+        def forward(self, images):
+            return images.mean((2, 3)) * torch.tensor([1.0, -2.0, 40.0])
+
+    images = np.random.default_rng(0).integers(0, 256, (9, 3, 4, 4), np.uint8)
+    images[8] = 255  # of whose first class the probability is next to none
+    labels = np.array([0, 1, 2] * 2 + [1, 2, 0])
+    found = outcomes(Gains(), images, labels, batch_size=batch_size)
+    logits = Gains()(normalize(torch.from_numpy(images))).double()
+    expected = logits.log_softmax(1)[range(9), labels].clamp(min=LOWEST)
+    assert expected[8] == LOWEST
+    torch.testing.assert_close(torch.from_numpy(found[:, 1]), expected.float())
+    assert np.array_equal(found[:, 0], correct_mask(Gains(), images, labels, batch_size=batch_size))
+
+
+def test_outcomes_of_outputs_that_are_no_numbers_are_the_lowest():
+    class Broken(nn.Module):
+        def forward(self, images):
+            return images.mean((2, 3)) * torch.tensor([1.0, float("nan"), 1.0])
+
+    labels = np.repeat(np.arange(3), 2)
+    found = outcomes(Broken(), np.zeros((6, 3, 4, 4), np.uint8), labels, batch_size=2)
+    assert found.tolist() == [[0.0, LOWEST]] * 6
 
 
 def test_a_last_batch_of_one_image_does_not_spoil_the_statistics():

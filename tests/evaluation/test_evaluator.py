@@ -204,6 +204,17 @@ def test_balanced_fitness_is_the_mean_over_the_classes_and_top1_stays_known(eval
     assert found.top1 == plain.top1 == plain.fitness == correct.mean()
 
 
+def test_log_likelihood_is_the_mean_of_what_is_kept_of_each_image(evaluator, make_job):
+    plain = evaluator.evaluate(1, Request(arch=ARCHS[0]))
+    evaluator.task = replace(evaluator.task, job=make_job(search={"fitness": "log_likelihood"}))
+    found = evaluator.evaluate(1, Request(arch=ARCHS[0]))
+    kept = np.frombuffer(found.log_likelihoods, np.float16)
+    assert len(kept) == found.images == len(evaluator.images.holdout_labels)
+    assert found.fitness == kept.mean(dtype=np.float64) < 0
+    assert found.correct == plain.correct and found.top1 == plain.fitness
+    assert plain.log_likelihoods == b""
+
+
 def test_a_race_that_is_lost_judges_fewer_images_and_stays_below_the_bar(make_task, make_job):
     """Of 80 hold-out images: no untrained subnet comes near those that are always right."""
     right = pack(np.ones(80, dtype=bool))

@@ -1,5 +1,7 @@
 """Which candidates a search answers with, and what it says of them; recorded results, no Ray."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -110,3 +112,19 @@ def test_by_balanced_top1_each_class_counts_alike():
     shares = first[:150].mean(), first[150:].mean()
     variance = shares[0] * (1 - shares[0]) / 150 + shares[1] * (1 - shares[1]) / 50
     assert found.to_json()["standard_error"] == pytest.approx(variance**0.5 / 2, rel=0.05)
+
+
+def test_by_log_likelihood_the_log_probabilities_count():
+    rng = np.random.default_rng(0)
+    scores = (rng.normal(-0.5, 0.2, 200) + rng.normal(0, 0.05, (30, 200))).astype(np.float16)
+    found = [
+        replace(each, fitness=float(own.mean(dtype=np.float64)), log_likelihoods=own.tobytes())
+        for each, own in zip(NOISE, scores, strict=True)
+    ]
+    [ranked] = rankings(job(fitness="log_likelihood"), found, LABELS)
+    best = max(range(30), key=lambda row: found[row].fitness)
+    assert ranked.candidates[0] is found[best]
+    error = scores[best].astype(float).std() / 200**0.5
+    assert ranked.to_json()["standard_error"] == pytest.approx(error)
+    assert "nats below the best as measured" in ranked.sentences()
+    assert rankings(job(fitness="log_likelihood"), NOISE, LABELS)[0].reliability is None

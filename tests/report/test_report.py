@@ -293,6 +293,20 @@ def test_a_search_by_balanced_top1_says_so(tmp_path):
     assert rows_of(page, "Pareto front")[0][0] == "balanced top-1"
 
 
+def test_a_search_by_log_likelihood_says_so(tmp_path):
+    write_job(str(tmp_path))
+    write_search(str(tmp_path))
+    job = storage.read_json(str(tmp_path / "job.json"))
+    job["job"]["search"] = job["job"].get("search", {}) | {"fitness": "log_likelihood"}
+    storage.write_json(str(tmp_path / "job.json"), job)
+    page = read_page(tmp_path)
+    assert "log-likelihood on the hold-out images, nats" in page
+    front = rows_of(page, "Pareto front")
+    assert front[0][0] == "log-likelihood"
+    fitness = storage.read_json(str(tmp_path / "front.json"))[0]["fitness"]
+    assert front[1][0] == f"{fitness:.2f} nats"
+
+
 def test_confusions_are_shares_of_all_images_of_a_class_shown_with_it_or_not():
     figure = figures.confusion_figure(np.array([[3, 1], [0, 2]]), np.array([8, 2]), ["a", "<b>"])
     assert list(map(list, figure.data[0].z)) == [[37.5, 12.5], [0, 100]]

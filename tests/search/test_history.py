@@ -78,6 +78,7 @@ def test_a_damaged_single_evaluation_is_done_again(tmp_path, unlimited, caplog):
         {"images": 9, "correct": ""},
         {"images": 1, "correct": "gA==", "judged": "wA=="},  # two bits
         {"images": 1, "correct": "gAA=", "judged": "gA=="},  # two bytes
+        {"log_likelihoods": "AAAA"},  # three bytes
     ],
 )
 def test_a_single_evaluation_that_none_gives_is_done_again(tmp_path, unlimited, change):
@@ -89,14 +90,14 @@ def test_a_single_evaluation_that_none_gives_is_done_again(tmp_path, unlimited, 
 
 
 def test_a_history_without_a_later_column_goes_on(tmp_path, unlimited, caplog):
-    """Older versions did not write which images a dropped candidate was judged on."""
+    """Older versions did not write what a candidate was judged on, nor log-probabilities."""
     undisturbed = search(tmp_path, unlimited)
     for path in tmp_path.glob("*.parquet"):
-        pq.write_table(pq.read_table(path).drop_columns(["judged"]), path)
+        pq.write_table(pq.read_table(path).drop_columns(["judged", "log_likelihoods"]), path)
     (tmp_path / "search-0005.parquet").unlink()
     for path in (tmp_path / "_evaluations" / "search").iterdir():
         entry = json.loads(path.read_text())
-        del entry["judged"]
+        del entry["judged"], entry["log_likelihoods"]
         path.write_text(json.dumps(entry))
     calls = []
     assert search(tmp_path, unlimited, evaluate=calls.append) == undisturbed

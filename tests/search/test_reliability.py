@@ -87,13 +87,18 @@ def test_split_half_reliability_is_the_square_of_the_correlation_with_the_truth(
             assert reliability == pytest.approx(np.mean(squares), abs=0.1)
 
 
-def test_errors_are_those_of_a_paired_bootstrap():
+@pytest.mark.parametrize("kind", ["right or wrong", "log-probabilities"])
+def test_errors_are_those_of_a_paired_bootstrap(kind):
     correct, _ = simulated(np.random.default_rng(0), spread=0.2)
     rng = np.random.default_rng(1)
+    if kind == "log-probabilities":
+        correct = np.where(correct, -0.2, -1.5) + rng.normal(0, 0.3, correct.shape)
+        correct = correct[np.argsort(-correct.mean(axis=1))].astype(np.float16)
     weights = rng.uniform(0.5, 2, correct.shape[1])
     found = assess(correct, weights=weights)
     drawn = rng.integers(0, correct.shape[1], (4000, correct.shape[1]))
-    tops = [np.average(row[drawn], axis=1, weights=weights[drawn]) for row in correct[[0, 30]]]
+    rows = correct[[0, 30]].astype(np.float64)
+    tops = [np.average(row[drawn], axis=1, weights=weights[drawn]) for row in rows]
     assert found.errors[0] == pytest.approx(tops[0].std(), rel=0.1)
     assert found.lead_errors[30] == pytest.approx((tops[0] - tops[1]).std(), rel=0.1)
     fitness = np.average(correct, axis=1, weights=weights)
