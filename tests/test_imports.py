@@ -23,11 +23,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # package itself. Upper lines import lower ones, never the other way round.
 ARROWS = {
     "__main__": "cli",
-    "cli": "nasray pipeline algorithms search costs predictors spaces data cluster "
+    "cli": "nasray doctor pipeline algorithms search costs predictors spaces data cluster "
     "config storage progress errors",
     "nasray": "api version",
     "api": "pipeline report export features pretrained checkpoint search costs spaces "
-    "data cluster config storage errors",
+    "doctor data cluster config storage errors",
     "pipeline": "training evaluation algorithms export predictors pretrained checkpoint search "
     "costs data spaces config storage progress errors version",
     "training": "evaluation checkpoint search data spaces cluster config storage devices "
@@ -46,6 +46,7 @@ ARROWS = {
     "data": "config storage errors",
     "cluster": "config storage errors",
     "config": "storage errors",
+    "doctor": "storage errors",
     "storage": "errors",
     "progress": "",
     "devices": "",
@@ -54,7 +55,7 @@ ARROWS = {
 }
 # Arrows between modules that break a rule below until what they are for has been redesigned.
 TOLERATED: set[tuple[str, str]] = set()
-MOST_ARROWS = 111  # between packages
+MOST_ARROWS = 115  # between packages
 
 RAY = {
     "cluster.connect",

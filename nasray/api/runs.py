@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nasray.api.spaces import AnyArchitecture, DesignSpace
 from nasray.config import Job, load_job, parse_job, with_absolute_paths
+from nasray.doctor import check_torch
 from nasray.errors import UserError
 from nasray.storage import files as storage
 from nasray.storage import layout
@@ -430,18 +431,3 @@ class RunDirectory:
         from nasray.cluster.connect import ray_cluster
 
         return ray_cluster(self.address, opened.job.compute, verbose=self.verbose)
-
-
-def check_torch() -> None:
-    """Say in one line that torch and torchvision are no pair, before a deep import does.
-
-    Raises:
-        UserError: they do not match.
-    """
-    try:
-        import torchvision  # noqa: F401
-    except (ImportError, RuntimeError) as error:
-        raise UserError(
-            f"torch and torchvision do not match ({str(error).splitlines()[0]}); install both "
-            "from the same index: pip install 'torch>=2.14' 'torchvision>=0.29'"
-        ) from None

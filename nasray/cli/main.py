@@ -15,6 +15,7 @@ import nasray
 from nasray.cli import runs
 from nasray.cli.cache import cache
 from nasray.cli.cluster import status, stop, submit
+from nasray.cli.doctor import doctor
 from nasray.cli.front import front
 from nasray.cli.latency import latency, measure_latency
 from nasray.cli.predict import predict
@@ -88,6 +89,7 @@ for verb in (
     latency,
     front,
     cache,
+    doctor,
     submit,
     status,
     stop,

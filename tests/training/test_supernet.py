@@ -18,9 +18,11 @@ from ray.train.torch import TorchTrainer
 from ray.util.state import list_actors
 
 from nasray.cluster.worker import raise_user_error
-from nasray.config import Job
+from nasray.config import Job, Limit
 from nasray.data.splits import JobImages
 from nasray.errors import UserError
+from nasray.search.limits import Limits
+from nasray.spaces import space_by_name
 from nasray.storage import files as storage
 from nasray.training import supernet as trainer
 from nasray.training import workers
@@ -83,6 +85,44 @@ def test_killed_workers_change_no_weight(
     assert found[:2] == seen[:2]
     assert without_clock(found) == without_clock(curves(finished_run.folder))
     assert_same_weights(path, f"{finished_run.folder}/supernet.pt")
+
+
+TINY, MACRO = {"name": "tiny"}, {"name": "nasbench_macro"}
+WAYS = {
+    "uniform": (TINY, {"clip_gradient_norm": 0.5, "ema": 0.9}),
+    "sandwich": (TINY, {"distillation": 0.5, "distillation_loss": "alpha"}),
+    "progressive": (TINY, {"channel_warmup_start": 1, "channel_warmup_epochs": 4}),
+    "fair": (MACRO, {"rank_loss": 2.0, "schedule": "complexity", "channel_warmup_start": 0}),
+    "banded": (TINY, {"channel_warmup_start": 0}),
+}
+BAND = (Limit(cost="macs", min=3e5, max=6e5),)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampling", WAYS)
+def test_a_worker_killed_at_any_step_changes_no_weight_in_any_way_of_training(
+    sampling: str, make_job: MakeJob, ray_cluster: None, tmp_path: Path
+):
+    space, changes = WAYS[sampling]
+    job = make_job(space=space, supernet={"sampling": sampling, "epochs": 6, **changes})
+    bands = [Limits(space_by_name(num_classes=4, **job.space.model_dump()), BAND)]
+    folders, chance = [tmp_path / name for name in ("undisturbed", "disturbed")], seeded_chance()
+
+    def kill() -> None:
+        wait_for(lambda: len(curves(folders[1])) >= 2, "two of six epochs are recorded")
+        time.sleep(chance.uniform(0, 0.5))
+        os.kill(chance.choice(ray_processes("RayTrainWorker")), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    paths = []
+    for folder in folders:
+        if folder is folders[1]:
+            killer.start()
+        within = bands if sampling == "banded" else []
+        paths.append(trainer.train_supernet(job, str(folder), job.data.path, within))
+    killer.join()
+    assert without_clock(curves(folders[1])) == without_clock(curves(folders[0]))
+    assert_same_weights(paths[1], paths[0])
 
 
 def test_a_teacher_is_trained_first_and_once(make_job: MakeJob, ray_cluster: None, tmp_path: Path):
