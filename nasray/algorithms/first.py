@@ -15,13 +15,16 @@ class WithFirst:
     """
 
     def __init__(self, algorithm: Algorithm, first: Sequence[Architecture]) -> None:
-        self.algorithm, self.first = algorithm, list(first)
+        self.algorithm, self.first = algorithm, list(dict.fromkeys(first))
+        self.begun = False
 
     def ask(self) -> list[Architecture]:
-        first, self.first = self.first, []
         asked = list(self.algorithm.ask())
-        return asked + [arch for arch in dict.fromkeys(first) if arch not in asked]
+        if self.begun:
+            return [arch for arch in asked if arch not in self.first]
+        self.begun = True
+        return asked + [arch for arch in self.first if arch not in asked]
 
     def tell(self, candidates: list[Candidate]) -> None:
-        self.first = []
+        self.begun = True
         self.algorithm.tell(candidates)

@@ -95,6 +95,30 @@ def nodes_with_room(num_cpus: float = 0, num_gpus: float = 0) -> dict[str, str]:
     }
 
 
+def num_places(labels: Labels, num_cpus: float, num_gpus: float = 0) -> int:
+    """How many processes with so many CPUs and GPUs the nodes have room for, busy or not.
+
+    `labels` is the label selector that keeps the processes to some of the nodes.
+    """
+    wanted = {name: n for name, n in (("CPU", num_cpus), ("GPU", num_gpus)) if n}
+    return sum(
+        min(int(node.get("Resources", {}).get(name, 0) // n) for name, n in wanted.items())
+        for node in ray.nodes()
+        if node["Alive"] and _is_selected(node.get("Labels", {}), labels)
+    )
+
+
+def _is_selected(labels: Labels, selector: Labels) -> bool:
+    """Whether a node with these labels is one for a label selector: "a", "!a", "in(a,b)"."""
+    for key, condition in selector.items():
+        positive = condition.removeprefix("!")
+        inside = positive.startswith("in(")
+        values = positive[3:-1].split(",") if inside else [positive]
+        if (labels.get(key) in [value.strip() for value in values]) == condition.startswith("!"):
+            return False
+    return True
+
+
 def node_of_dead(actor: Any) -> str:
     """The id of the node on which an actor ended; empty if it was never placed."""
     actor_id = getattr(actor, "_actor_id", None)

@@ -202,8 +202,7 @@ def correct_mask(
 
     def predict(batch: Tensor) -> Tensor:
         with autocast(device):
-            outputs = subnet(_prepared(batch, resolution))
-        return outputs.argmax(1).where(outputs.isfinite().all(1), -1)
+            return _answers(subnet(_prepared(batch, resolution)))
 
     # Kept on the device until the end, so that the host need not wait for each batch.
     guesses = list(on_batches(predict, images, batch_size, device, graphs=graphs))
@@ -231,9 +230,8 @@ def outcomes(
     def predict(batch: Tensor) -> Tensor:
         with autocast(device):
             outputs = subnet(_prepared(batch, resolution))
-        best = outputs.argmax(1, keepdim=True)
-        best = best.where(outputs.isfinite().all(1, keepdim=True), -1)
-        return torch.cat([best.float(), outputs.float().log_softmax(1)], 1)
+        answers = _answers(outputs)[:, None].float()
+        return torch.cat([answers, outputs.float().log_softmax(1)], 1)
 
     found, right = [], torch.from_numpy(labels).to(device)
     for said in on_batches(predict, images, batch_size, device, graphs=graphs):
@@ -259,12 +257,16 @@ def predictions(
             outputs = subnet(_prepared(batch, None))
         best = outputs.argmax(1, keepdim=True)
         probability = outputs.float().softmax(1).gather(1, best)
-        best = best.where(outputs.isfinite().all(1, keepdim=True), -1)
-        return torch.cat([best.double(), probability.double()], 1)
+        return torch.cat([_answers(outputs)[:, None].double(), probability.double()], 1)
 
     found = torch.cat(list(on_batches(predict, images, batch_size, device, graphs=False)))
     classes, probabilities = found.cpu().numpy().T
     return classes.astype(np.int64), probabilities.astype(np.float32)
+
+
+def _answers(outputs: Tensor) -> Tensor:
+    """The class of each image, int64 (n,): -1 where an output is not finite."""
+    return outputs.argmax(1).where(outputs.isfinite().all(1), -1)
 
 
 def _prepared(batch: Tensor, resolution: int | None) -> Tensor:

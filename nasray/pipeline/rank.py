@@ -77,7 +77,7 @@ def rank(run: Run, truth: dict[Architecture, float], number: int, source: str) -
 def train_some(run: Run, number: int, epochs: int) -> dict[Architecture, float]:
     """Train `number` random architectures within the limits, and the search's answer if there is
     one, from scratch for `epochs` each, with the first recipe of [retrain]; return their
-    validation top-1. Under RUN/rank/; those that are trained stay.
+    validation top-1. Under RUN/ranked/; those that are trained stay.
     """
     from nasray.training.retrain import retrain
 
@@ -92,8 +92,8 @@ def train_some(run: Run, number: int, epochs: int) -> dict[Architecture, float]:
     config = type(run.job.retrain).model_validate(values)
     job = run.job.model_copy(update={"retrain": config})
     named = {f"{epochs}-{'-'.join(map(str, arch))}": arch for arch in archs}
-    results = retrain(job, run.folder, run.data_path, named, into=layout.RANKED)
-    return {named[name]: float(result["val_top1"]) for name, result in results.items()}
+    results = dict(retrain(job, run.folder, run.data_path, named, into=layout.RANKED))
+    return {named[name]: float(results[name]["val_top1"]) for name in named}
 
 
 def _first(value: Any) -> Any:

@@ -29,6 +29,7 @@ from nasray.search.driver import Algorithm, run_search
 from nasray.search.history import History
 from nasray.search.limits import Limits
 from nasray.search.racing import EarlyStopping
+from nasray.search.scores import FITNESS
 from nasray.spaces.population import as_architectures, as_population
 from nasray.spaces.space import Architecture, largest
 from nasray.storage import files as storage
@@ -88,6 +89,7 @@ def search(run: Run) -> list[Candidate]:
             history,
             early_stopping=EarlyStopping.of(run.space, config, schedule),
             show=show,
+            fitness=FITNESS[config.fitness],
         )
         candidates = fully_evaluated(every)
         if not candidates:

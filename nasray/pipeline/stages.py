@@ -156,11 +156,13 @@ def retrain(run: Run) -> list[dict[str, Any]]:
         of_way = f"-{config.way}" if position else ""
         chosen = enumerate(archs[: config.num_winners or None])
         named = {f"{index}{of_way}": arch for index, arch in chosen}
-        for name, result in tune(job, run.folder, run.data_path, named).items():
+        found = {}
+        for name, result in tune(job, run.folder, run.data_path, named):
             ops = profile(run.space, named[name])
             storage.write_json(run.path(layout.retrained(name, layout.PROFILE)), profile_json(ops))
-            results.append(result | {"costs": total(ops)})
-            storage.write_json(run.path(layout.retrained(name, layout.RESULT)), results[-1])
+            found[name] = result | {"costs": total(ops)}
+            storage.write_json(run.path(layout.retrained(name, layout.RESULT)), found[name])
+        results += [found[name] for name in named]
     return results
 
 

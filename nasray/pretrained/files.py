@@ -98,6 +98,8 @@ def state_of(content: Any, path: str) -> dict[str, Tensor]:
                 f"{path} holds {name!r} as a {kind} tensor; save its values, in floating point"
             )
     found = {name: value.detach() for name, value in state.items() if name != AVERAGED}
+    if not found:
+        raise UserError(f"{path} holds no tensors by name; {NOT_ALONE}")
     while prefix := next((each for each in WRAPPERS if all(n.startswith(each) for n in found)), ""):
         found = {name.removeprefix(prefix): value for name, value in found.items()}
     return found

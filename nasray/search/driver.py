@@ -11,11 +11,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 from nasray.errors import EvaluationError, UserError
-from nasray.search.candidate import Candidate, Evaluation
+from nasray.search.candidate import FAILED, Candidate, Evaluation
 from nasray.search.history import History
 from nasray.search.limits import Limits
 from nasray.search.racing import EarlyStopping, StoppingRule
 from nasray.search.schedules import Schedule
+from nasray.search.scores import FITNESS, Fitness
 from nasray.spaces.space import Architecture
 
 # As many failed evaluations in a row end a search: the cause is not the architectures.
@@ -66,17 +67,19 @@ def run_search(
     *,
     early_stopping: EarlyStopping | None = None,
     show: Callable[[int, str], None] = lambda done, text: None,
+    fitness: Fitness = FITNESS["top1"],
 ) -> list[Candidate]:
     """Search by `schedule`; return all candidates of `history`, failed ones among them.
 
     What `history` holds is not evaluated again. A candidate that cannot be evaluated is recorded
-    as failed, and the search goes on. `show` is called with generations done and a line of text.
+    as failed, and the search goes on. `show` is called with generations done and a line of text,
+    which tells values of `fitness`.
 
     Raises:
         EvaluationError: the first 5 evaluations failed, or 20 later ones in a row.
         UserError: `history` holds other architectures than `algorithm` asks for.
     """
-    return _Search(algorithm, schedule, limits, pool, history, early_stopping, show).run()
+    return _Search(algorithm, schedule, limits, pool, history, early_stopping, show, fitness).run()
 
 
 class _Search:
@@ -91,6 +94,7 @@ class _Search:
         history: History,
         early_stopping: EarlyStopping | None,
         show: Callable[[int, str], None],
+        fitness: Fitness,
     ) -> None:
         self.algorithm, self.schedule = algorithm, schedule
         self.limits, self.pool, self.history = limits, pool, history
@@ -108,7 +112,7 @@ class _Search:
         self.done = self.running = self.num_failed = 0
         self.any_succeeded = False
         self.failing: list[int] = []  # positions of the latest results, all of them failures
-        self.best = 0.0
+        self.best, self.fitness = FAILED, fitness
 
     def run(self) -> list[Candidate]:
         if not self.schedule.repeat_asks:
@@ -212,10 +216,10 @@ class _Search:
         self.num_failed += candidate.failed
         self.best = max(self.best, candidate.fitness)
         failed = f", {self.num_failed} failed" if self.num_failed else ""
-        number = candidate.generation
+        number, best = candidate.generation, self.fitness.text(self.best)
         self.show(
             number + (self.done == len(self.asked)),
-            f"generation {number + 1}, {self.done} evaluated{failed}, best {self.best:.1%}",
+            f"generation {number + 1}, {self.done} evaluated{failed}, best {best}",
         )
 
     def _check_failures(self, latest: Candidate) -> None:

@@ -6,7 +6,7 @@ the same order and makes the same decisions, and no state of Tune itself has to 
 """
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -18,9 +18,10 @@ from ray.train import FailureConfig, RunConfig
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nasray import checkpoint
-from nasray.cluster.placement import on_gpu, worker_labels
+from nasray.cluster.placement import num_places, on_gpu, worker_labels
 from nasray.cluster.worker import user_mistake
 from nasray.config import ComputeConfig, Job, RetrainConfig, parse_job
 from nasray.data.shards import read_info
@@ -39,6 +40,7 @@ from nasray.training.workers import check_batches, resumed, scaling
 
 logger = logging.getLogger(__name__)
 
+CANCEL_S = 10.0  # that tasks are given to end
 TUNED = ("learning_rate", "weight_decay", "label_smoothing")
 
 
@@ -49,8 +51,8 @@ def retrain(
     archs: Mapping[str, Architecture],
     *,
     into: str = layout.RETRAIN,
-) -> dict[str, dict[str, Any]]:
-    """Give architectures weights in the way of job.retrain; return their results by name.
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Give architectures weights in the way of job.retrain; yield names and results as they come.
 
     Trains each under the recipes of the job, from scratch or from the supernet's weights on, or
     takes these. Writes RUN/<into>/<name>/ of each: model.pt, result.json, curves.json and the
@@ -58,78 +60,96 @@ def retrain(
     hold-out.
 
     Raises:
-        UserError: a folder is of another architecture, or no recipe trained one to the end; the
-            others' results are written before that.
+        UserError: a folder is of another architecture, before anything is trained; or, after all
+            the others have ended, no recipe trained an architecture to the end.
+        ray.exceptions.RayError: likewise, another error ended the training of an architecture.
     """
     supernet = storage.join(run_dir, layout.SUPERNET)
     teacher = storage.join(run_dir, layout.TEACHER) if job.supernet.has_teacher else supernet
     shared = {"job": job.model_dump(), "data_path": data_path}
     shared |= {"supernet": supernet, "teacher": teacher}
     shared["fingerprint"] = read_info(data_path).fingerprint
-    results, tasks = {}, {}
-    for name, arch in archs.items():
-        folder = storage.join(run_dir, into, name)
-        _check_same_arch(folder, arch)
-        path = storage.join(folder, layout.RESULT)
+    tasks = {
+        name: shared | {"arch": list(arch), "folder": storage.join(run_dir, into, name)}
+        for name, arch in archs.items()
+    }
+    for task in tasks.values():
+        _check_same_arch(task)
+    for name, task in list(tasks.items()):
+        path = storage.join(task["folder"], layout.RESULT)
         if storage.exists(path):
-            results[name] = storage.read_object(path, "genes", "val_top1", "num_val_images")
-        else:
-            tasks[name] = shared | {"arch": list(arch), "folder": folder}
+            del tasks[name]
+            yield name, storage.read_object(path, "genes", "val_top1", "num_val_images")
     if tasks and job.retrain.epochs:
         num_workers = job.compute.workers_per_trial
         check_batches(job, data_path, job.retrain.batch_size, num_workers)
-        results |= _train_all(job, tasks)
+        yield from _train_all(job, tasks)
     elif tasks:
-        results |= _ship_all(job, tasks)
-    return {name: results[name] for name in archs}
+        yield from _ship_all(job, tasks)
 
 
-def _ship_all(job: Job, tasks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _ship_all(job: Job, tasks: dict[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Take the supernet's weights, of as many at the same time as Ray finds room for."""
-    results: dict[str, dict[str, Any]] = {}
     starting = ((_measure(job, task, task["folder"]), name) for name, task in tasks.items())
     with progress(_label("ship", tasks), len(tasks)) as show:
-        for name, result in _as_completed(starting, len(tasks)):
+        completed = _as_completed(starting, len(tasks))
+        for number, (name, result) in enumerate(completed, 1):
             storage.write_json(storage.join(tasks[name]["folder"], layout.RESULT), result)
-            results[name] = result
-            show(len(results), f"{name}: validation {result['val_top1']:.1%}")
-    return results
+            show(number, f"{name}: validation {result['val_top1']:.1%}")
+            yield name, result
 
 
-def _train_all(job: Job, tasks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Train each in a Ray task of its own, which is what Ray advises for experiments of Tune that
-    run at the same time.
+def _train_all(job: Job, tasks: dict[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Train each by Tune in a Ray task of its own, on this node.
+
+    Tune is made for one experiment in a process. Ray keeps trainables by the job and the
+    function's name, which is the same for all, so everything that differs goes through `config`.
     """
-    compute = job.compute
+    context = ray.get_runtime_context()
     train = ray.remote(
         num_cpus=0,
-        label_selector=worker_labels(compute, gpu=False),
-        max_retries=compute.max_failures,
-        # Ray Train frees the workers of a stopped trial by asking the cluster's dashboard. Without
-        # RAY_ADDRESS it finds none on a machine with two clusters, and training waits for ever.
-        runtime_env={"env_vars": {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}},
+        scheduling_strategy=NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False),
+        # Ray frees what the trials of a lost task hold when this process ends, not before, so that
+        # another attempt would wait for it; the same command run again goes on.
+        max_retries=0,
+        runtime_env={
+            "env_vars": {
+                # Ray Train frees the workers of a stopped trial by asking the cluster's dashboard.
+                # Without an address it finds none on a machine with two clusters, and waits.
+                "RAY_ADDRESS": context.gcs_address,
+                "TUNE_DISABLE_SIGINT_HANDLER": "1",  # as in cluster.connect
+            }
+        },
     )(_train)
     trials = {name: _trials(job, task) for name, task in tasks.items()}
-    every = [trial for of_one in trials.values() for trial in of_one]
-    total = len(every) * job.retrain.epochs  # an upper bound: ASHA stops some
+    total = sum(map(len, trials.values())) * job.retrain.epochs  # at most: ASHA stops some
     starting = ((train.remote(job, task, trials[name]), name) for name, task in tasks.items())
-    with following(_label("retrain", tasks), total, lambda: _progress(every)):
-        return dict(_as_completed(starting, _num_at_once(compute)))
+    at_once = _num_at_once(job.compute, len(trials[next(iter(trials))]))
+    with following(_label("retrain", tasks), total, _looking_at(trials)):
+        yield from _as_completed(starting, at_once)
 
 
 def _label(verb: str, tasks: Collection[str]) -> str:
     return f"{verb} {next(iter(tasks))}" if len(tasks) == 1 else verb
 
 
-def _num_at_once(compute: ComputeConfig) -> int:
-    """How many architectures are trained at the same time: what the job says, or what there is
-    room for now.
+def _num_at_once(compute: ComputeConfig, num_trials: int) -> int:
+    """How many architectures are trained at the same time: what the job says, or what the nodes
+    for training have room for now.
     """
-    if compute.concurrent_winners:
-        return compute.concurrent_winners
-    resource, needed = ("GPU", 1) if on_gpu(compute, 1) else ("CPU", compute.cpus_per_trial)
-    needed *= compute.workers_per_trial * compute.concurrent_trials
-    return max(1, int(ray.cluster_resources().get(resource, 0) // needed))
+    gpu = on_gpu(compute, compute.workers_per_trial)
+    places = num_places(worker_labels(compute, gpu=gpu), compute.cpus_per_trial, int(gpu))
+    if places < compute.workers_per_trial:
+        what = f"{compute.cpus_per_trial} CPUs{' and a GPU' if gpu else ''}"
+        logger.warning(
+            "retraining needs %d workers with %s each, off spot nodes unless [compute] says "
+            "otherwise; the cluster has room for %d now: waiting for more nodes",
+            compute.workers_per_trial,
+            what,
+            places,
+        )
+    needed = compute.workers_per_trial * min(compute.concurrent_trials, num_trials)
+    return compute.concurrent_winners or max(1, places // needed)
 
 
 def _as_completed(
@@ -143,26 +163,31 @@ def _as_completed(
 
     Raises:
         UserError: a user's or a storage's mistake ended a task; the others have ended.
+        ray.exceptions.RayError: likewise, another error.
     """
-    starting, running, mistakes = iter(starting), {}, []
-    while True:
-        running |= dict(islice(starting, at_once - len(running)))
-        if not running:
-            break
-        [task], _ = ray.wait(list(running))
-        name = running.pop(task)
-        try:
-            result = ray.get(task)
-        except RayError as error:
-            if (mistake := user_mistake(error)) is None:
-                raise
-            mistakes.append(mistake)
-            if running:
-                logger.warning("%s; the others go on", mistake)
-        else:
-            yield name, result
-    if mistakes:
-        raise mistakes[0]
+    starting, running, errors = iter(starting), {}, []
+    try:
+        while True:
+            running |= dict(islice(starting, at_once - len(running)))
+            if not running:
+                break
+            [task], _ = ray.wait(list(running))
+            name = running.pop(task)
+            try:
+                result = ray.get(task)
+            except RayError as error:
+                errors.append(user_mistake(error) or error)
+                reason = str(errors[-1]).strip().rsplit("\n", 1)[-1]
+                logger.warning("%s could not be given weights: %s", name, reason)
+            else:
+                yield name, result
+    finally:  # a process that outlives this must not leave them running
+        for task in running:
+            ray.cancel(task)
+        if running:
+            ray.wait(list(running), num_returns=len(running), timeout=CANCEL_S)
+    if errors:
+        raise errors[0]
 
 
 def _trials(job: Job, task: dict[str, Any]) -> list[dict[str, Any]]:
@@ -176,6 +201,7 @@ def _trials(job: Job, task: dict[str, Any]) -> list[dict[str, Any]]:
 def _train(job: Job, task: dict[str, Any], trials: list[dict[str, Any]]) -> dict[str, Any]:
     """Train one architecture by each of its recipes; write and return the result of the best."""
     folder, epochs = task["folder"], job.retrain.epochs
+    storage.write_json(storage.join(folder, layout.GENES), task["arch"])
     lengths = resumed(lambda: _tune(job, trials), lambda: _progress(trials)[0])
     curves = [
         _read_trial(trial, length, epochs) for trial, length in zip(trials, lengths, strict=True)
@@ -186,7 +212,8 @@ def _train(job: Job, task: dict[str, Any], trials: list[dict[str, Any]]) -> dict
         reasons = {str(curve.get("failure", "it was stopped")) for curve in curves}
         raise UserError(
             f"{folder}: no recipe trained to the end: {'; '.join(sorted(reasons))}; change "
-            "[retrain] in the job and run the same command again"
+            "[retrain] in the job and run the same command again, or, once another network is "
+            "done, `nasray retrain JOB RUN_DIR --again`"
         )
     key = f"holdout_{job.search.accuracy}"
     best = max(finished, key=lambda index: (curves[index]["epochs"][-1][key], -index))
@@ -210,13 +237,11 @@ def _measure(job: Job, task: dict[str, Any], folder: str) -> ray.ObjectRef:
     return measure.remote(task, storage.join(folder, layout.MODEL))
 
 
-def _check_same_arch(folder: str, arch: Architecture) -> None:
-    """Refuse the folder of another architecture; write this one's genes into a new folder."""
-    path = storage.join(folder, layout.GENES)
-    if not storage.exists(path):
-        storage.write_json(path, list(arch))
-    elif storage.read_json(path) != list(arch):
-        raise UserError(f"{folder} holds another architecture's training; remove it")
+def _check_same_arch(task: dict[str, Any]) -> None:
+    """Refuse the folder of another architecture."""
+    path = storage.join(task["folder"], layout.GENES)
+    if storage.exists(path) and storage.read_json(path) != task["arch"]:
+        raise UserError(f"{task['folder']} holds another architecture's training; remove it")
 
 
 def draw_recipes(config: RetrainConfig, seed: int) -> list[dict[str, float]]:
@@ -261,8 +286,10 @@ def _tune(job: Job, trials: list[dict[str, Any]]) -> list[int]:
         trial, tune.PlacementGroupFactory([needs], bundle_label_selector=[labels])
     )
     grace = min(config.grace_epochs, config.epochs)
-    storage_path = storage.join(trials[0]["folder"].rsplit("/", 1)[0], layout.TUNE)
-    storage.remove(storage_path)  # of a run that was killed; trials keep their own state
+    folder = trials[0]["folder"].rsplit("/", 1)[0]
+    # Ray keeps files of all experiments of one name that begin in one second in one folder.
+    name = f"{layout.TUNE}-{folder.rsplit('/', 1)[1]}"
+    storage.remove(storage.join(folder, name))  # of a run that was killed; trials keep their state
     tuner = tune.Tuner(
         trainable,
         param_space={"trial": tune.grid_search(trials)},
@@ -281,8 +308,8 @@ def _tune(job: Job, trials: list[dict[str, Any]]) -> list[int]:
             trial_dirname_creator=_trial_name,
         ),
         run_config=tune.RunConfig(
-            name=layout.TUNE,
-            storage_path=trials[0]["folder"].rsplit("/", 1)[0],
+            name=name,
+            storage_path=folder,
             failure_config=tune.FailureConfig(max_failures=compute.max_failures),
             verbose=0,
         ),
@@ -327,8 +354,29 @@ def _read_trial(trial: dict[str, Any], length: int, epochs: int) -> dict[str, An
     return found | {"epochs": curves}
 
 
+def _looking_at(trials: dict[str, list[dict[str, Any]]]) -> Callable[[], tuple[int, str]]:
+    """Make a function that says how many epochs all networks have trained, and how far they are.
+
+    Of a network that is done, nothing is read again.
+    """
+    done: dict[str, int] = {}  # epochs, by name
+
+    def look() -> tuple[int, str]:
+        for name, of_one in trials.items():
+            result = storage.join(of_one[0]["folder"].rsplit("/", 1)[0], layout.RESULT)
+            if name not in done and storage.exists(result):
+                done[name] = _progress(of_one)[0]
+        number, text = _progress([t for n, each in trials.items() if n not in done for t in each])
+        number += sum(done.values())
+        if len(trials) == 1:
+            return number, text
+        return number, f"{len(done)} of {len(trials)} done{', ' if text else ''}{text}"
+
+    return look
+
+
 def _progress(trials: list[dict[str, Any]]) -> tuple[int, str]:
-    """How many epochs all trials have trained, and the hold-out top-1 of the latest trial."""
+    """How many epochs trials have trained, and the hold-out top-1 of the last that has begun."""
     paths = {trial["folder"]: storage.join(trial["folder"], layout.CURVES) for trial in trials}
     curves = {folder: storage.read_rows(p) for folder, p in paths.items() if storage.exists(p)}
     begun = [folder for folder, epochs in curves.items() if epochs]

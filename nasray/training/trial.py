@@ -156,6 +156,7 @@ def measure_on_validation(trial: dict[str, Any], path: str) -> dict[str, Any]:
     """
     started = time.monotonic()
     job = parse_job(trial["job"], trial["folder"])
+    storage.write_json(storage.join(path.rpartition("/")[0], layout.GENES), trial["arch"])
     choose_kernels(deterministic=job.compute.deterministic)
     device = worker_device(job.compute.cpus_per_trial)
     space, arch, images = _arch_and_images(job, trial)

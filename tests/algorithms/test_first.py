@@ -30,3 +30,12 @@ def test_a_resumed_search_that_is_only_told_does_not_ask_for_them_again():
     algorithm = WithFirst(Counting(), [(7, 7)])
     algorithm.tell(["a"])
     assert algorithm.ask() == [(0, 0), (0, 1)]
+
+
+def test_what_came_first_is_not_asked_for_again_by_the_algorithm():
+    algorithm = WithFirst(Counting(), [(1, 1), (2, 0)])
+    assert algorithm.ask() == [(0, 0), (0, 1), (1, 1), (2, 0)]
+    assert algorithm.ask() == [(1, 0)]
+    resumed = WithFirst(Counting(), [(0, 1)])
+    resumed.tell(["a"])
+    assert resumed.ask() == [(0, 0)]

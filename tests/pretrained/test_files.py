@@ -118,6 +118,7 @@ def test_a_truncated_file_is_named(path, keep, legacy):
         (b"version https://git-lfs.github.com/spec/v1\noid", "(it is a Git LFS pointer); fetch"),
         (b"hello world\n", "(it is damaged, or not written by torch.save or safetensors); fetch"),
         (b"weights", "(it is damaged, or not written by torch.save or safetensors); fetch"),
+        ({"n_averaged": torch.ones(())}, "holds no tensors by name"),
         ({"state_dict": {}}, "holds no tensors by name; save its weights alone"),
         ([torch.ones(1)], "holds no tensors by name"),
         ({"a": torch.ones(1), "epoch": 3}, "holds 'epoch' of type int where only tensors"),

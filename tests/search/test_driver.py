@@ -7,11 +7,21 @@ import pytest
 from nasray.algorithms import ONE_AT_A_TIME, make_schedule
 from nasray.errors import EvaluationError, UserError
 from nasray.search.candidate import FAILED, Evaluation
-from nasray.search.driver import Direct
+from nasray.search.driver import Direct, run_search
 from nasray.search.history import History
 from nasray.search.limits import Limits
 from nasray.search.racing import EarlyStopping
-from tests.search.searches import SPACE, AnyOrder, archs_of, closeness, config, evaluate, search
+from nasray.search.scores import FITNESS
+from tests.search.searches import (
+    SPACE,
+    AnyOrder,
+    archs_of,
+    closeness,
+    config,
+    evaluate,
+    make,
+    search,
+)
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +200,18 @@ def test_a_history_of_another_job_is_refused(tmp_path, unlimited):
     search(tmp_path, unlimited, seed=0)
     with pytest.raises(UserError, match="recorded with another job"):
         search(tmp_path, unlimited, seed=1)
+
+
+def test_the_best_so_far_is_told_in_the_units_of_the_fitness(tmp_path, unlimited):
+    told = []
+    settings = config(algorithm="random", num_generations=1)
+    run_search(
+        make(unlimited, settings, 0),
+        make_schedule(settings),
+        unlimited,
+        Direct(lambda arch: Evaluation(fitness=-0.5, images=10)),
+        History(str(tmp_path)),
+        show=lambda done, text: told.append(text),
+        fitness=FITNESS["log_likelihood"],
+    )
+    assert told[0].endswith("1 evaluated, best -0.50 nats")

@@ -17,12 +17,13 @@ import torch
 from PIL import Image
 
 from nasray.checkpoint import load_subnet
-from nasray.config import DataConfig, RetrainConfig
+from nasray.config import DataConfig, Job, RetrainConfig
 from nasray.data.importing import import_dataset
 from nasray.data.splits import JobImages
 from nasray.errors import UserError
 from nasray.evaluation.evaluate import top1
 from nasray.search.scores import Predictions
+from nasray.spaces.space import Architecture
 from nasray.storage import files as storage
 from nasray.training.retrain import _as_completed, draw_recipes, retrain
 from tests.conftest import (
@@ -41,6 +42,10 @@ ANY_ARCH = (0, 1) * 3
 def curves(folder: str | Path, trial: int = 0) -> list[dict[str, Any]]:
     path = f"{folder}/trial-{trial}/curves.json"
     return storage.read_json(path) if storage.exists(path) else []
+
+
+def retrained(job: Job, run_dir: Path, archs: dict[str, Architecture]) -> dict[str, dict]:
+    return dict(retrain(job, str(run_dir), job.data.path, archs))
 
 
 def without_clock(epochs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -106,7 +111,7 @@ def test_a_killed_trial_goes_on_and_ends_with_the_same_weights(
     killer = threading.Thread(target=kill)
     killer.start()
     job = make_job()
-    retrain(job, str(tmp_path), job.data.path, {"0": arch})
+    retrained(job, tmp_path, {"0": arch})
     killer.join()
     assert 0 < len(seen) < job.retrain.epochs
     assert curves(tmp_path / "retrain/0")[: len(seen)] == seen  # with their seconds
@@ -126,7 +131,7 @@ def test_what_was_trained_is_replayed_and_not_trained_again(
     for lost in ("result.json", "model.pt", "curves.json"):
         (after / lost).unlink()
     job = make_job()
-    result = retrain(job, str(tmp_path), job.data.path, {"0": arch})["0"]
+    result = retrained(job, tmp_path, {"0": arch})["0"]
     assert_same_weights(after / "model.pt", f"{before}/model.pt")
     for trial in range(2):
         assert curves(after, trial) == curves(before, trial)  # seconds, too
@@ -147,11 +152,11 @@ def test_several_trained_at_once_have_the_weights_of_one_at_a_time(
     state.write_bytes(b"not weights")
     job = make_job(compute={"concurrent_winners": 2, "max_failures": 0})
     with pytest.raises(UserError, match=f"^{state} is not a readable checkpoint"):
-        retrain(job, str(tmp_path), job.data.path, archs)
+        retrained(job, tmp_path, archs)
     assert not (tmp_path / "retrain/bad/result.json").exists()
     assert_same_weights(tmp_path / "retrain/0/model.pt", f"{before}/model.pt")
     del archs["bad"]
-    results = retrain(job, str(tmp_path), job.data.path, archs)
+    results = retrained(job, tmp_path, archs)
     assert [tuple(result["genes"]) for result in results.values()] == list(archs.values())
 
 
@@ -170,6 +175,40 @@ def test_as_many_run_at_the_same_time_as_are_asked_for(ray_cluster: None, tmp_pa
 
 
 @pytest.mark.ray
+def test_an_error_of_one_is_raised_when_the_others_have_ended(ray_cluster: None, caplog):
+    @ray.remote(num_cpus=0)
+    def work(name: str) -> dict[str, str]:
+        if name == "bad":
+            raise MemoryError("too large")
+        return {"name": name}
+
+    completed = _as_completed(((work.remote(name), name) for name in ("bad", "a", "b")), 2)
+    assert [next(completed)[0], next(completed)[0]] == ["a", "b"]
+    with pytest.raises(MemoryError, match="too large"):
+        next(completed)
+    assert "bad could not be given weights: " in caplog.text and "too large" in caplog.text
+
+
+@pytest.mark.ray
+def test_tasks_end_when_nobody_waits_for_them_any_more(ray_cluster: None, tmp_path: Path):
+    @ray.remote(num_cpus=0)
+    def work(name: str) -> str:
+        (tmp_path / name).touch()
+        if name == "slow":
+            try:
+                time.sleep(600)
+            finally:
+                (tmp_path / "ended").touch()
+        return name
+
+    completed = _as_completed(((work.remote(name), name) for name in ("slow", "quick")), 2)
+    assert next(completed)[0] == "quick"
+    wait_for((tmp_path / "slow").exists, "the other one has begun")
+    completed.close()
+    assert (tmp_path / "ended").exists()
+
+
+@pytest.mark.ray
 def test_a_trial_that_cannot_go_on_says_so_in_one_line(
     make_job: MakeJob, ray_cluster: None, tmp_path: Path
 ):
@@ -178,7 +217,7 @@ def test_a_trial_that_cannot_go_on_says_so_in_one_line(
     state.write_bytes(b"not weights")
     job = make_job(compute={"max_failures": 0})
     with pytest.raises(UserError, match=f"^{state} is not a readable checkpoint"):
-        retrain(job, str(tmp_path), job.data.path, {"0": ANY_ARCH})
+        retrained(job, tmp_path, {"0": ANY_ARCH})
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +266,7 @@ def test_a_bad_recipe_is_stopped_early(
         compute={"workers_per_trial": num_workers},
         retrain=config,
     )
-    result = retrain(job, str(tmp_path), job.data.path, {"0": ANY_ARCH})["0"]
+    result = retrained(job, tmp_path, {"0": ANY_ARCH})["0"]
     good, bad = storage.read_json(f"{tmp_path}/retrain/0/curves.json")
     assert good["epochs"][2]["holdout_top1"] > bad["epochs"][2]["holdout_top1"] + 0.2
     assert (len(good["epochs"]), len(bad["epochs"])) == (30, 3)
@@ -249,7 +288,7 @@ def seed_of_a_good_and_a_bad_recipe(config: RetrainConfig) -> int:
 @pytest.mark.slow
 def test_trials_may_have_several_workers(make_job: MakeJob, ray_cluster: None, tmp_path: Path):
     job = make_job(compute={"workers_per_trial": 2}, retrain={"num_trials": 1, "epochs": 2})
-    result = retrain(job, str(tmp_path), job.data.path, {"0": ANY_ARCH})["0"]
+    result = retrained(job, tmp_path, {"0": ANY_ARCH})["0"]
     assert [epoch["epoch"] for epoch in curves(tmp_path / "retrain/0")] == [0, 1]
     assert result["trial"] == 0
     assert torch.load(tmp_path / "retrain/0/model.pt", weights_only=True)["arch"] == list(ANY_ARCH)
