@@ -104,13 +104,14 @@ def open(
     return RunDirectory(folder, parsed, data_path, address, verbose, origin)
 
 
-def check_data(source: AnyPath, *, kind: str = "") -> dict[str, Any]:
+def check_data(source: AnyPath, *, kind: str = "", **columns: str) -> dict[str, Any]:
     """Look through a data set before it is imported; return what `nasray data check --json` prints.
 
     Args:
         source: a folder, a tar, another file of images, a data set that was imported, or a job:
             then what is held out is what the job says.
         kind: of the source, as data.source in a job; without it, what `source` looks like.
+        columns: of a table: image_column, label_column and split_column, as in a job.
 
     Raises:
         UserError: there is no data set, or it cannot be read.
@@ -122,8 +123,10 @@ def check_data(source: AnyPath, *, kind: str = "") -> dict[str, Any]:
     path = os.fspath(source)
     if path.endswith(".toml") and not kind:
         job = load_job(path)
+        if named := [f"data.{key}" for key, value in columns.items() if value]:
+            raise UserError(f"{path} is a job: set {', '.join(named)} in it")
     else:
-        values = {"data": {"source": kind or _kind_of(path), "path": path}}
+        values = {"data": {"source": kind or _kind_of(path), "path": path, **columns}}
         job = with_absolute_paths(parse_job(values, "nasray data check"))
     check_names(job, path)
     return survey_shown(job.data, seed=job.seed)
@@ -140,7 +143,7 @@ def _kind_of(path: str) -> str:
         return "parquet"
     if names & {"dataset_info.json", "state.json", "dataset_dict.json"}:
         return "huggingface"
-    by_suffix = {".csv": "csv", ".parquet": "table", ".tar": "tar"}
+    by_suffix = {".csv": "csv", ".tsv": "csv", ".parquet": "table", ".pq": "table", ".tar": "tar"}
     suffix = os.path.splitext(path)[1].lower()
     return "imagefolder" if names else by_suffix.get(suffix, "imagefolder")
 

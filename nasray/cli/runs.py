@@ -45,6 +45,17 @@ def run(job: str, run_dir: str, data_path: str | None, address: str | None) -> N
     _summarise(nasray.run(job, run_dir, data_path=data_path, address=address, verbose=is_verbose()))
 
 
+def column_options(verb: Any) -> Any:
+    """The options that name the columns of a table of images."""
+    for name, what in (
+        ("--split-column", "train or val"),
+        ("--label-column", "names of classes"),
+        ("--image-column", "paths, or encoded images"),
+    ):
+        verb = click.option(name, default="", help=f"Of a table: {what}.")(verb)
+    return verb
+
+
 @click.group()
 def data() -> None:
     """Data sets."""
@@ -57,9 +68,7 @@ def data() -> None:
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Order of the records."
 )
-@click.option("--image-column", default="", help="Of a table: paths, or encoded images.")
-@click.option("--label-column", default="", help="Of a table: names of classes.")
-@click.option("--split-column", default="", help="Of a table: train or val.")
+@column_options
 def data_import(source: str, destination: str, path: str, seed: int, **columns: str) -> None:
     """Turn SOURCE into Parquet shards of encoded images at DESTINATION.
 
@@ -76,14 +85,15 @@ def data_import(source: str, destination: str, path: str, seed: int, **columns: 
 @data.command("check")
 @click.argument("source")
 @click.option("--kind", type=click.Choice(list(SOURCES)), help="Of SOURCE: data.source of a job.")
+@column_options
 @click.option("--json", "as_json", is_flag=True, help="All of it as JSON.")
-def data_check(source: str, kind: str | None, as_json: bool) -> None:
+def data_check(source: str, kind: str | None, as_json: bool, **columns: str) -> None:
     """Look through the images of SOURCE: a folder, a tar, an imported data set, or a JOB.
 
     Classes, sizes, what an import skips and why, equal pictures in two classes or in both train
     and val, how many are held out, and how sure a top-1 on them is.
     """
-    found = nasray.check_data(source, kind=kind or "")
+    found = nasray.check_data(source, kind=kind or "", **columns)
     if as_json:
         click.echo(json.dumps(found))
         return

@@ -78,39 +78,36 @@ def _compared(config: DataConfig, dataset: Dataset, seed: int) -> str | None:
 
 def _first_difference(pictures: Pictures, dataset: Dataset, unchanged: set[str]) -> str | None:
     """Compare the images of a source with those imported; files `unchanged` are not read."""
-    imported = {
-        name: (split, position, dataset.classes[label])
-        for split in SPLITS
-        for position, (name, label) in enumerate(
-            zip(
-                dataset.column(split, "name").to_pylist(),
-                dataset.labels(split).tolist(),
-                strict=True,
-            )
-        )
-    }
-    common: list[Record] = []
+    # A table may name one file in two classes or splits, or twice in one.
+    imported: dict[tuple[str, str, str], list[tuple[str, int]]] = {}  # where they are stored
+    for split in SPLITS:
+        names, labels = dataset.column(split, "name").to_pylist(), dataset.labels(split).tolist()
+        for position, (name, label) in enumerate(zip(names, labels, strict=True)):
+            key = name, split, dataset.classes[label]
+            imported.setdefault(key, []).append((split, position))
+    before = {name: (split, label) for name, split, label in imported}
+    common: list[tuple[tuple[str, int], Record]] = []  # with where they are stored
     for record in sorted(pictures, key=lambda each: each.name):
-        if record.name not in imported:
-            # Those that the import skipped are not new, unless they have become readable.
-            if record.name not in unchanged and decodable(record):
-                return f"{record.name} is new"
-            continue
-        split, _, name = imported[record.name]
-        if (record.split, pictures.classes[record.label]) != (split, name):
+        key = record.name, record.split, pictures.classes[record.label]
+        if imported.get(key):
+            common.append((imported[key].pop(), record))
+        elif record.name in before:
+            split, name = before[record.name]
             return f"{record.name} was of class {name!r} in {split}"
-        common.append(record)
-    if gone := imported.keys() - {record.name for record in common}:
+        # Those that the import skipped are not new, unless they have become readable.
+        elif record.name not in unchanged and decodable(record):
+            return f"{record.name} is new"
+    if gone := [name for (name, *_), places in imported.items() if places]:
         return f"{min(gone)} is gone"
-    common.sort(key=lambda each: imported[each.name][:2])  # as they are stored
-    read = [record for record in common if record.name not in unchanged]
+    common.sort(key=lambda each: each[0])
+    read = [(stored, record) for stored, record in common if record.name not in unchanged]
     if read:
         log.info("comparing %d images whose files were written since the import", len(read))
     with ThreadPoolExecutor(usable_cpus()) as pool:
         for start in range(0, len(read), CHUNK_IMAGES):
             chunk = read[start : start + CHUNK_IMAGES]
-            for record, image in zip(chunk, pool.map(lambda each: each.load(), chunk), strict=True):
-                split, position, _ = imported[record.name]
+            images = pool.map(lambda each: each[1].load(), chunk)
+            for ((split, position), record), image in zip(chunk, images, strict=True):
                 if dataset.read(split, np.array([position])) != [image]:
                     return f"{record.name} has changed"
     return None

@@ -42,7 +42,8 @@ FRAMES = "has several frames or pages, of which the first is taken"
 TRANSPARENT = "has transparent pixels, which show data.background"
 SCALED = "has integers or floats, scaled by the bits that its largest value needs"
 
-SAMPLE_FORMAT, PHOTOMETRIC, PLANAR, BITS = 339, 262, 284, 258  # tags of TIFF
+# Tags of TIFF.
+SAMPLE_FORMAT, PHOTOMETRIC, PLANAR, BITS, COMPRESSION = 339, 262, 284, 258, 259
 UNSIGNED, SIGNED = 1, 2  # of SAMPLE_FORMAT
 ORIENTATION_TAG = 0x0112  # EXIF
 # ImageOps.exif_transpose does the same, but also writes all EXIF tags again, and raises if
@@ -93,7 +94,7 @@ def _decode_with(
     with Image.open(io.BytesIO(image), formats=formats()) as picture:  # reads the header only
         is_plain = picture.format == "JPEG" and picture.mode in ("RGB", "L")
         # The two find the orientation in different places, such as XMP.
-        if is_plain and picture.getexif().get(ORIENTATION_TAG, 1) == 1:
+        if is_plain and _orientation(picture) in (None, 1):
             try:
                 # A copy, because torch warns of a buffer that cannot be written.
                 pixels: torch.Tensor = decode_jpeg(
@@ -128,10 +129,9 @@ def _decode(image: bytes, background: str) -> tuple[Image.Image, list[str]]:
         with Image.open(io.BytesIO(image), formats=formats()) as picture:
             notes: list[str] = []
             rawmode = _rawmode(picture)  # which load() forgets
-            if _tag(picture, PLANAR) == 2 and _tag(picture, BITS) > 8:
-                raise Undecodable("has planes of 16 bits, which Pillow misreads; interleave them")
+            _refuse_misread(picture, image)
             picture.load()  # the whole file, and with it a PNG's late EXIF
-            orientation = picture.getexif().get(ORIENTATION_TAG)
+            orientation = _orientation(picture)
             wide = _wide(picture, rawmode, image)
             alpha = None
             if wide is not None:
@@ -159,6 +159,31 @@ def _decode(image: bytes, background: str) -> tuple[Image.Image, list[str]]:
         raise Undecodable(first_line(error)) from error
 
 
+def _refuse_misread(picture: ImageFile.ImageFile, image: bytes) -> None:
+    """Refuse the kinds of TIFF that Pillow reads without an error, and wrongly.
+
+    Raises:
+        Undecodable: it is one of them.
+    """
+    bits, is_packed = _tag(picture, BITS) or 1, _tag(picture, COMPRESSION) not in (None, 1)
+    if _tag(picture, PLANAR) == 2 and (bits > 8 or (picture.mode == "LA" and is_packed)):
+        raise Undecodable(f"has planes of {bits} bits, which Pillow misreads; interleave them")
+    is_number = picture.mode in ("I", "F") or _tag(picture, SAMPLE_FORMAT) == SIGNED
+    if picture.format == "TIFF" and image[:2] == b"MM" and is_packed and is_number and bits > 8:
+        raise Undecodable(
+            f"is a compressed TIFF of {bits} bits in big-endian order, which Pillow misreads; save "
+            "it without compression or in little-endian order"
+        )
+
+
+def _orientation(picture: Image.Image) -> int | None:
+    """EXIF's orientation; None where there is none, or the EXIF data are malformed."""
+    try:
+        return picture.getexif().get(ORIENTATION_TAG)
+    except Exception:  # Pillow raises of all kinds
+        return None
+
+
 @cache
 def formats() -> list[str]:
     """The names of the formats that are read, in the order in which they are tried."""
@@ -172,7 +197,12 @@ def _what_it_is(image: bytes) -> str:
     if not any(image):
         return "holds zero bytes only" if image else "is empty"
     if image[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return "a kind of TIFF that Pillow does not read; save it with 8 or 16 bits a channel"
+        return (
+            "a TIFF that is cut short, or of a kind that Pillow does not read; save it again, with "
+            "8 bits a channel"
+        )
+    if image.startswith(b"\x89PNG"):
+        return "a damaged PNG; save it again"
     return f"no image that Pillow reads, it begins with {image[:24]!r}"
 
 
@@ -230,7 +260,11 @@ def _from_wide(wide: np.ndarray, key: Any) -> Opaque:
     levels = _levels(wide[..., :-1] if has_alpha else wide)
     rgb = Image.fromarray(np.broadcast_to(levels, (*wide.shape[:2], 3)).copy())
     if has_alpha:
-        return rgb, _levels(wide[..., -1])
+        # Alpha is of 16 bits, unless its largest value is that of fewer.
+        alpha = wide[..., -1]
+        most = float(alpha.max(initial=0))
+        of_fewer_bits = most in [2.0**bits - 1 for bits in DEPTHS if bits >= 8]
+        return rgb, _levels(alpha, most if of_fewer_bits else 65535)
     return rgb, None if key is None else np.where((wide == key).all(-1), 0, 255)
 
 
@@ -242,7 +276,11 @@ def _from_values(picture: Image.Image) -> Opaque:
     elif picture.mode == "I" and kind == UNSIGNED:
         values = values.view(np.uint32)  # Pillow keeps them as signed ones
     # Pillow has scaled those of a PPM from the range that its header gives.
-    levels = _levels(values, 65535 if picture.format == "PPM" and picture.mode == "I" else None)
+    largest = 65535.0 if picture.format == "PPM" and picture.mode == "I" else None
+    if kind == SIGNED and largest is None:
+        own = 2.0 ** (_tag(picture, BITS) - 1) - 1  # one bit is the sign
+        largest = own if own / 2 < values.max(initial=0) and values.min(initial=0) >= 0 else None
+    levels = _levels(values, largest)
     if picture.mode[0] in "IF" and _tag(picture, PHOTOMETRIC) == 0:
         levels = 255 - levels  # zero is white
     rgb, key = Image.fromarray(levels).convert("RGB"), picture.info.get("transparency")

@@ -23,6 +23,7 @@ from nasray.data.source import (
     LOOP,
     NO_IMAGE,
     NO_SPLIT,
+    RAW_ADVICE,
     SERVICE,
     STRAY,
     TRAIN_NAMES,
@@ -34,6 +35,7 @@ from nasray.data.source import (
     Skipped,
     Unusable,
     shuffled,
+    split_word,
     why_unreadable,
 )
 from nasray.errors import UserError
@@ -60,10 +62,10 @@ class Listing:
     def is_image(self, path: str, where: Any) -> bool:
         """Whether it is an image by its name, or, if that says nothing, by how it begins."""
         name = path.rpartition("/")[2]
-        if kinds.has_image_suffix(name) or isinstance(where, Unusable):
-            return not kinds.says_another_kind(name) or kinds.has_image_suffix(name)
-        if kinds.says_another_kind(name):
-            return False
+        if kinds.has_image_suffix(name):
+            return True
+        if isinstance(where, Unusable):
+            return not kinds.says_another_kind(name)
         return kinds.begins_as_image(self.read(where, kinds.HEAD_BYTES))
 
 
@@ -76,7 +78,9 @@ def imagefolder(config: DataConfig, seed: int) -> Pictures:
     origin = f"data.path = {config.path!r}"
     refuse_absent(config.path)
     if not _is_folder(config.path):
-        raise UserError(f'{origin}: is a file; give its folder, or set source = "tar"')
+        packed = config.path.lower().endswith((".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz"))
+        way_out = "unpack it first" if packed else 'give its folder, or set source = "tar"'
+        raise UserError(f"{origin}: is a file; {way_out}")
     return _pictures(_listing(config.path), seed=seed, origin=origin)
 
 
@@ -95,7 +99,7 @@ def tar(config: DataConfig, seed: int) -> Pictures:
     entries = list(tars.entries(file, origin))
     tops = [path for path, where in entries if where is None and "/" not in path]
     around = [top for top in tops if not _aside(top)]
-    if len(around) == 1 and around[0].lower() not in TRAIN_NAMES:
+    if len(around) == 1 and split_word(around[0]) not in TRAIN_NAMES:
         inside = f"{around[0]}/"
         entries = [
             (path.removeprefix(inside), where) for path, where in entries if path != around[0]
@@ -146,7 +150,14 @@ def refuse_absent(path: str) -> None:
 
 
 def _is_folder(path: str) -> bool:
+    """Whether it is a folder, or a prefix of an object store.
+
+    Raises:
+        UserError: it is neither that nor a file.
+    """
     filesystem, place = storage.resolve(path)
+    if filesystem.type_name == "local" and not (os.path.isdir(place) or os.path.isfile(place)):
+        raise UserError(f"data.path = {path!r}: is neither a folder nor a regular file")
     return not filesystem.get_file_info(place).is_file
 
 
@@ -223,7 +234,7 @@ def _split_folders(names: Iterable[str], origin: str) -> dict[str, str]:
     """Return the folder of each split there is; "" is the data set's own."""
     found = sorted(names, reverse=True)  # small letters before large ones
     train, val = (
-        [name for known in split for name in found if name.lower() == known]
+        [name for known in split for name in found if split_word(name) == known]
         for split in (TRAIN_NAMES, VAL_NAMES)
     )
     if not train and val:
@@ -243,7 +254,7 @@ def _split_folders(names: Iterable[str], origin: str) -> dict[str, str]:
 def _pictures(listing: Listing, *, seed: int, origin: str) -> Pictures:
     tops = [path for path, where in listing.entries if where is None and "/" not in path]
     for path, where in listing.entries:
-        if isinstance(where, Unusable) and path.lower() in (*TRAIN_NAMES, *VAL_NAMES):
+        if isinstance(where, Unusable) and split_word(path) in (*TRAIN_NAMES, *VAL_NAMES):
             raise UserError(f"{origin}: {path}/ is {where.reason} ({shown(where.detail)})")
     folders = _split_folders((top for top in tops if not _aside(top)), origin)
     skipped = Skipped()
@@ -304,7 +315,7 @@ def _sorted_out(listing: Listing, folders: dict[str, str], skipped: Skipped) -> 
         elif len(below) == 1:
             skipped.add(STRAY, shown(path))
         elif kinds.is_raw(path):
-            skipped.add(UNDECODABLE, shown(path), "a camera's raw image; convert it to JPEG")
+            skipped.add(UNDECODABLE, shown(path), RAW_ADVICE)
         else:
             splits[split_of[top]].setdefault(_class_name(below[0]), []).append((path, where))
     for folder, names in spellings.items():
@@ -324,15 +335,15 @@ def _common_classes(
     """Return the class names, sorted; refuse splits that differ and classes without images."""
     train = splits["train"]
     val = splits.get("val", train)
-    for name, images in train.items() if not folders["train"] else ():
-        if any(path.split("/")[1].lower() in TRAIN_NAMES for path, _ in images):
-            raise UserError(f"{origin}: has no train/ folder, but {name}/ has one; name {name}/")
+    if not folders["train"]:
+        _check_undivided(train, origin)
     if len(train) < 2:
         which = f"{folders['train']}/ holds" if folders["train"] else "holds no train/ and"
         fault = skipped.first_below("")
         raise UserError(
             f"{origin}: {which} {len(train)} class folders{f' ({fault})' if fault else ''}, and a "
             "classifier needs two at least; use train/<class>/<image>, or <class>/<image>"
+            + (f" (is {folders['train']}/ a class? call it otherwise)" if folders["train"] else "")
         )
     if set(train) != set(val):
         lacks = [
@@ -354,6 +365,36 @@ def _common_classes(
                 f"{_some(empty)}{f' ({fault})' if fault else ''}; add some or remove the class"
             )
     return tuple(sorted(train))
+
+
+def _check_undivided(classes: Split, origin: str) -> None:
+    """Refuse class folders that are splits or hold them; warn if all hold the same folders."""
+    inside = {
+        name: {path.split("/")[1] for path, _ in images if path.count("/") > 1}
+        for name, images in classes.items()
+    }
+    divided = sorted(
+        name for name, folders in inside.items() if {*map(split_word, folders)} & {*TRAIN_NAMES}
+    )
+    if len(divided) > 1:
+        raise UserError(
+            f"{origin}: has no train/ folder, but {_some(set(divided))} have one each; images "
+            "belong in train/<class>/ and val/<class>/, not in <class>/train/"
+        )
+    if divided:
+        name = divided[0]
+        raise UserError(
+            f"{origin}: has no train/ folder, but {name}/ has one; name {name}/, or pack it alone"
+        )
+    common = set.intersection(*inside.values()) if len(inside) > 1 else set()
+    if len(common) > 1:
+        log.warning(
+            "%s: its folders %s are taken for the classes, and each of them holds the folders %s; "
+            "if these are the classes, call the others train/ and val/",
+            origin,
+            _some(set(classes)),
+            _some(common),
+        )
 
 
 def _some(names: set[str]) -> str:

@@ -13,7 +13,7 @@ import pkgutil
 import re
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -236,12 +236,7 @@ def _stream(
             row = [record.split, record.label, record.name, len(image), zlib.crc32(image)]
             digest.update(json.dumps(row).encode())
         _refuse_many(skipped, num_images)
-    for (split, label), why in left.items():
-        if why:
-            raise UserError(
-                f"data.path: no image of class {pictures.classes[label]!r} in {split} can be used "
-                f"({why}); mend them, or remove the class"
-            )
+    _refuse_lost_classes(left, pictures.classes)
     return {split: writers[split].shards for split in SPLITS}, notes, digest.hexdigest()
 
 
@@ -261,14 +256,24 @@ def looked_at(
 ) -> Iterator[tuple[Record, Look]]:
     """Decode every image as an import does, and keep none.
 
-    Adds to `pictures.skipped` those that cannot be read or decoded.
+    Adds to `pictures.skipped` those that cannot be read or decoded, and why an import would refuse
+    that, if it would.
     """
+    skipped, left = pictures.skipped, dict[tuple[str, int], str]()
+    num_images = len(pictures) + skipped.num_faults()
     for done, (record, loaded) in enumerate(_load_checked(pictures), start=1):
         show(done, len(pictures))
         if loaded.look is None:
-            pictures.skipped.add(loaded.reason, record.name, loaded.detail)
+            skipped.add(loaded.reason, record.name, loaded.detail)
+            left.setdefault((record.split, record.label), f"{record.name}: {loaded.detail}")
         else:
+            left[record.split, record.label] = ""
             yield record, loaded.look
+    try:
+        _refuse_many(skipped, num_images)
+        _refuse_lost_classes(left, pictures.classes)
+    except UserError as error:
+        skipped.refusal = str(error)
 
 
 def _load_checked(pictures: Pictures) -> Iterator[tuple[Record, _Loaded]]:
@@ -293,10 +298,14 @@ def _load(record: Record) -> _Loaded:
         if why is None:
             raise
         return _Loaded(reason=UNREADABLE, detail=why)
+    except MemoryError:
+        return _Loaded(reason=UNREADABLE, detail="larger than the memory")
     try:
         picture, notes = decode_with_notes(image)
     except Undecodable as error:
         return _Loaded(reason=UNDECODABLE, detail=str(error))
+    except MemoryError:
+        return _Loaded(reason=UNDECODABLE, detail="its pixels need more memory than there is")
     return _Loaded(image, look_at(picture), notes)
 
 
@@ -311,6 +320,16 @@ def _refuse_many(skipped: Skipped, num_images: int) -> None:
             f"data.path: more than {MAX_SKIPPED:.0%} of the {num_images} images cannot be used: "
             f"{skipped.described(FAULTS)}; mend or remove them"
         )
+
+
+def _refuse_lost_classes(left: dict[tuple[str, int], str], classes: Sequence[str]) -> None:
+    """Refuse classes of a split, and its labels, of which `left` says why no image is left."""
+    for (split, label), why in left.items():
+        if why:
+            raise UserError(
+                f"data.path: no image of class {classes[label]!r} in {split} can be used ({why}); "
+                "mend them, or remove the class"
+            )
 
 
 def _remove_shards(destination: str) -> None:

@@ -31,6 +31,8 @@ SERVICE = {
     "__macosx",
     "__pycache__",
     "#recycle",
+    "@recycle",
+    "recycler",
     "#snapshot",
     "$recycle.bin",
     ".ds_store",

@@ -39,15 +39,16 @@ def holdout_split(
     rng = np.random.default_rng((seed, HOLDOUT))
     names = list(map(str, range(int(labels.max()) + 1))) if classes is None else classes
     held = []
-    for label, name in enumerate(names):
+    sizes = np.bincount(labels, minlength=len(names))
+    if (least := int(sizes.min())) <= per_class:
+        way_out = f"lower it to {least - 1}" if least > 1 else "leave it out"
+        raise UserError(
+            f"data.holdout_per_class = {per_class}: class {names[int(sizes.argmin())]!r} has only "
+            f"{least} training images; {way_out}, or give data.holdout_share = 0.2 in its place, "
+            "which leaves a class of one image in training"
+        )
+    for label in range(len(names)):
         members = np.flatnonzero(labels == label)
-        if len(members) <= per_class:
-            way_out = f"lower it to {len(members) - 1}" if len(members) > 1 else "leave it out"
-            raise UserError(
-                f"data.holdout_per_class = {per_class}: class {name!r} has only {len(members)} "
-                f"training images; {way_out}, or give data.holdout_share = 0.2 in its place, which "
-                "leaves a class of one image in training"
-            )
         held.append(rng.choice(members, per_class, replace=False))
     holdout = np.sort(np.concatenate(held))
     return np.setdiff1d(np.arange(len(labels)), holdout, assume_unique=True), holdout

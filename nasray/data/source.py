@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,8 @@ SPLITS = ("train", "val")
 # What people call them, in letters of any size; of the second, the first found counts.
 TRAIN_NAMES = ("train", "training")
 VAL_NAMES = ("val", "valid", "validation", "test", "testing")
+# What is added to these: training_set, seg_test, test-images.
+FILLERS = {"set", "data", "dataset", "images", "imgs", "folder", "split", "seg"}
 
 # Why an image is skipped. The first four are images that should be there: more than a few of them
 # are refused.
@@ -22,6 +25,7 @@ BROKEN_LINK = "behind a broken link"
 UNREADABLE = "unreadable"
 UNDECODABLE = "undecodable"
 UNLABELLED = "without a label"
+RAW_ADVICE = "a camera's raw image; convert it to JPEG"
 FAULTS = (BROKEN_LINK, UNREADABLE, UNDECODABLE, UNLABELLED)
 HIDDEN = "hidden"
 SERVICE = "of other programs"
@@ -40,6 +44,13 @@ UNREADABLE_ERRORS = (
 )
 
 
+def split_word(name: str) -> str:
+    """Return `name` as TRAIN_NAMES and VAL_NAMES have it: of "Training_Set" "training"."""
+    words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
+    left = [word for word in words if word not in FILLERS]
+    return left[0].removesuffix("set") if len(left) == 1 else "-".join(words)
+
+
 class Unusable(NamedTuple):
     """Stands in the listing of a source for a file that cannot be used."""
 
@@ -53,13 +64,14 @@ class Skipped:
     def __init__(self) -> None:
         self.numbers: Counter[str] = Counter()
         self.first: dict[str, list[tuple[str, str]]] = {}  # name, and what is to be said of it
+        self.refusal = ""  # why an import refuses the rest
         self._first_below: dict[str, str] = {}  # by the first two names of a path: why, and what
 
     def add(self, reason: str, name: str, detail: str = "") -> None:
         """Count the file `name`; `detail` says more than the reason."""
         self.numbers[reason] += 1
         names = self.first.setdefault(reason, [])
-        if len(names) < MAX_NAMED and reason != NO_IMAGE:
+        if len(names) < MAX_NAMED:
             names.append((name, detail))
         if reason in FAULTS:
             below = "/".join(name.split("/")[:2])

@@ -78,10 +78,12 @@ class Parts:
             rng = np.random.default_rng((seed, HOLDOUT))
             chosen = share_split(labels[rest], pictures[rest], share, rng)
         training, holdout = (rest[positions] for positions in chosen)
+        given = config.val_share or config.holdout_share
         if not len(validation) or not len(holdout):
             raise UserError(
                 f"data.path = {config.path!r}: no class has enough different images to set one "
                 "aside; add images, three of a class at least"
+                + (", or lower data.val_share or data.holdout_share" if given else "")
             )
         return cls(training, holdout, validation, "val" if num_val else "train")
 

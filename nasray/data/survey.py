@@ -154,15 +154,18 @@ def survey(
     `show(done, total)` is called with the number of images of a source done.
 
     Raises:
-        UserError: they are not there, or are no data set.
+        UserError: they are not there, are no data set, or no image of it can be used.
     """
     check_source(config)
     if config.source == IMPORTED:
         dataset = open_dataset(config.path)
         return Survey.of(dataset).findings(config, seed)
     pictures = open_source(config, seed)
-    found = Survey.of_source(pictures, show).findings(config, seed)
-    return found | {"skipped": pictures.skipped.recorded()}
+    surveyed, skipped = Survey.of_source(pictures, show), pictures.skipped
+    if not np.any(surveyed.splits == SPLITS.index("train")):
+        raise UserError(skipped.refusal or "data.path: holds no images")
+    found = surveyed.findings(config, seed) | {"skipped": skipped.recorded()}
+    return found | ({"refused": skipped.refusal} if skipped.refusal else {})
 
 
 def standard_error(top1: float, num_images: int) -> float:
@@ -220,7 +223,7 @@ def sentences(found: dict[str, Any]) -> tuple[list[str], list[str]]:
         )
     else:
         facts.append("imported by an earlier version: sizes and equal pictures are not recorded")
-    problems = []
+    problems = [f"an import refuses this: {found['refused']}"] if "refused" in found else []
     for reason, own in found.get("skipped", {}).items():
         names = ", ".join(own["first"][:MAX_PAIRS])
         problems.append(f"skipped: {own['number']:,} {reason}" + (f" ({names})" if names else ""))

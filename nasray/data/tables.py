@@ -8,8 +8,11 @@ import csv as csv_module
 import errno
 import io
 import json
+import logging
 import os
+import stat
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,12 +22,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nasray.config import DataConfig
-from nasray.data import COLUMNS
+from nasray.data import COLUMNS, kinds
 from nasray.data.folders import refuse_absent, shown
 from nasray.data.source import (
     NO_SPLIT,
+    RAW_ADVICE,
     SPLITS,
     TRAIN_NAMES,
+    UNDECODABLE,
     UNLABELLED,
     VAL_NAMES,
     Pictures,
@@ -38,6 +43,9 @@ from nasray.storage import files as storage
 IMAGE_NAMES, LABEL_NAMES, SPLIT_NAMES = ("path", "image", "img"), ("label",), ("split",)
 DELIMITERS = ",;\t|"
 MAX_NAMED = 5  # labels or splits in one message
+UNUSED_SPLITS = ("set", "subset", "fold", "partition")  # columns that may say a split
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,9 @@ def csv(config: DataConfig, seed: int) -> Pictures:
     text = storage.read(config.path).decode("utf-8-sig", "surrogateescape")
     header = text.split("\n", 1)[0]
     delimiter = max(DELIMITERS, key=header.count)
-    reader = csv_module.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    lines = io.StringIO(text, newline="")
+    options: dict[str, Any] = {"delimiter": delimiter, "skipinitialspace": True, "strict": True}
+    reader = csv_module.reader(lines, **options)
     rows: list[list[str]] = []
     try:
         names = [name.strip() for name in next(reader, [])]
@@ -75,6 +85,13 @@ def csv(config: DataConfig, seed: int) -> Pictures:
             rows += [row] if row else []
     except csv_module.Error as error:
         raise UserError(f"{origin}: line {reader.line_num}: {error}; mend that line") from None
+    if not names:
+        raise UserError(f"{origin}: begins with an empty line, where path,label should be")
+    if any(map(kinds.has_image_suffix, names)):
+        raise UserError(
+            f"{origin}: its first line names no columns, but an image; put a line such as "
+            f"path{delimiter}label above it"
+        )
     image, label, split = _columns(names, config, origin)
     columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=False))
     return _pictures(
@@ -103,8 +120,10 @@ def table(config: DataConfig, seed: int) -> Pictures:
         image, label, split = _columns(schema.names, config, origin, schema)
         wanted = [name for name in (image, label, split) if name]
         found = pq.ParquetFile(filesystem.open_input_file(place)).read(columns=wanted)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{origin}: {error}; give a Parquet file") from None
+    except (OSError, pa.ArrowInvalid) as error:
+        if not _is_damage(error):
+            raise
+        raise UserError(f"{origin}: {error}; give a Parquet file that is whole") from None
     metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     features = metadata.get("info", {}).get("features", {})
     return _pictures(
@@ -139,11 +158,12 @@ def huggingface(config: DataConfig, seed: int) -> Pictures:
             'nor state.json; for a Parquet file, set source = "table"'
         )
     tables = {split: _arrow(part, origin) for split, part in parts.items()}
-    info = storage.read_json(storage.join(next(iter(parts.values())), "dataset_info.json"))
+    about = storage.join(next(iter(parts.values())), "dataset_info.json")
+    info = storage.read_json(about) if storage.exists(about) else {}
     features = info.get("features") or {}
     schema = next(iter(tables.values())).schema
-    kinds = {name: feature.get("_type") for name, feature in features.items()}
-    image, label, split = _columns(schema.names, config, origin, schema, kinds)
+    types = {name: feature.get("_type") for name, feature in features.items()}
+    image, label, split = _columns(schema.names, config, origin, schema, types)
     if "" not in tables:
         splits = [name for name, part in tables.items() for _ in range(part.num_rows)]
     else:
@@ -166,13 +186,20 @@ def _file(path: str) -> str:
     refuse_absent(path)
     filesystem, place = storage.resolve(path)
     if not filesystem.get_file_info(place).is_file:
-        raise UserError(f"data.path = {path!r}: is a folder; give the file in it")
+        is_folder = filesystem.type_name != "local" or os.path.isdir(place)
+        what = "a folder; give the file in it" if is_folder else "no regular file"
+        raise UserError(f"data.path = {path!r}: is {what}")
     return f"data.path = {path!r}"
 
 
 def _arrow(folder: str, origin: str) -> pa.Table:
     """Map the Arrow files of one saved Dataset into memory."""
-    state = storage.read_json(storage.join(folder, "state.json"))
+    path = storage.join(folder, "state.json")
+    if not storage.exists(path):
+        raise UserError(f"{origin}: {folder} has no state.json; save the data set again")
+    state = storage.read_json(path)
+    if not isinstance(state, dict) or "_data_files" not in state:
+        raise UserError(f"{origin}: {path} names no data files; save the data set again")
     if state.get("_indices_data_files"):
         raise UserError(
             f"{origin}: was saved with a selection of rows; save dataset.flatten_indices() instead"
@@ -185,9 +212,16 @@ def _arrow(folder: str, origin: str) -> pa.Table:
         try:
             source = pa.memory_map(place) if local else filesystem.open_input_file(place)
             tables.append(pa.ipc.open_stream(source).read_all())
-        except (FileNotFoundError, pa.ArrowInvalid) as error:
+        except (OSError, pa.ArrowInvalid) as error:
+            if not _is_damage(error):
+                raise
             raise UserError(f"{path}: missing or damaged ({error}); save it again") from None
     return pa.concat_tables(tables)
+
+
+def _is_damage(error: OSError | pa.ArrowInvalid) -> bool:
+    """Whether a file is absent or damaged; Arrow's own errors have no number, a disk's have one."""
+    return isinstance(error, FileNotFoundError | pa.ArrowInvalid) or error.errno is None
 
 
 def _columns(
@@ -195,14 +229,17 @@ def _columns(
     config: DataConfig,
     origin: str,
     schema: pa.Schema | None = None,
-    kinds: dict[str, str] | None = None,
+    features: dict[str, str] | None = None,
 ) -> tuple[str, str, str]:
     """Choose the columns of images, labels and splits; "" if there is none of splits.
 
-    `kinds` are the features of Hugging Face: where one column alone is of images, it is taken, and
+    `features` are those of Hugging Face: where one column alone is of images, it is taken, and
     where one alone is of labels. A table's images are rather taken from its bytes than from paths.
     """
-    known, schema = kinds or {}, schema or pa.schema([])
+    known, schema = features or {}, schema or pa.schema([])
+    twice = [name for name, number in Counter(names).items() if number > 1]
+    if twice:
+        raise UserError(f"{origin}: {twice[0]!r} names several columns; rename all but one")
     advice = {key: f"set data.{key} (--{key.replace('_', '-')})" for key in COLUMNS}
     images = [name for name, kind in known.items() if kind == "Image"]
     labels = [name for name, kind in known.items() if kind == "ClassLabel"]
@@ -214,9 +251,16 @@ def _columns(
 
     def chosen(key: str, what: str, candidates: Sequence[str]) -> str:
         wanted = getattr(config, key)
-        found = [name for name in ([wanted] if wanted else candidates) if name in names]
+        asked_for = [wanted] if wanted else candidates
+        found = [name for name in asked_for if name in names]
+        if not wanted:
+            found += [name for each in candidates for name in names if name.lower() == each]
         if found:
             return found[0]
+        unused = [name for name in names if name.lower() in UNUSED_SPLITS]
+        if what == "splits" and unused and not wanted:
+            words = "%s: column %r is not used; %s to have it say the splits"
+            log.warning(words, origin, unused[0], advice[key])
         if what == "splits" and not wanted:
             return ""
         hint = did_you_mean(wanted, names) if wanted else ""
@@ -272,9 +316,11 @@ def _pictures(rows: Rows, *, seed: int, origin: str) -> Pictures:
             skipped.add(NO_SPLIT, name, f"split {split!r}")
         elif class_name is None:
             skipped.add(UNLABELLED, name, f"label {label!r}")
+        elif kinds.is_raw(name):
+            skipped.add(UNDECODABLE, name, RAW_ADVICE)
         else:
             found[split_of[_cleaned(split)]].append((class_name, name, row))
-    classes = _classes(found, rows.classes, origin)
+    classes = _classes(found, rows.classes, skipped, origin)
     position = {name: label for label, name in enumerate(classes)}
 
     def records() -> Iterator[Record]:
@@ -319,7 +365,10 @@ def _class_name(label: Any, classes: list[str] | None) -> str | None:
 
 
 def _classes(
-    found: dict[str, list[tuple[str, str, int]]], named: list[str] | None, origin: str
+    found: dict[str, list[tuple[str, str, int]]],
+    named: list[str] | None,
+    skipped: Skipped,
+    origin: str,
 ) -> tuple[str, ...]:
     """Return the class names: in the table's order, or sorted; refuse splits that differ."""
     held = {split: {name for name, _, _ in images} for split, images in found.items()}
@@ -335,6 +384,7 @@ def _classes(
             raise UserError(
                 f"{origin}: split {split!r} has no rows of {len(others - own)} classes: {lacking}; "
                 "both need some of every class"
+                + (f" (left out: {lost})" if (lost := skipped.described((UNLABELLED,))) else "")
             )
     return tuple(name for name in named if name in train) if named else tuple(sorted(train))
 
@@ -357,9 +407,19 @@ def _load(images: Any, row: int, folder: str) -> bytes:
         return value
     if not value:
         raise FileNotFoundError(errno.ENOENT, "no path and no bytes")
+    if "\0" in value:
+        raise FileNotFoundError(errno.ENOENT, "a zero byte in the name")
     if storage.is_uri(value):
-        return storage.read(value)
+        try:
+            return storage.read(value)
+        except UserError as error:  # no storage is of this kind, or has such names
+            raise FileNotFoundError(errno.ENOENT, str(error)) from None
     if storage.is_uri(folder) and not value.startswith("/"):
-        return storage.read(storage.join(folder, value))
-    with open(os.path.join(folder, value), "rb") as file:
-        return file.read()
+        filesystem, place = storage.resolve(folder)  # a name in a URI may not have spaces
+        with filesystem.open_input_file(f"{place}/{value}") as file:
+            return bytes(file.read())
+    path = os.path.join(folder, value)
+    if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+        raise OSError(errno.ENXIO, "not a regular file")
+    with open(path, "rb") as local:
+        return local.read()

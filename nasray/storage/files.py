@@ -245,8 +245,14 @@ def stamps(path: str, names: Sequence[str] | None = None) -> dict[str, tuple[int
 
 
 def make_folder(folder: str) -> None:
-    """Create a folder and those above it, where they are absent."""
+    """Create a folder and those above it, where they are absent.
+
+    Raises:
+        UserError: there is a file of that name.
+    """
     filesystem, place = resolve(folder)
+    if filesystem.get_file_info(place).is_file:
+        raise UserError(f"{folder} is a file; give a folder, or the name of one that is to be made")
     filesystem.create_dir(place, recursive=True)
 
 

@@ -180,7 +180,7 @@ MISTAKES = {
     "fields too many": (["path,label\n", "a.png,x,y\n"], "line 2 has 3 fields, the first line 2"),
     "an open quote": (["path,label\n", '"a.png,x\n'], r"line 2: unexpected end of data; mend"),
     "one class": (["path,label\n", "a.png,x\n"], "its training rows are of 1 classes"),
-    "nothing": ([], r"has no column"),
+    "nothing": ([], r"begins with an empty line"),
     "no train": (["path,label,split\n", "a.png,x,fold1\n"], r"'train'; there are \['fold1'\]"),
     "a class in train alone": (
         ["path,label,split\n", "a,x,train\n", "b,y,train\n", "c,x,val\n"],
