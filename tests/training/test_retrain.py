@@ -206,7 +206,7 @@ def test_tasks_end_when_nobody_waits_for_them_any_more(ray_cluster: None, tmp_pa
     assert next(completed)[0] == "quick"
     wait_for((tmp_path / "slow").exists, "the other one has begun")
     completed.close()
-    assert (tmp_path / "ended").exists()
+    wait_for((tmp_path / "ended").exists, "it was cancelled")
 
 
 @pytest.mark.ray
