@@ -6,6 +6,7 @@ without it, such as a laptop, take every role.
 """
 
 import logging
+import math
 from collections.abc import Collection
 from typing import Any
 
@@ -86,12 +87,10 @@ def avoiding(options: dict[str, Any], nodes: Collection[str]) -> dict[str, Any]:
 
 def nodes_with_room(num_cpus: float = 0, num_gpus: float = 0) -> dict[str, str]:
     """The addresses, by id, of the nodes alive that have so many CPUs and GPUs, busy or not."""
-    wanted = {"CPU": num_cpus, "GPU": num_gpus}
     return {
         node["NodeID"]: node.get("NodeManagerAddress", node["NodeID"])
         for node in ray.nodes()
-        if node["Alive"]
-        and all(node.get("Resources", {}).get(name, 0) >= wanted[name] for name in wanted)
+        if node["Alive"] and _num_that_fit(node, num_cpus, num_gpus) >= 1
     }
 
 
@@ -100,12 +99,18 @@ def num_places(labels: Labels, num_cpus: float, num_gpus: float = 0) -> int:
 
     `labels` is the label selector that keeps the processes to some of the nodes.
     """
-    wanted = {name: n for name, n in (("CPU", num_cpus), ("GPU", num_gpus)) if n}
     return sum(
-        min(int(node.get("Resources", {}).get(name, 0) // n) for name, n in wanted.items())
+        int(_num_that_fit(node, num_cpus, num_gpus))
         for node in ray.nodes()
         if node["Alive"] and _is_selected(node.get("Labels", {}), labels)
     )
+
+
+def _num_that_fit(node: dict[str, Any], num_cpus: float, num_gpus: float) -> float:
+    """How many processes with so many CPUs and GPUs a node has room for if it is idle."""
+    resources, wanted = node.get("Resources", {}), {"CPU": num_cpus, "GPU": num_gpus}
+    shares = (resources.get(name, 0) // number for name, number in wanted.items() if number)
+    return min(shares, default=math.inf)
 
 
 def _is_selected(labels: Labels, selector: Labels) -> bool:

@@ -13,7 +13,7 @@ import pkgutil
 import re
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -212,31 +212,26 @@ def _stream(
     Adds to `pictures.skipped` what cannot be read or decoded.
     """
     digest = hashlib.sha256(json.dumps(pictures.classes).encode())
-    skipped, notes = pictures.skipped, Counter[str]()
-    num_images = len(pictures) + skipped.num_faults()
-    _refuse_many(skipped, num_images)
-    left: dict[tuple[str, int], str] = {}  # split and class of images -> "", or why none is left
+    usable, notes = _Usable(pictures), Counter[str]()
+    usable.refuse_many()
     with ExitStack() as stack:
         writers = {split: _SplitWriter(destination, split) for split in SPLITS}
         for writer in writers.values():
             stack.callback(writer.close)
         for done, (record, loaded) in enumerate(_load_checked(pictures), start=1):
             show(done, len(pictures))
+            usable.note(record, loaded)
             if loaded.look is None:
-                skipped.add(loaded.reason, record.name, loaded.detail)
-                why = f"{record.name}: {loaded.detail}"
-                left.setdefault((record.split, record.label), why)
-                if skipped.num_faults() > MAX_NAMED:  # fewer are refused at the end, all named
-                    _refuse_many(skipped, num_images)
+                if pictures.skipped.num_faults() > MAX_NAMED:  # fewer are refused at the end
+                    usable.refuse_many()
                 continue
-            left[record.split, record.label] = ""
             notes.update(loaded.notes)
             image = loaded.image
             writers[record.split].add(image, record.label, record.name, *loaded.look)
             row = [record.split, record.label, record.name, len(image), zlib.crc32(image)]
             digest.update(json.dumps(row).encode())
-        _refuse_many(skipped, num_images)
-    _refuse_lost_classes(left, pictures.classes)
+        usable.refuse_many()
+    usable.refuse_lost_classes()
     return {split: writers[split].shards for split in SPLITS}, notes, digest.hexdigest()
 
 
@@ -251,6 +246,40 @@ class _Loaded:
     detail: str = ""
 
 
+class _Usable:
+    """Which images of a source can be used; refuses a source with too few of them."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        self.pictures, self.skipped = pictures, pictures.skipped
+        self.num_images = len(pictures) + self.skipped.num_faults()
+        self.left: dict[tuple[str, int], str] = {}  # by split and class: "", or why none is left
+
+    def note(self, record: Record, loaded: _Loaded) -> None:
+        """Take note of an image; one that cannot be used is added to what is skipped."""
+        if loaded.look is None:
+            self.skipped.add(loaded.reason, record.name, loaded.detail)
+            self.left.setdefault((record.split, record.label), f"{record.name}: {loaded.detail}")
+        else:
+            self.left[record.split, record.label] = ""
+
+    def refuse_many(self) -> None:
+        """Refuse a source of which more than a few images cannot be used."""
+        if self.skipped.num_faults() > MAX_SKIPPED * self.num_images:
+            raise UserError(
+                f"data.path: more than {MAX_SKIPPED:.0%} of the {self.num_images} images cannot be "
+                f"used: {self.skipped.described(FAULTS)}; mend or remove them"
+            )
+
+    def refuse_lost_classes(self) -> None:
+        """Refuse a source of which no image of a class is left in a split."""
+        for (split, label), why in self.left.items():
+            if why:
+                raise UserError(
+                    f"data.path: no image of class {self.pictures.classes[label]!r} in {split} can "
+                    f"be used ({why}); mend them, or remove the class"
+                )
+
+
 def looked_at(
     pictures: Pictures, show: Callable[[int, int], None]
 ) -> Iterator[tuple[Record, Look]]:
@@ -259,21 +288,17 @@ def looked_at(
     Adds to `pictures.skipped` those that cannot be read or decoded, and why an import would refuse
     that, if it would.
     """
-    skipped, left = pictures.skipped, dict[tuple[str, int], str]()
-    num_images = len(pictures) + skipped.num_faults()
+    usable = _Usable(pictures)
     for done, (record, loaded) in enumerate(_load_checked(pictures), start=1):
         show(done, len(pictures))
-        if loaded.look is None:
-            skipped.add(loaded.reason, record.name, loaded.detail)
-            left.setdefault((record.split, record.label), f"{record.name}: {loaded.detail}")
-        else:
-            left[record.split, record.label] = ""
+        usable.note(record, loaded)
+        if loaded.look is not None:
             yield record, loaded.look
     try:
-        _refuse_many(skipped, num_images)
-        _refuse_lost_classes(left, pictures.classes)
+        usable.refuse_many()
+        usable.refuse_lost_classes()
     except UserError as error:
-        skipped.refusal = str(error)
+        pictures.skipped.refusal = str(error)
 
 
 def _load_checked(pictures: Pictures) -> Iterator[tuple[Record, _Loaded]]:
@@ -312,24 +337,6 @@ def _load(record: Record) -> _Loaded:
 def decodable(record: Record) -> bool:
     """Whether the import would take the image of `record`."""
     return _load(record).look is not None
-
-
-def _refuse_many(skipped: Skipped, num_images: int) -> None:
-    if skipped.num_faults() > MAX_SKIPPED * num_images:
-        raise UserError(
-            f"data.path: more than {MAX_SKIPPED:.0%} of the {num_images} images cannot be used: "
-            f"{skipped.described(FAULTS)}; mend or remove them"
-        )
-
-
-def _refuse_lost_classes(left: dict[tuple[str, int], str], classes: Sequence[str]) -> None:
-    """Refuse classes of a split, and its labels, of which `left` says why no image is left."""
-    for (split, label), why in left.items():
-        if why:
-            raise UserError(
-                f"data.path: no image of class {classes[label]!r} in {split} can be used ({why}); "
-                "mend them, or remove the class"
-            )
 
 
 def _remove_shards(destination: str) -> None:

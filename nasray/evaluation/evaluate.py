@@ -233,9 +233,10 @@ def outcomes(
         answers = _answers(outputs)[:, None].float()
         return torch.cat([answers, outputs.float().log_softmax(1)], 1)
 
-    found, right = [], torch.from_numpy(labels).to(device)
+    found, done, right = [], 0, torch.from_numpy(labels).to(device)
     for said in on_batches(predict, images, batch_size, device, graphs=graphs):
-        own = right[sum(map(len, found)) :][: len(said), None]
+        own = right[done : done + len(said), None]
+        done += len(said)
         found.append(torch.cat([(said[:, :1] == own).float(), said[:, 1:].gather(1, own)], 1))
     whole = torch.cat(found).cpu().numpy()
     whole[:, 1] = np.nan_to_num(whole[:, 1], nan=LOWEST).clip(LOWEST)

@@ -133,12 +133,12 @@ class Evaluator:
             )
         images, labels = self._images(request)
         correct = scores = outcome
-        if outcome.ndim == 2:
+        if self.is_likelihood:
             correct, scores = outcome[:, 0] == 1, outcome[:, 1].astype(np.float16)
         found = measured(correct, len(images), self._rule(request))
         if request.rule is None:
             found["fitness"] = FITNESS[self.task.job.search.fitness].of(scores, labels)
-        if scores is not correct:
+        if self.is_likelihood:
             found["log_likelihoods"] = scores.tobytes()
         return Evaluation(
             **found,
@@ -148,12 +148,16 @@ class Evaluator:
             **self.origin,
         )
 
+    @property
+    def is_likelihood(self) -> bool:
+        """Whether the fitness is made of log-probabilities, for which nothing is stopped early."""
+        return self.task.job.search.fitness == LOG_LIKELIHOOD
+
     def _measure(self, request: Request, batch_size: int) -> tuple[np.ndarray | None, str]:
         """What correct_mask() finds, or outcomes() for a fitness that is made of these; or None,
         and in which words memory ran out.
         """
         space, arch = self.supernet.space, request.arch
-        is_likelihood = self.task.job.search.fitness == LOG_LIKELIHOOD
         try:
             images, labels = self._images(request)
             found = evaluate(
@@ -166,7 +170,7 @@ class Evaluator:
                 resolution=space.resolution_of(arch),
                 rule=self._rule(request),
                 graphs=not self.spares_memory,
-                measure=outcomes if is_likelihood else None,
+                measure=outcomes if self.is_likelihood else None,
             )
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):

@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from nasray.algorithms.random import RandomSearch
-from nasray.algorithms.verified import MIN_FITTED, as_data, unique
+from nasray.algorithms.verified import MIN_FITTED, unique
 from nasray.errors import UserError
 from nasray.pipeline.run import Run
 from nasray.pipeline.search import accuracy_of, evaluators, require_supernet
@@ -19,6 +19,7 @@ from nasray.search.candidate import Candidate
 from nasray.search.driver import run_search
 from nasray.search.limits import Limits
 from nasray.search.schedules import Schedule
+from nasray.spaces.population import as_population
 from nasray.storage import files as storage
 from nasray.storage import layout
 
@@ -36,7 +37,7 @@ def fit_predictor(run: Run) -> dict[str, Any]:
             f"{run.folder} has {len(candidates)} evaluations to fit a predictor to, and needs "
             f"{MIN_FITTED} at least; say --sample {MIN_FITTED} or more"
         )
-    population, _ = as_data(candidates)
+    population = as_population([candidate.arch for candidate in candidates])
     data = run.space, population, [accuracy_of(each, run.job.search) for each in candidates]
     with progress("predictor", 2 * STEPS) as show:
         quality = quality_of_fit(*data, seed=run.job.seed, show=show)

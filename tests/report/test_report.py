@@ -282,29 +282,22 @@ def test_each_class_its_confusions_and_the_worst_images_are_shown(run_dir):
     assert text.index("val/318.jpg") < text.index("val/316.jpg")
 
 
-def test_a_search_by_balanced_top1_says_so(tmp_path):
+@pytest.mark.parametrize(
+    "fitness, title, unit, scale",
+    [("balanced", "balanced top-1", "%", 100), ("log_likelihood", "log-likelihood", "nats", 1)],
+)
+def test_a_search_by_another_fitness_says_so(tmp_path, fitness, title, unit, scale):
     write_job(str(tmp_path))
     write_search(str(tmp_path))
     job = storage.read_json(str(tmp_path / "job.json"))
-    job["job"]["search"] = job["job"].get("search", {}) | {"fitness": "balanced"}
+    job["job"]["search"] = job["job"].get("search", {}) | {"fitness": fitness}
     storage.write_json(str(tmp_path / "job.json"), job)
     page = read_page(tmp_path)
-    assert "balanced top-1 on the hold-out images, %" in page
-    assert rows_of(page, "Pareto front")[0][0] == "balanced top-1"
-
-
-def test_a_search_by_log_likelihood_says_so(tmp_path):
-    write_job(str(tmp_path))
-    write_search(str(tmp_path))
-    job = storage.read_json(str(tmp_path / "job.json"))
-    job["job"]["search"] = job["job"].get("search", {}) | {"fitness": "log_likelihood"}
-    storage.write_json(str(tmp_path / "job.json"), job)
-    page = read_page(tmp_path)
-    assert "log-likelihood on the hold-out images, nats" in page
+    assert f"{title} on the hold-out images, {unit}" in page
     front = rows_of(page, "Pareto front")
-    assert front[0][0] == "log-likelihood"
-    fitness = storage.read_json(str(tmp_path / "front.json"))[0]["fitness"]
-    assert front[1][0] == f"{fitness:.2f} nats"
+    assert front[0][0] == title
+    best = storage.read_json(str(tmp_path / "front.json"))[0]["fitness"]
+    assert front[1][0] == f"{scale * best:.2f} {unit}"
 
 
 def test_confusions_are_shares_of_all_images_of_a_class_shown_with_it_or_not():
