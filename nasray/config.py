@@ -596,6 +596,15 @@ class RetrainConfig(Section):
         return self
 
 
+class ExportConfig(Section):
+    """[export]: the precisions that the networks of a run are written in."""
+
+    # float32 is always written: the others are made of it.
+    precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32",)
+    # Points of top-1 that int8 may cost on the hold-out images; else blocks stay float.
+    max_drop: float = Field(1.0, ge=0, le=100)
+
+
 class Job(Section):
     """A whole run, as `nasray run` takes it."""
 
@@ -606,6 +615,7 @@ class Job(Section):
     supernet: SupernetConfig = SupernetConfig()
     search: SearchConfig = SearchConfig()
     retrain: RetrainConfig = RetrainConfig()
+    export: ExportConfig = ExportConfig()
 
     @model_validator(mode="after")
     def _banded_has_limits(self) -> "Job":

@@ -28,8 +28,8 @@ ARROWS = {
     "nasray": "api version",
     "api": "pipeline report export features pretrained checkpoint search costs spaces "
     "doctor data cluster config storage errors",
-    "pipeline": "training evaluation algorithms export predictors pretrained checkpoint search "
-    "costs data spaces config storage progress errors version",
+    "pipeline": "training evaluation algorithms export quantize predictors pretrained checkpoint "
+    "search costs data spaces config storage progress errors version",
     "training": "evaluation checkpoint search data spaces cluster config storage devices "
     "progress errors",
     "evaluation": "search checkpoint data spaces cluster config devices errors",
@@ -41,6 +41,7 @@ ARROWS = {
     "pretrained": "checkpoint spaces storage progress errors",
     "checkpoint": "spaces storage errors",
     "export": "data storage errors version",
+    "quantize": "",
     "features": "errors",
     "spaces": "config errors",
     "data": "config storage errors",
@@ -55,7 +56,7 @@ ARROWS = {
 }
 # Arrows between modules that break a rule below until what they are for has been redesigned.
 TOLERATED: set[tuple[str, str]] = set()
-MOST_ARROWS = 115  # between packages
+MOST_ARROWS = 116  # between packages
 
 RAY = {
     "cluster.connect",

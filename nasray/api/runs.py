@@ -43,7 +43,7 @@ def run(
 
     require_packages("the model that a run ends with")
     handle = open(run_dir, job, data_path=data_path, address=address, verbose=verbose)
-    from nasray.pipeline import search, stages
+    from nasray.pipeline import exports, search, stages
     from nasray.pipeline.start import prepare_start
     from nasray.report.build import build_report
 
@@ -55,7 +55,7 @@ def run(
             stages.train(opened)
             search.search(opened)
             stages.retrain(opened)
-        stages.export(opened)
+        exports.export(opened)
         build_report(opened.folder)
     return handle
 
@@ -347,16 +347,23 @@ class RunDirectory:
         with self._working(again=again) as opened, self._cluster(opened):
             return stages.retrain(opened)
 
-    def export(self) -> list[dict[str, Any]]:
+    def export(
+        self, precisions: Sequence[str] = (), max_drop: float | None = None
+    ) -> list[dict[str, Any]]:
         """Write the networks of retrain/ as ONNX; return the check of each against torch.
+
+        Args:
+            precisions: "fp16" and "int8", beside float32; those of the job, if none is given.
+            max_drop: points of top-1 that int8 may cost on the hold-out images, else blocks stay
+                float; the job's, if None.
 
         Raises:
             UserError: nothing is retrained, or the [export] extra is not installed.
         """
-        from nasray.pipeline import stages
+        from nasray.pipeline.exports import export
 
         with self._working() as opened:
-            return stages.export(opened)
+            return export(opened, precisions, max_drop)
 
     def report(self) -> str:
         """Write report.html from what the run holds so far; return its path.

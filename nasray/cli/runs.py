@@ -279,10 +279,27 @@ def retrain(
 
 @click.command()
 @run_argument
+@click.option(
+    "--precision",
+    "precisions",
+    type=click.Choice(["fp16", "int8"]),
+    multiple=True,
+    help="Beside float32; may be given twice. Otherwise export.precisions of the job.",
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0, 100),
+    help="Points of top-1 that int8 may cost; else some blocks stay float.",
+)
 @data_option
-def export(run_dir: str, data_path: str | None) -> None:
-    """Write the retrained models of RUN_DIR as ONNX, checked against torch."""
-    for found in _open(run_dir, None, data_path).export():
+def export(
+    run_dir: str, precisions: tuple[str, ...], max_drop: float | None, data_path: str | None
+) -> None:
+    """Write the retrained models of RUN_DIR as ONNX, checked against torch.
+
+    With --precision also smaller, with what that changes on the validation images.
+    """
+    for found in _open(run_dir, None, data_path).export(precisions, max_drop):
         click.echo(json.dumps(found))
 
 

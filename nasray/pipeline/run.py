@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 # Keys that may change when a run is resumed: the place of the data, and the part of the cluster
 # that is used, on which results do not depend.
 FREE_KEYS = {
+    ("export", "precisions"),
+    ("export", "max_drop"),
     ("data", "path"),
     ("data", "loader_workers"),
     ("compute", "num_evaluators"),

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from nasray import checkpoint
 from nasray.config import DataConfig
 from nasray.costs.operations import OpCount
 from nasray.costs.profile import micronet_rows, profile, total
@@ -28,9 +27,6 @@ from nasray.storage import layout
 from nasray.training.sampler import bands_of, check_sampling, check_trained_widths
 
 logger = logging.getLogger(__name__)
-
-# What an exported file says of its accuracy, of result.json.
-MEASURED = ("shipped", "val_top1", "val_balanced_top1", "num_val_images")
 
 
 def prepare_data(run: Run) -> None:
@@ -164,53 +160,6 @@ def retrain(run: Run) -> list[dict[str, Any]]:
             storage.write_json(run.path(layout.retrained(name, layout.RESULT)), found[name])
         results += [found[name] for name in named]
     return results
-
-
-def export(run: Run) -> list[dict[str, Any]]:
-    """Write each network of RUN/retrain/ as ONNX, checked against torch on validation images.
-
-    The check of RUN/export/<k>.onnx is in <k>.json; what is returned also says where it lies. An
-    export is made again if its network is another one by now.
-    """
-    from nasray.pipeline.export_subnet import write_onnx
-
-    exported = []
-    run.dataset  # noqa: B018  opened to be checked
-    for name in storage.list_numbered(run.path(layout.RETRAIN)):
-        if not storage.exists(run.path(layout.retrained(name, layout.RESULT))):
-            continue  # still being trained
-        done, model = (run.path(layout.exported(name, suffix)) for suffix in ("json", "onnx"))
-        weights = run.path(layout.retrained(name, layout.MODEL))
-        if not _is_export_of(weights, done, model):
-            space, arch, subnet, extra = checkpoint.load_subnet(weights)
-            resolution = space.resolution_of(arch)
-            images, _ = JobImages(run.job, run.data_path, resolution).first_validation(64)
-            result = storage.read_json(run.path(layout.retrained(name, layout.RESULT)))
-            found = write_onnx(
-                space,
-                arch,
-                subnet,
-                model,
-                classes=extra["classes"],
-                check_images=images,
-                background=run.job.data.background,
-                measured={key: result[key] for key in MEASURED if key in result},
-            )
-            # No path of a run stands in its files, for a run may be moved.
-            found |= {"file": layout.exported(name, "onnx"), "model": checkpoint.digest(weights)}
-            storage.write_json(done, found)
-        exported.append(storage.read_object(done, "file", "bytes") | {"file": model})
-    if not exported:
-        raise UserError(f"{run.folder} has no retrained model; run `nasray retrain` first")
-    return exported
-
-
-def _is_export_of(weights: str, done: str, model: str) -> bool:
-    """Whether the ONNX file `model` with its check `done` was made of `weights` as they are."""
-    if not (storage.exists(done) and storage.exists(model)):
-        return False
-    made_of = storage.read_object(done).get("model")
-    return not storage.exists(weights) or made_of == checkpoint.digest(weights)
 
 
 def profile_json(ops: Sequence[OpCount]) -> dict[str, Any]:

@@ -175,19 +175,27 @@ def profile_tables(retrained: Sequence[Retrained]) -> list[dict[str, Any]]:
 
 
 def exports_table(exports: Sequence[Entry]) -> Table:
-    """The exported files, each with how well it agrees with torch."""
+    """The exported files, each with its accuracy and how well it agrees with what it is made of."""
     rows = [
         [
             Markup("<code>{}</code>").format(entry["file"]),
+            _precision(entry),
             f"{entry['bytes'] / 1e6:.2f} MB",
+            f"{100 * entry['val_top1']:.1f} %" if "val_top1" in entry else "-",
             f"{entry['max_abs_diff']:.2g}",
             f"{100 * entry['top1_agreement']:.1f} %",
             f"{entry['num_images']:,}",
         ]
         for entry in exports
     ]
-    header = ["ONNX file", "size", "largest difference", "same top-1", "images compared"]
-    return Table(header=header, rows=rows)
+    header = ["ONNX file", "precision", "size", "top-1", "largest difference", "same top-1"]
+    return Table(header=[*header, "images compared"], rows=rows)
+
+
+def _precision(export: Entry) -> str:
+    """The precision of an exported file, and the blocks of an int8 one that stayed float."""
+    left = export.get("float_blocks", [])
+    return export.get("precision", "fp32") + (f", but {', '.join(left)}" if left else "")
 
 
 def _micronet_table(scores: Sequence[Entry]) -> Table | None:

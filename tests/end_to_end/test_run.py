@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pandas
 import pytest
 from click.testing import CliRunner
 
+import nasray
 from nasray.cli.main import main
 from nasray.config import DataConfig, load_job
 from nasray.data.importing import import_dataset
@@ -232,6 +234,34 @@ def test_evaluate_and_export_are_told_where_data_lie_now(
     assert (copy / "export/0.onnx").exists()
     result = CliRunner().invoke(main, ["evaluate", str(copy), "nothing", "--data", small_data])
     assert "neither a published name" in result.stderr  # so the data were found
+
+
+def test_smaller_precisions_say_what_they_cost_and_are_made_again_only_if_asked_otherwise(
+    finished_run: FinishedRun, small_data: str, tmp_path: Path
+):
+    copy = str(shutil.copytree(finished_run.folder, tmp_path / "run"))
+    run = nasray.open(copy)
+    whole, half, eighth = run.export(["fp16", "int8"])
+    assert [each["file"] for each in (whole, half, eighth)] == [
+        f"{copy}/export/0{suffix}.onnx" for suffix in ("", "-fp16", "-int8")
+    ]
+    num_images = open_dataset(small_data).num("val")
+    for each in (half, eighth):
+        assert each["fp32_val_top1"] == pytest.approx(whole["val_top1"])
+        assert each["num_images"] == num_images and each["bytes"] < whole["bytes"]
+        said = onnxruntime.InferenceSession(each["file"]).get_modelmeta().custom_metadata_map
+        assert said["precision"] == each["precision"]
+        assert float(said["val_top1"]) == each["val_top1"]
+    assert eighth["float_blocks"] == [] and eighth["max_drop"] == 1.0
+
+    written = os.stat(eighth["file"]).st_mtime_ns
+    assert run.export(["int8"])[1] == eighth
+    assert os.stat(eighth["file"]).st_mtime_ns == written
+    run.export(["int8"], max_drop=2.0)
+    assert os.stat(eighth["file"]).st_mtime_ns != written
+    run.report()
+    page = Path(copy, "report.html").read_text()
+    assert "export/0-int8.onnx" in page and "int8" in page
 
 
 def test_a_mistaken_data_set_may_be_corrected_before_anything_is_trained(

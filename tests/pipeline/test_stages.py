@@ -1,9 +1,9 @@
-"""What a stage finds done already."""
+"""What an export finds done already, and its smaller precisions."""
 
 from pathlib import Path
 
 from nasray import checkpoint
-from nasray.pipeline.stages import _is_export_of
+from nasray.pipeline.exports import _is_export_of
 from nasray.storage import files as storage
 
 

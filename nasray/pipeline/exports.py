@@ -1,0 +1,127 @@
+"""The networks of a run as ONNX files: in float32, and from that in smaller precisions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nasray import checkpoint
+from nasray.data.splits import JobImages
+from nasray.errors import UserError
+from nasray.pipeline.export_subnet import write_onnx
+from nasray.pipeline.run import Run
+from nasray.progress import progress
+from nasray.quantize import logits, quantise, to_float16, with_metadata
+from nasray.search.scores import balanced_top1, top1
+from nasray.storage import files as storage
+from nasray.storage import layout
+
+# What an exported file says of its accuracy, of result.json.
+MEASURED = ("shipped", "val_top1", "val_balanced_top1", "num_val_images")
+CHECKED_IMAGES = 64  # on which float32 is compared with torch
+CALIBRATION_IMAGES = 300  # of training, for the ranges of int8
+
+
+def export(
+    run: Run, precisions: Sequence[str] = (), max_drop: float | None = None
+) -> list[dict[str, Any]]:
+    """Write each network of RUN/retrain/ as ONNX, checked against torch on validation images.
+
+    In float32, and in `precisions`, or else those of the job, each measured on all validation
+    images. The check of RUN/export/<k>.onnx is in <k>.json, that of <k>-int8.onnx in
+    <k>-int8.json; what is returned also says where the file lies. An export is made again if its
+    network is another one by now, or `max_drop`, points of top-1.
+    """
+    exported = []
+    run.dataset  # noqa: B018  opened to be checked
+    config = run.job.export
+    wanted = [each for each in precisions or config.precisions if each != "fp32"]
+    most = config.max_drop if max_drop is None else max_drop
+    for name in storage.list_numbered(run.path(layout.RETRAIN)):
+        if not storage.exists(run.path(layout.retrained(name, layout.RESULT))):
+            continue  # still being trained
+        exported.append(_in_float32(run, name))
+        exported += [_in_precision(run, name, precision, most) for precision in wanted]
+    if not exported:
+        raise UserError(f"{run.folder} has no retrained model; run `nasray retrain` first")
+    return exported
+
+
+def _in_float32(run: Run, name: str) -> dict[str, Any]:
+    done, model = (run.path(layout.exported(name, suffix)) for suffix in ("json", "onnx"))
+    weights = run.path(layout.retrained(name, layout.MODEL))
+    if not _is_export_of(weights, done, model):
+        space, arch, subnet, extra = checkpoint.load_subnet(weights)
+        resolution = space.resolution_of(arch)
+        images, _ = JobImages(run.job, run.data_path, resolution).first_validation(CHECKED_IMAGES)
+        result = storage.read_json(run.path(layout.retrained(name, layout.RESULT)))
+        measured = {key: result[key] for key in MEASURED if key in result}
+        found = write_onnx(
+            space,
+            arch,
+            subnet,
+            model,
+            classes=extra["classes"],
+            check_images=images,
+            background=run.job.data.background,
+            measured=measured,
+        )
+        # No path of a run stands in its files, for a run may be moved.
+        found |= measured | {"precision": "fp32", "file": layout.exported(name, "onnx")}
+        storage.write_json(done, found | {"model": checkpoint.digest(weights)})
+    return storage.read_object(done, "file", "bytes") | {"file": model}
+
+
+def _in_precision(run: Run, name: str, precision: str, max_drop: float) -> dict[str, Any]:
+    """Write RUN/export/<name>.onnx in `precision`, and what that changes on validation images."""
+    done, made = (
+        run.path(layout.exported(f"{name}-{precision}", suffix)) for suffix in ("json", "onnx")
+    )
+    asked = {"max_drop": max_drop} if precision == "int8" else {}
+    whole = run.path(layout.exported(name, "onnx"))
+    if not _is_export_of(whole, done, made, asked):
+        content = storage.read(whole)
+        resolution = int(
+            storage.read_json(run.path(layout.exported(name, "json")))["input"]["crop"]
+        )
+        images = JobImages(run.job, run.data_path, resolution)
+        said: dict[str, Any] = {"precision": precision}
+        if precision == "int8":
+            calibration, holdout = images.calibration(CALIBRATION_IMAGES), images.holdout
+            with progress(f"{name}, int8", 100) as show:
+                found = quantise(content, calibration, *holdout, max_drop=max_drop / 100, show=show)
+            changed = found.content
+            said |= {"float_blocks": list(found.float_blocks), "holdout_drop": found.drop}
+        else:
+            changed = to_float16(content)
+        said |= _measured(content, changed, images)
+        changed = with_metadata(changed, said)
+        storage.write(made, changed)
+        said |= {"file": layout.exported(f"{name}-{precision}", "onnx"), "bytes": len(changed)}
+        storage.write_json(done, said | asked | {"model": checkpoint.digest(whole)})
+    return storage.read_object(done, "file", "bytes") | {"file": made}
+
+
+def _measured(content: bytes, changed: bytes, images: JobImages) -> dict[str, Any]:
+    """How `changed` differs from the ONNX file `content` on all validation images."""
+    validation, labels = images.validation
+    before, after = logits(content, validation), logits(changed, validation)
+    correct = [found.argmax(axis=1) == labels for found in (before, after)]
+    return {
+        "max_abs_diff": float(np.abs(after - before).max()),
+        "top1_agreement": float((after.argmax(axis=1) == before.argmax(axis=1)).mean()),
+        "num_images": len(labels),
+        "fp32_val_top1": top1(correct[0], labels),
+        "val_top1": top1(correct[1], labels),
+        "val_balanced_top1": balanced_top1(correct[1], labels),
+    }
+
+
+def _is_export_of(source: str, done: str, model: str, asked: dict[str, Any] | None = None) -> bool:
+    """Whether `model` with its check `done` was made of the file `source` as it is, as `asked`."""
+    if not (storage.exists(done) and storage.exists(model)):
+        return False
+    found = storage.read_object(done)
+    if asked and any(found.get(key) != value for key, value in asked.items()):
+        return False
+    return not storage.exists(source) or found.get("model") == checkpoint.digest(source)
