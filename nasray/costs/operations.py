@@ -3,11 +3,14 @@
 The rules are those of the published profile (docs/spec.md, OneShot 4.1). Knows no space.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 # Names that group modules and are no part of a published operation's name.
 _CONTAINERS = {"stem", "head", "main", "projection"}
@@ -26,9 +29,13 @@ _SHAPE_KEEPING = (
 
 @dataclass(frozen=True, kw_only=True)
 class OpCount:
-    """One row of the profile. Sides in pixels; kernel_size -1 where there is none."""
+    """One row of the profile. Sides in pixels; kernel_size -1 where there is none.
+
+    `kind` is the class of torch.nn, e.g. "Conv2d", or "add" and "mul" between layers.
+    """
 
     op_name: str
+    kind: str
     inp_size: int
     kernel_size: int = -1
     cin: int
@@ -38,8 +45,7 @@ class OpCount:
     micronet_params: float = 0.0
     mults: int = 0
     adds: int = 0
-    quantizable: bool = False  # convolutions and ReLU: what an int8 kernel covers
-    listed: bool = True  # BN has parameters but no row in the published table
+    listed: bool = True  # BN, sums and products have no row in the published table
 
 
 def build_on_meta(build: Callable[[], nn.Module]) -> nn.Module:
@@ -48,8 +54,14 @@ def build_on_meta(build: Callable[[], nn.Module]) -> nn.Module:
         return build().eval()
 
 
-def count_ops(network: nn.Module, shape: tuple[int, ...]) -> list[OpCount]:
-    """Run `network` once on a storage-less input and count every leaf module it calls."""
+def count_ops(
+    network: nn.Module, shape: tuple[int, ...], *, between_layers: bool = False
+) -> list[OpCount]:
+    """Run `network` once on a storage-less input and count every leaf module it calls.
+
+    With `between_layers` sums and products of their outputs have a row, too, which slows the walk
+    down. It counts nothing, as the published table forgets them; micronet.strict() counts them.
+    """
     ops: list[OpCount] = []
 
     def counted(path: str, count: Callable[..., list[OpCount]]) -> Callable[..., None]:
@@ -71,7 +83,8 @@ def count_ops(network: nn.Module, shape: tuple[int, ...]) -> list[OpCount]:
             if type(module) in _SHAPE_KEEPING:
                 module.forward = _unchanged
     try:
-        network(torch.empty(shape, device="meta"))
+        with _BetweenLayers(ops) if between_layers else nullcontext():
+            network(torch.empty(shape, device="meta"))
     finally:
         for handle in handles:
             handle.remove()
@@ -84,6 +97,37 @@ def _unchanged(features: Tensor) -> Tensor:
     return features
 
 
+class _BetweenLayers(TorchFunctionMode):
+    """Appends a row to `ops` for every sum and product that a module writes as an expression."""
+
+    def __init__(self, ops: list[OpCount]) -> None:
+        super().__init__()
+        self.ops = ops
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        kind = func.__name__
+        if kind in ("add", "mul"):
+            channels, side = output.shape[1], output.shape[-1]
+            self.ops.append(
+                OpCount(
+                    op_name=kind,
+                    kind=kind,
+                    inp_size=side,
+                    cin=channels,
+                    cout=channels,
+                    listed=False,
+                )
+            )
+        return output
+
+
 def _count_conv(name: str, conv: nn.Conv2d, inputs: Tensor, output: Tensor) -> list[OpCount]:
     taps = conv.weight[0].numel()  # k * k * Cin / groups
     outputs = output[0].numel()
@@ -92,6 +136,7 @@ def _count_conv(name: str, conv: nn.Conv2d, inputs: Tensor, output: Tensor) -> l
     return [
         OpCount(
             op_name=name if name.endswith("output") else f"{name}_fwd",
+            kind=type(conv).__name__,
             inp_size=inputs.shape[-1],
             kernel_size=conv.kernel_size[0],
             cin=inputs.shape[1],
@@ -101,7 +146,6 @@ def _count_conv(name: str, conv: nn.Conv2d, inputs: Tensor, output: Tensor) -> l
             micronet_params=params,
             mults=taps * outputs,
             adds=(taps - 1) * outputs + (outputs if biases else 0),
-            quantizable=True,
         )
     ]
 
@@ -113,6 +157,7 @@ def _count_linear(name: str, linear: nn.Linear, inputs: Tensor, output: Tensor) 
     return [
         OpCount(
             op_name=name,
+            kind=type(linear).__name__,
             inp_size=1,
             kernel_size=1,
             cin=taps,
@@ -122,19 +167,18 @@ def _count_linear(name: str, linear: nn.Linear, inputs: Tensor, output: Tensor) 
             micronet_params=params,
             mults=taps * outputs,
             adds=(taps - 1) * outputs + biases,
-            quantizable=True,
         )
     ]
 
 
 def _count_bn(name: str, norm: nn.BatchNorm2d, inputs: Tensor, output: Tensor) -> list[OpCount]:
     # Folded into the convolution before it. The published table forgets the biases that
-    # folding leaves behind; so does this, to reproduce it (docs/spec.md, OneShot 4.4,
-    # has the stricter count).
+    # folding leaves behind; so does this, to reproduce it. micronet.strict() counts them.
     channels = inputs.shape[1]
     return [
         OpCount(
             op_name=name,
+            kind=type(norm).__name__,
             inp_size=inputs.shape[-1],
             cin=channels,
             cout=channels,
@@ -151,6 +195,7 @@ def _count_pool(
     return [
         OpCount(
             op_name=f"{name}_fwd",
+            kind=type(pool).__name__,
             inp_size=inputs.shape[-1],
             cin=channels,
             cout=1,
@@ -172,6 +217,7 @@ def _count_local_pool(
     return [
         OpCount(
             op_name=f"{name}_fwd",
+            kind=type(pool).__name__,
             inp_size=inputs.shape[-1],
             kernel_size=kernel,
             cin=inputs.shape[1],
@@ -190,6 +236,7 @@ def _count_shuffle(
     return [
         OpCount(
             op_name=name,
+            kind=type(shuffle).__name__,
             inp_size=inputs.shape[-1],
             kernel_size=1,
             cin=channels,
@@ -200,9 +247,7 @@ def _count_shuffle(
     ]
 
 
-def _elementwise(
-    suffixes: tuple[tuple[str, int, int], ...], *, quantizable: bool = False
-) -> Callable[..., list[OpCount]]:
+def _elementwise(suffixes: tuple[tuple[str, int, int], ...]) -> Callable[..., list[OpCount]]:
     """Count an activation as rows of (suffix, mults per element, adds per element)."""
 
     def count(name: str, module: nn.Module, inputs: Tensor, output: Tensor) -> list[OpCount]:
@@ -211,12 +256,12 @@ def _elementwise(
         return [
             OpCount(
                 op_name=f"{name}{suffix}",
+                kind=type(module).__name__,
                 inp_size=side,
                 cin=channels,
                 cout=channels,
                 mults=mults * elements,
                 adds=adds * elements,
-                quantizable=quantizable,
             )
             for suffix, mults, adds in suffixes
         ]
@@ -237,8 +282,8 @@ COUNTERS: dict[type[nn.Module], Callable[..., list[OpCount]]] = {
     nn.AvgPool2d: _count_local_pool,
     nn.MaxPool2d: _count_local_pool,
     nn.ChannelShuffle: _count_shuffle,
-    nn.ReLU: _elementwise((("_fwd", 1, 0),), quantizable=True),
-    nn.ReLU6: _elementwise((("_fwd", 1, 0),), quantizable=True),
+    nn.ReLU: _elementwise((("_fwd", 1, 0),)),
+    nn.ReLU6: _elementwise((("_fwd", 1, 0),)),
     nn.Hardswish: _elementwise(
         (("__plusscalar0", 0, 1), ("__clip", 1, 0), ("__divscalar0", 1, 0), ("__mul0", 1, 0))
     ),

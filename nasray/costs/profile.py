@@ -1,10 +1,10 @@
-"""What one subnet costs, operation by operation, and its MicroNet scores."""
+"""What one subnet costs, operation by operation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from nasray.costs.micronet import scores
 from nasray.costs.operations import OpCount, build_on_meta, count_ops
-from nasray.costs.table import COSTS, COUNTS, MICRONET_OPS, MICRONET_PARAMS
+from nasray.costs.table import COSTS, COUNTS
 from nasray.spaces.space import Architecture, Space
 from nasray.spaces.supernet import build_subnet
 
@@ -12,7 +12,8 @@ from nasray.spaces.supernet import build_subnet
 def profile(space: Space, arch: Architecture) -> list[OpCount]:
     """Count `arch` operation by operation, in the order of execution."""
     subnet = build_on_meta(lambda: build_subnet(space.decode(arch)))
-    return count_ops(subnet, (1, 3, space.resolution_of(arch), space.resolution_of(arch)))
+    side = space.resolution_of(arch)
+    return count_ops(subnet, (1, 3, side, side), between_layers=True)
 
 
 def total(ops: Sequence[OpCount]) -> dict[str, float]:
@@ -22,41 +23,6 @@ def total(ops: Sequence[OpCount]) -> dict[str, float]:
         cost: sum(weight * counts[count] for count, weight in weights.items())
         for cost, weights in COSTS.items()
     }
-
-
-@dataclass(frozen=True)
-class MicroNetRow:
-    """A network's MicroNet score at one precision, with the accumulators it assumes."""
-
-    precision: str
-    accumulator: str
-    params: float
-    ops: float
-
-    @property
-    def score(self) -> float:
-        """The MicroNet Challenge's score: both counts relative to its baselines, added up."""
-        return self.params / MICRONET_PARAMS + self.ops / MICRONET_OPS
-
-
-def micronet_rows(ops: Sequence[OpCount]) -> list[MicroNetRow]:
-    """The MicroNet counts at fp32, fp16 and int8, by the rules of docs/spec.md, OneShot 4.4.
-
-    A b-bit parameter or multiplication counts b/32. fp16 is the rules' free storage and
-    multiplication width for a network that quantises nothing: additions stay 32-bit. int8
-    covers convolutions and ReLU with int32 accumulators, so additions count in full, and
-    whatever is not quantised counts as 32-bit.
-    """
-    totals = total(ops)
-    rest = total([op for op in ops if not op.quantizable])
-    params, mults, adds = totals["micronet_params"], totals["mults"], totals["adds"]
-    int8_params = (params - rest["micronet_params"]) / 4 + rest["micronet_params"]
-    int8_mults = (mults - rest["mults"]) / 4 + rest["mults"]
-    return [
-        MicroNetRow("fp32", "fp32", params, mults + adds),
-        MicroNetRow("fp16", "fp32", params / 2, mults / 2 + adds),
-        MicroNetRow("int8", "int32", int8_params, int8_mults + adds),
-    ]
 
 
 def format_table(ops: Sequence[OpCount]) -> str:
@@ -79,7 +45,7 @@ def format_table(ops: Sequence[OpCount]) -> str:
         f"{mults + adds:>10.1f}"
     )
     lines.append("")
-    for row in micronet_rows(ops):
+    for row in scores(ops):
         lines.append(
             f"MicroNet score {row.precision} ({row.accumulator} accumulators): {row.score:.4f} = "
             f"{row.params / 1e6:.3f} M / 6.9 M parameters + {row.ops / 1e6:.1f} M / 1170 M "

@@ -21,13 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from nasray.costs.micronet import MICRONET_OPS, MICRONET_PARAMS
 from nasray.errors import UserError
 from nasray.spaces.space import Architecture, Population, Space
 
 COUNTS = ("params", "macs", "micronet_params", "mults", "adds")
-
-# MobileNetV2-1.4, the MicroNet Challenge's ImageNet baseline: score 2.0 by definition.
-MICRONET_PARAMS, MICRONET_OPS = 6.9e6, 1170e6
 
 # (MACs, params) of the baselines of the published combined score (docs/spec.md, OneShot 3.2).
 SCORE_BASELINES = {

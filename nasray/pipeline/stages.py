@@ -4,14 +4,14 @@ and does nothing if its own result is there.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from nasray.config import DataConfig
+from nasray.costs.micronet import scores
 from nasray.costs.operations import OpCount
-from nasray.costs.profile import micronet_rows, profile, total
+from nasray.costs.profile import profile, total
 from nasray.data import IMPORTED
 from nasray.data.changes import difference, is_imported
 from nasray.data.importing import import_dataset
@@ -172,5 +172,5 @@ def profile_json(ops: Sequence[OpCount]) -> dict[str, Any]:
             if op.listed
         ],
         "totals": total(ops),
-        "micronet": [{**asdict(row), "score": row.score} for row in micronet_rows(ops)],
+        "micronet": [row.to_json() for row in scores(ops)],
     }
