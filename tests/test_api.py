@@ -69,6 +69,23 @@ def test_names_are_found_when_they_are_asked_for():
         nasray.serach  # noqa: B018
 
 
+def test_a_space_scores_networks_by_the_rules_of_micronet():
+    space = nasray.space("shufflenet")
+    _, _, int8 = space.micronet("oneshot-s+")
+    assert int8.score == pytest.approx(0.4615, abs=5e-5)
+    convolutions = space.micronet("oneshot-s+", int8={"Conv2d"})
+    by_function = space.micronet("oneshot-s+", int8=lambda op: op.kind == "Conv2d")
+    assert convolutions == by_function
+    assert convolutions[2].score > int8.score
+    assert space.micronet("oneshot-s+", strict=True)[0].score == pytest.approx(1.0379, abs=5e-5)
+
+
+def test_a_run_without_networks_has_no_micronet_scores(tmp_path: Path):
+    run = nasray.RunDirectory(str(tmp_path))
+    with pytest.raises(UserError, match="has no retrained model; run `nasray retrain` first"):
+        run.micronet()
+
+
 def test_a_space_counts_costs_as_the_command_line_does():
     space = nasray.space("shufflenet")
     assert space.costs("oneshot-s+")["macs"] == 291475944

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from nasray.api.spaces import AnyArchitecture, DesignSpace
 from nasray.config import Job, load_job, parse_job, with_absolute_paths
+from nasray.costs.micronet import INT8_KINDS
 from nasray.doctor import check_torch
 from nasray.errors import UserError
 from nasray.storage import files as storage
 from nasray.storage import layout
 
 if TYPE_CHECKING:
+    from nasray.costs.micronet import Int8, Score
     from nasray.pipeline.run import Run
     from nasray.pipeline.stages import DatasetInfo
     from nasray.pipeline.status import Stage
@@ -394,6 +396,28 @@ class RunDirectory:
         names = storage.list_numbered(storage.join(self.folder, layout.RETRAIN))
         paths = [storage.join(self.folder, layout.retrained(n, layout.RESULT)) for n in names]
         return [storage.read_json(path) for path in paths if storage.exists(path)]
+
+    def micronet(
+        self, *, int8: "Int8" = INT8_KINDS, strict: bool = False
+    ) -> "dict[str, list[Score]]":
+        """Return the MicroNet scores of each such network by its name, its folder in retrain/.
+
+        The arguments and a network's scores are those of DesignSpace.micronet().
+
+        Raises:
+            UserError: nothing is retrained, or a network has no operation of a kind in `int8`.
+        """
+        from nasray import checkpoint
+
+        found = {}
+        for name in storage.list_numbered(storage.join(self.folder, layout.RETRAIN)):
+            if storage.exists(storage.join(self.folder, layout.retrained(name, layout.RESULT))):
+                path = storage.join(self.folder, layout.retrained(name, layout.MODEL))
+                space, arch, _, _ = checkpoint.load_subnet(path)
+                found[name] = DesignSpace(space).micronet(arch, int8=int8, strict=strict)
+        if not found:
+            raise UserError(f"{self.folder} has no retrained model; run `nasray retrain` first")
+        return found
 
     def exports(self) -> list[dict[str, Any]]:
         """Return the checks of the exported networks, in their order, with where each "file" is."""

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nasray.config import Limit, parse_job
+from nasray.costs.micronet import INT8_KINDS
 from nasray.errors import UserError
 from nasray.storage import files as storage
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from nasray.costs.micronet import Int8, Score
     from nasray.costs.operations import OpCount
     from nasray.spaces.space import Architecture, Space
     from nasray.spaces.supernet import Supernet
@@ -163,6 +165,28 @@ class DesignSpace:
         from nasray.costs.profile import total
 
         return total(self.profile(arch))
+
+    def micronet(
+        self, arch: AnyArchitecture, *, int8: "Int8" = INT8_KINDS, strict: bool = False
+    ) -> "list[Score]":
+        """Return the MicroNet Challenge's scores of `arch` at fp32, fp16 and int8.
+
+        A score has `precision`, `accumulator`, `score`, and the counts that it is of: `params`,
+        `mults`, `adds` and their sum `ops`, in which 32 bits are 1.
+
+        Args:
+            arch: the architecture.
+            int8: what of it is int8: kinds of operations (`kind` in `profile`), or a function
+                that says so of each operation.
+            strict: also count biases that folding BN leaves, SE's products and residual sums.
+
+        Raises:
+            UserError: it is no architecture of this space, or has no operation of a kind in `int8`.
+        """
+        from nasray.costs import micronet
+
+        ops = self.profile(arch)
+        return micronet.scores(micronet.strict(ops) if strict else ops, int8)
 
     def sample(
         self,

@@ -18,6 +18,7 @@ from nasray.cli.cluster import status, stop, submit
 from nasray.cli.doctor import doctor
 from nasray.cli.front import front
 from nasray.cli.latency import latency, measure_latency
+from nasray.cli.micronet import micronet
 from nasray.cli.predict import predict
 from nasray.cli.spaces import import_weights, profile, show, spaces
 from nasray.errors import EvaluationError, UserError
@@ -83,6 +84,7 @@ for verb in (
     predict,
     spaces,
     profile,
+    micronet,
     show,
     import_weights,
     measure_latency,

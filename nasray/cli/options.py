@@ -45,15 +45,36 @@ def space_options(verb: Any) -> Any:
     return verb
 
 
+def shufflenet_options(verb: Any) -> Any:
+    """The options that choose a published configuration of the space shufflenet."""
+    for option in (
+        click.option(
+            "--se/--no-se", default=None, help="shufflenet: SE and hard-swish (default: with)."
+        ),
+        click.option(
+            "--head", help="shufflenet: after_pooling (default), shufflenetv2plus or spos."
+        ),
+        click.option("--layout", help="shufflenet: oneshot (default) or shufflenetv2plus."),
+    ):
+        verb = option(verb)
+    return verb
+
+
 def make_space(
     name: str,
     *,
     num_classes: int,
     resolution: int | None,
     settings: tuple[str, ...],
-    **options: Any,
+    layout: str | None = None,
+    head: str | None = None,
+    se: bool | None = None,
 ) -> "DesignSpace":
-    """The space that SPACE and its options describe; those in `options` yield to --set."""
+    """The space that SPACE and its options describe; those of shufflenet yield to --set."""
+    if se is False:
+        head = head or "spos"  # the head that goes without SE
+    given: dict[str, Any] = {"layout": layout, "head": head, "se": se}
+    options = {key: value for key, value in given.items() if value is not None}
     for setting in settings:
         key, value = key_value("--set", setting)
         if key == "name":

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from nasray.cli.options import make_space, space_argument, space_options
+from nasray.cli.options import make_space, shufflenet_options, space_argument, space_options
 from nasray.errors import UserError
 
 
@@ -32,9 +32,7 @@ def spaces() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per ARCH and line.")
 @click.option("--latency-table", help="Add latency_ms from this table (--json only).")
 @click.option("--predictor", help="Add predicted_accuracy from this file (--json only).")
-@click.option("--layout", help="shufflenet: oneshot (default) or shufflenetv2plus.")
-@click.option("--head", help="shufflenet: after_pooling (default), shufflenetv2plus or spos.")
-@click.option("--se/--no-se", default=None, help="shufflenet: SE and hard-swish (default: with).")
+@shufflenet_options
 @space_options
 def profile(
     space_name: str,
@@ -42,9 +40,6 @@ def profile(
     as_json: bool,
     latency_table: str | None,
     predictor: str | None,
-    layout: str | None,
-    head: str | None,
-    se: bool | None,
     **space_settings: Any,
 ) -> None:
     """Count parameters and operations of each ARCH, op by op, and its MicroNet score.
@@ -55,14 +50,7 @@ def profile(
 
     if (latency_table or predictor) and not as_json:
         raise UserError("--latency-table and --predictor add to the lines of --json; give that too")
-    if se is False:
-        head = head or "spos"  # the head that goes without SE
-    given: dict[str, Any] = {"layout": layout, "head": head, "se": se}
-    space = make_space(
-        space_name,
-        **space_settings,
-        **{key: value for key, value in given.items() if value is not None},
-    )
+    space = make_space(space_name, **space_settings)
     parsed = [space.architecture(text) for text in archs]
     if not as_json:
         for arch in parsed:

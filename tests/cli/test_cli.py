@@ -54,6 +54,56 @@ def test_profile_options_choose_the_configuration(invoke, options, macs):
     assert json.loads(result.output)["macs"] == macs
 
 
+def test_micronet_prints_the_scores_of_each_network(invoke):
+    result = invoke("micronet", "shufflenet", "oneshot-s+", "oneshot")
+    assert result.exit_code == 0
+    assert result.output.splitlines()[0] == "oneshot-s+"
+    assert (
+        "int8       int32            1.012      80.0     288.3     368.3   0.4615" in result.output
+    )
+    assert "int8: Conv2d, Linear, ReLU, ReLU6; what else there is counts as" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "scores"),
+    [
+        ([], (1.0318, 0.6391, 0.4615)),
+        (["--strict"], (1.0379, 0.6442, 0.4675)),
+        (["--int8", "ReLU, Conv2d"], (1.0318, 0.6391, 0.4615)),
+    ],
+)
+def test_micronet_json_is_one_object_a_line(invoke, options, scores):
+    result = invoke("micronet", "shufflenet", "oneshot-s+", "--json", *options)
+    found = json.loads(result.output)
+    assert found["arch"] == nasray.space("shufflenet").describe("oneshot-s+")
+    assert [row["precision"] for row in found["scores"]] == ["fp32", "fp16", "int8"]
+    assert [row["accumulator"] for row in found["scores"]] == ["fp32", "fp32", "int32"]
+    assert [row["score"] for row in found["scores"]] == pytest.approx(scores, abs=5e-5)
+    for row in found["scores"]:
+        assert row["mults"] + row["adds"] == row["ops"]
+
+
+def test_micronet_counts_the_configuration_that_its_options_choose(invoke):
+    result = invoke("micronet", "shufflenet", "oneshot-s+", "--json", "--no-se")
+    costs = nasray.space("shufflenet", se=False, head="spos").costs("oneshot-s+")
+    assert json.loads(result.output)["scores"][0]["score"] == costs["micronet_score"]
+
+
+def test_the_published_micronet_table_is_beside_what_is_counted_here(invoke):
+    text = invoke("micronet", "--published").output
+    assert text.count("differs") == 2
+    assert "1.05       1.068  differs" in text
+    assert "fp16       fp32             1.826     149.8     288.3     438.1   0.6391" in text
+    assert text.index("which the rules forbid") < text.index("149.2   0.2646")
+    found = json.loads(invoke("micronet", "--published", "--json").output)
+    assert [row["network"] for row in found["published"]][-1] == "MobileNetV2-1.4"
+    assert len(found["published"]) == 13
+    assert [row["score"] for row in found["oneshot-s+"]["scores"]] == pytest.approx(
+        [1.0318, 0.6391, 0.4615], abs=5e-5
+    )
+    assert found["oneshot-s+"]["int8_as_published"]["accumulator"] == "int8"
+
+
 def test_classes_and_resolution_change_the_costs(invoke):
     result = invoke(
         *("profile", "shufflenet", "oneshot-s+", "--json"),
@@ -81,6 +131,13 @@ def test_classes_and_resolution_change_the_costs(invoke):
         (("profile", "tiny", "largest", "--latency-table", "x.csv"), "--json; give that too"),
         (("profile", "tiny", "largest", "--json", "--latency-table", "x.csv"), "x.csv"),
         (("profile", "tiny", "largest", "--set", "num_blocks"), "must be KEY=VALUE"),
+        (("micronet",), "give a SPACE and an ARCH, a RUN_DIR, or --published"),
+        (("micronet", "shufflenet"), "shufflenet is a space: give an ARCH, too"),
+        (("micronet", "nowhere"), "is not a run directory"),
+        (("micronet", "nowhere", "--num-classes", 10), "--num-classes chooses a configuration of"),
+        (("micronet", "--published", "x"), "leave x out"),
+        (("micronet", "--published", "--no-se"), "--se chooses a configuration of SPACE"),
+        (("micronet", "tiny", "largest", "--int8", "Conv"), "no operation is a 'Conv'; there are"),
         (("show", "shufflenet", "oneshot"), "shufflenet has no module strings"),
         (("measure-latency", "tiny", "x.csv", "--resolutions", "a"), "'a' is no number"),
         (("measure-latency", "tiny", "x.csv", "--label", "a=b"), "give --address too"),

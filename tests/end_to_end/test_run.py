@@ -69,6 +69,17 @@ def test_predict_says_of_validation_images_what_the_report_says(
     )
 
 
+def test_micronet_scores_of_a_run_are_those_of_its_networks(finished_run: FinishedRun):
+    result = CliRunner().invoke(main, ["micronet", finished_run.folder, "--json"])
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert lines
+    run = nasray.open(finished_run.folder)
+    assert [line["arch"] for line in lines] == [each["arch"] for each in run.results()]
+    for line in lines:
+        recorded = run.read(f"retrain/{line['network']}/profile.json")["micronet"]
+        assert line["scores"] == recorded
+
+
 def test_docs_tell_every_column_of_the_evaluations_and_how_to_read_them(finished_run: FinishedRun):
     text = (Path(__file__).parents[2] / "docs/run.md").read_text()
     prose, code, *_ = text.split("```")
