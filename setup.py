@@ -42,7 +42,7 @@ setup(
     extras_require={
         # data.decoder = "torchcodec"; its wheels from 0.12 on are for any torch from 2.11 on.
         "decode": ["torchcodec>=0.17"],
-        "export": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
+        "export": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20.1"],
         "dev": [
             "pytest>=8",
             "hypothesis>=6",

@@ -1,11 +1,12 @@
-"""Check a latency table against whole networks that are measured here."""
+"""Check a latency table against whole networks that are measured here, or on a host."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from nasray.costs.latency import LatencyTable
-from nasray.costs.latency_timing import Setup, describe, time_network
+from nasray.costs.latency_files import BEFORE, differing
+from nasray.costs.latency_timing import Place, Setup, describe, place_at, time_network
 from nasray.errors import UserError
 from nasray.spaces.population import as_architectures, random_population
 from nasray.spaces.space import Architecture, Space
@@ -24,26 +25,38 @@ class Agreement:
     rank_correlation: float  # Spearman's
 
 
-def check(space: Space, table: LatencyTable, *, num_archs: int = 50, seed: int = 0) -> Agreement:
-    """Compare `table` with whole random networks, measured here as the table was.
+def check(
+    space: Space, table: LatencyTable, *, host: str = "", num_archs: int = 50, seed: int = 0
+) -> Agreement:
+    """Compare `table` with whole random networks, measured as the table was: here or on `host`.
 
     Raises:
         UserError: the table was measured on another machine, or does not say how.
     """
     setup = _setup_of(table)
-    if describe(space, setup) != dict(table.provenance):
-        raise UserError(
-            f"{table.path} was measured on {dict(table.provenance)}, this is "
-            f"{describe(space, setup)}; check it there"
-        )
+    with place_at(host, setup) as place:
+        now = describe(space, setup, place=place)
+        if differing(table.provenance, now):
+            raise UserError(
+                f"{table.path} was measured on {dict(table.provenance)}, this is {now}; check it "
+                "there, or from here with --host"
+            )
+        archs, samples = _measure(space, setup, place, num_archs, seed)
+    return compare(archs, table(archs), samples)
+
+
+def _measure(
+    space: Space, setup: Setup, place: Place | None, num_archs: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Random architectures (n, genes), and what each took (n, CHECK_PASSES), ms."""
     archs = random_population(space.genes, num_archs, np.random.default_rng(seed))
     rng = np.random.default_rng((seed, 1))
     samples: list[list[float]] = [[] for _ in archs]
     for _ in range(CHECK_PASSES):
         for index in rng.permutation(num_archs):
             arch = tuple(archs[index].tolist())
-            samples[index].append(time_network(space, arch, setup, seed=seed))
-    return compare(archs, table(archs), np.array(samples))
+            samples[index].append(time_network(space, arch, setup, seed=seed, place=place))
+    return archs, np.array(samples)
 
 
 def compare(archs: np.ndarray, predicted: np.ndarray, samples: np.ndarray) -> Agreement:
@@ -65,13 +78,15 @@ def compare(archs: np.ndarray, predicted: np.ndarray, samples: np.ndarray) -> Ag
 
 def _setup_of(table: LatencyTable) -> Setup:
     """Read from its provenance how `table` was measured."""
-    values = table.provenance
+    values = BEFORE | table.provenance
     try:
         return Setup(
             device=values["device"],
             runtime=values["runtime"],
             threads=int(values["threads"]),
             batch_size=int(values["batch_size"]),
+            precision=values["precision"],
+            cpus=values["cpus"],
         )
     except (ValueError, UserError) as error:
         raise UserError(f"{table.path}: {error}") from None

@@ -57,7 +57,8 @@ def measure_on_cluster(
             raise
 
 
-@ray.remote(max_retries=3)
+# A process for this alone: threads that it has tied to cores stay so.
+@ray.remote(max_retries=3, max_calls=1)
 def _measure(
     space: Space, path: str, setup: dict[str, Any], resolutions: Sequence[int] | None
 ) -> None:

@@ -27,6 +27,14 @@ OFA_SPACE = "ofa_mobilenetv3"  # the only one with published tables
 # the same in every line: one table is one device, measured in one way.
 LINE_COLUMNS = ("block", "ms", "spread_ms", "samples_ms", "measured_at")
 NEEDED_COLUMNS = ("space", "device", "block", "ms")
+# Provenance that only describes: a table is continued, and checked, whatever it says. The governor
+# belongs to the moment, and what it slows down the quantile of the runs and the median of the
+# samples mostly leave out; the cores of a process change with the container or the job that it
+# runs in. Who wants certain cores, as those of one kind of a phone's processor, names them: that
+# is "cpus", which with all else must be equal, for it changes every latency alike.
+DESCRIPTIVE = ("affinity", "governor")
+# Of tables that were measured before these columns were there.
+BEFORE = {"precision": "fp32", "cpus": ""}
 Line = dict[str, str]
 # (block, resolution of the network's input, pixels) -> its latency, ms, if the table has it.
 LatencyOf = Callable[[Any, int], float | None]
@@ -111,6 +119,14 @@ def provenance_of(lines: Sequence[Line], path: str) -> dict[str, str]:
                     f"{path} mixes {column} {found[column]!r} and {value!r}; keep a table for each"
                 )
     return found
+
+
+def differing(provenance: dict[str, str], other: dict[str, str]) -> list[str]:
+    """What of two provenances must be equal in one table, and is not."""
+    old, new = BEFORE | provenance, BEFORE | other
+    return [
+        name for name in old | new if name not in DESCRIPTIVE and old.get(name) != new.get(name)
+    ]
 
 
 def _milliseconds(value: Any, where: str) -> float:

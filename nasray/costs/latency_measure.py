@@ -1,10 +1,11 @@
-"""Measure a latency table on this device: every block of a space.
+"""Measure a latency table on this device, or on a host: every block of a space.
 
 A pass runs as many random networks as it takes to meet every block; a slow phase of the
 machine hits whatever blocks those networks have. Passes go on until the median of every
 block is known well enough. latency_timing.py says how a network is timed.
 """
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -12,8 +13,18 @@ from datetime import UTC, datetime
 import numpy as np
 
 from nasray.costs.latency import blocks_of
-from nasray.costs.latency_files import block_key, provenance_of, read_lines, write_lines
-from nasray.costs.latency_timing import Setup, describe, time_blocks
+from nasray.costs.latency_board import UNKNOWN
+from nasray.costs.latency_files import (
+    BEFORE,
+    DESCRIPTIVE,
+    Line,
+    block_key,
+    differing,
+    provenance_of,
+    read_lines,
+    write_lines,
+)
+from nasray.costs.latency_timing import Place, Setup, describe, time_blocks
 from nasray.errors import UserError
 from nasray.progress import Show
 from nasray.spaces.population import as_architectures
@@ -34,6 +45,7 @@ def measure(
     path: str,
     *,
     setup: Setup | None = None,
+    place: Place | None = None,
     resolutions: Sequence[int] | None = None,
     seed: int = 0,
     show: Show = lambda done, text: None,
@@ -42,21 +54,28 @@ def measure(
 
     A table that exists is continued: only what it lacks is measured. `show` is called with
     the number of blocks done, of len(wanted_blocks()). When interrupted, what was measured is
-    kept. A lock beside the file keeps other processes out.
+    kept. A lock beside the file keeps other processes out. `place` is from place_at(setup).
 
     Raises:
         UserError: the file is damaged, in use, of another setup or machine, or has another
-            ending; or `space` lacks one of `resolutions`.
+            ending; `space` lacks one of `resolutions`; or `place` cannot measure.
     """
     setup = setup or Setup()
     wanted = wanted_blocks(space, resolutions)
     with locks.held(f"{path}.in-use", temporary=True):
-        _measure(space, _Table(path, describe(space, setup)), wanted, setup, seed, show)
+        table = _Table(path, describe(space, setup, place=place))
+        _measure(space, table, wanted, setup, place, seed, show)
     show(len(wanted), "")
 
 
 def _measure(
-    space: Space, table: "_Table", wanted: Wanted, setup: Setup, seed: int, show: Show
+    space: Space,
+    table: "_Table",
+    wanted: Wanted,
+    setup: Setup,
+    place: Place | None,
+    seed: int,
+    show: Show,
 ) -> None:
     done = sum(map(len, table.samples.values()))
     rng = np.random.default_rng((seed, done))  # after an interruption: other networks
@@ -64,7 +83,7 @@ def _measure(
     try:
         while unsure := {key: genes for key, genes in wanted.items() if table.share(key) < 1}:
             for arch in networks_with(space, unsure, rng):
-                table.add(time_blocks(space, arch, setup, seed=seed))
+                table.add(time_blocks(space, arch, setup, seed=seed, place=place))
                 show(int(sum(map(table.share, wanted))), f"{len(unsure)} not yet sure")
                 if time.monotonic() - saved > SAVE_EVERY_S:
                     table.save()
@@ -74,9 +93,13 @@ def _measure(
             table.save()
 
 
-def doubt(path: str) -> str:
-    """A warning about a measured table with imprecise blocks; "" if there are none."""
+def doubts(path: str) -> list[str]:
+    """Warnings about a measured table, each one line: imprecise blocks, a clock that changed."""
     lines = read_lines(path) if storage.exists(path) else []  # not on another machine's disk
+    return [warning for warning in (_unsure(path, lines), _clocked(path, lines)) if warning]
+
+
+def _unsure(path: str, lines: Sequence[Line]) -> str:
     errors = [_error([float(value) for value in line["samples_ms"].split()]) for line in lines]
     unsure = [error for error in errors if error > TOLERANCE]
     if not unsure:
@@ -85,6 +108,18 @@ def doubt(path: str) -> str:
         f"{path}: {len(unsure)} of {len(lines)} blocks are known to {np.median(unsure):.1%} only "
         f"(aim: {TOLERANCE:.0%}): something else ran meanwhile; remove the file and measure again "
         "when that has ended"
+    )
+
+
+def _clocked(path: str, lines: Sequence[Line]) -> str:
+    told = lines[0].get("governor", "") if lines else ""
+    others = set(re.split("[,;] ", told)) - {"", UNKNOWN, "performance"}
+    if not others:
+        return ""
+    return (
+        f"{path}: the scaling governor was {' and '.join(sorted(others))}, which changes the clock "
+        "rate while blocks are timed; set performance (sudo cpupower frequency-set -g performance, "
+        "on the machine that is measured), remove the file and measure again"
     )
 
 
@@ -136,12 +171,14 @@ class _Table:
         self.measured_at: dict[str, str] = {}
         lines = read_lines(path) if storage.exists(path) else []
         before = provenance_of(lines, path) if lines else provenance
-        for name in before | provenance:
-            if before.get(name) != provenance.get(name):
-                raise UserError(
-                    f"{path} was measured with {name} = {before.get(name)}, this is "
-                    f"{provenance.get(name)}; give another file"
-                )
+        for name in differing(before, provenance):
+            raise UserError(
+                f"{path} was measured with {name} = {(BEFORE | before).get(name)}, this is "
+                f"{provenance.get(name)}; give another file"
+            )
+        for name in DESCRIPTIVE:  # of the first and of each other time
+            said = [*before.get(name, "").split("; "), provenance[name]]
+            provenance[name] = "; ".join(dict.fromkeys(filter(None, said)))
         for line in lines:
             values = (line.get("samples_ms") or line["ms"]).split()
             self.samples[line["block"]] = [float(value) for value in values]

@@ -141,6 +141,16 @@ def test_classes_and_resolution_change_the_costs(invoke):
         (("show", "shufflenet", "oneshot"), "shufflenet has no module strings"),
         (("measure-latency", "tiny", "x.csv", "--resolutions", "a"), "'a' is no number"),
         (("measure-latency", "tiny", "x.csv", "--label", "a=b"), "give --address too"),
+        (("measure-latency", "tiny", "x.csv", "--precision", "fp16"), "give fp32 or int8"),
+        (("measure-latency", "tiny", "x.csv", "--cpus", "4-"), "must be numbers of cores, e.g."),
+        (
+            ("measure-latency", "tiny", "x.csv", "--host", "me@board"),
+            "runtime = 'onnxruntime' only",
+        ),
+        (
+            ("measure-latency", "tiny", "x.csv", "--host", "me@board", "--address", "auto"),
+            "--host me@board is no node of the cluster auto; give one of them",
+        ),
         (("front", "tiny", "--predictor", "x", "--limit", "nan"), "nan must be a finite number"),
         (("front", "tiny", "--predictor", "x.pt", "--limit", "1"), "x.pt does not exist"),
         (("profile", "tiny", "smallest", "--set", "name=x"), "is the argument SPACE"),

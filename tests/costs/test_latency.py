@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from nasray.costs.latency_cluster import measure_on_cluster
 from nasray.costs.latency_files import block_key, read_lines, write_lines
 from nasray.costs.latency_measure import (
     MIN_SAMPLES,
-    doubt,
+    doubts,
     measure,
     networks_with,
     wanted_blocks,
@@ -61,6 +62,14 @@ def make_table(path: Path, space, changes: dict[str, str] | None = None) -> str:
     lines = [{"block": key, "ms": str(latency_of(key)), **provenance} for key in keys]
     write_lines(str(path), lines)
     return str(path)
+
+
+def measure_quickly(space, path, monkeypatch, **options) -> None:
+    """Measure every block once."""
+    with monkeypatch.context() as patch:
+        for name in ("MIN_SAMPLES", "MAX_SAMPLES"):
+            patch.setattr(f"nasray.costs.latency_measure.{name}", 1)
+        measure(space, str(path), **options)
 
 
 def edit(path: str, change) -> None:
@@ -301,7 +310,7 @@ def test_a_table_with_flipped_bits_is_refused_or_the_same(tmp_path):
 def test_blocks_that_stay_unsure_are_counted(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
 
-    def disturbed(space, arch, setup, *, seed=0):
+    def disturbed(space, arch, setup, *, seed=0, place=None):
         keys = [block_key(block) for block in space.decode(arch) if block is not None]
         return [(key, float(rng.lognormal(sigma=1))) for key in keys]
 
@@ -309,10 +318,56 @@ def test_blocks_that_stay_unsure_are_counted(tmp_path, monkeypatch):
     monkeypatch.setattr("nasray.costs.latency_measure.time_blocks", disturbed)
     measure(TINY, path)
     number = len(wanted_blocks(TINY))
-    assert doubt(path).startswith(f"{path}: {number} of {number} blocks are known to ")
+    [warning] = doubts(path)
+    assert warning.startswith(f"{path}: {number} of {number} blocks are known to ")
     alike = [line | {"samples_ms": "1.0 1.01 1.0 0.99 1.0"} for line in read_lines(path)]
     write_lines(path, alike)
-    assert doubt(path) == ""
+    assert doubts(path) == []
+
+
+def test_a_table_says_on_which_cores_and_with_which_governors_it_was_measured(
+    tmp_path, monkeypatch
+):
+    core = sorted(os.sched_getaffinity(0))[0]
+    path = str(tmp_path / "t.csv")
+    monkeypatch.setattr("nasray.costs.latency_board.CPU", str(tmp_path))
+    folder = tmp_path / f"cpu{core}" / "cpufreq"
+    folder.mkdir(parents=True)
+    (folder / "scaling_governor").write_text("performance\n")
+    setup = Setup(cpus=str(core))
+    measure_quickly(TINY, path, monkeypatch, setup=setup)
+    provenance = LatencyTable.load(path, TINY).provenance
+    assert provenance["cpus"] == str(core) and provenance["governor"] == "performance"
+    assert provenance["affinity"] == f"1 of {os.cpu_count()} cores: {core}"
+    assert doubts(path) == []
+    # Another governor is another time's, not another table's.
+    (folder / "scaling_governor").write_text("schedutil\n")
+    edit(path, lambda lines: lines[1:])
+    measure_quickly(TINY, path, monkeypatch, setup=setup)
+    measured = LatencyTable.load(path, TINY)
+    assert measured.provenance["governor"] == "performance; schedutil"
+    [warning] = doubts(path)
+    assert warning.startswith(f"{path}: the scaling governor was schedutil, ")
+    assert len(check(TINY, measured, num_archs=2).rows) == 2
+    with pytest.raises(UserError, match=f"was measured with cpus = {core}, this is ; give another"):
+        measure(TINY, path)
+    if len(os.sched_getaffinity(0)) > 1:
+        assert doubts(path) and os.sched_getaffinity(0) != {core}  # given back
+
+
+def test_a_table_without_the_newer_columns_is_continued_as_fp32(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    path, setup = str(tmp_path / "t.csv"), Setup(runtime="onnxruntime")
+    measure_quickly(TINY, path, monkeypatch, setup=setup)
+    newer = ("precision", "cpus", "affinity", "governor")
+    old = [{name: line[name] for name in line if name not in newer} for line in read_lines(path)]
+    write_lines(path, old[1:])
+    with pytest.raises(UserError, match="with precision = fp32, this is int8; give another"):
+        measure(TINY, path, setup=dataclasses.replace(setup, precision="int8"))
+    measure_quickly(TINY, path, monkeypatch, setup=setup)
+    assert read_lines(path)[1:] == [line | describe(TINY, setup) for line in old[1:]]
+    write_lines(path, old)
+    assert len(check(TINY, LatencyTable.load(path, TINY), num_archs=2).rows) == 2
 
 
 def test_a_table_is_not_continued_in_another_way(tmp_path):
@@ -342,6 +397,12 @@ def test_a_table_with_other_latencies_has_another_digest(tmp_path):
         ({"runtime": "tvm"}, "runtime = 'tvm'"),
         ({"threads": 0}, "threads = 0"),
         ({"device": "cuda", "runtime": "onnxruntime"}, "'cpu' only"),
+        ({"precision": "fp16"}, "converts most operations to fp32.*; give fp32 or int8"),
+        ({"precision": "int4"}, r"'int4' must be one of \['fp32', 'int8'\]"),
+        ({"precision": "int8"}, "'int8' needs runtime = 'onnxruntime'"),
+        ({"cpus": "0-"}, "'0-' must be numbers of cores, e.g. 0,4-7"),
+        ({"cpus": "7-4"}, "'7-4' must be numbers of cores"),
+        ({"cpus": "0,1", "threads": 3}, "threads = 3 on cpus = '0,1': not more threads than"),
     ],
 )
 def test_a_setup_that_cannot_be_is_refused(values, message):
