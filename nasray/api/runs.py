@@ -398,11 +398,12 @@ class RunDirectory:
         return [storage.read_json(path) for path in paths if storage.exists(path)]
 
     def micronet(
-        self, *, int8: "Int8" = INT8_KINDS, strict: bool = False
+        self, *, int8: "Int8 | None" = None, strict: bool = False
     ) -> "dict[str, list[Score]]":
         """Return the MicroNet scores of each such network by its name, its folder in retrain/.
 
-        The arguments and a network's scores are those of DesignSpace.micronet().
+        The arguments and a network's scores are those of DesignSpace.micronet(), but what is int8
+        without `int8` is what export/<name>-int8.onnx computes in integers, if it is there.
 
         Raises:
             UserError: nothing is retrained, or a network has no operation of a kind in `int8`.
@@ -414,10 +415,20 @@ class RunDirectory:
             if storage.exists(storage.join(self.folder, layout.retrained(name, layout.RESULT))):
                 path = storage.join(self.folder, layout.retrained(name, layout.MODEL))
                 space, arch, _, _ = checkpoint.load_subnet(path)
-                found[name] = DesignSpace(space).micronet(arch, int8=int8, strict=strict)
+                chosen = self._exported_int8(name) if int8 is None else int8
+                found[name] = DesignSpace(space).micronet(arch, int8=chosen, strict=strict)
         if not found:
             raise UserError(f"{self.folder} has no retrained model; run `nasray retrain` first")
         return found
+
+    def _exported_int8(self, name: str) -> "Int8":
+        """What the network `name` computes in integers as it was exported, or would by default."""
+        done = layout.exported(f"{name}-int8", "json")
+        if not storage.exists(storage.join(self.folder, done)):
+            return INT8_KINDS
+        # Shuffles are not computed: their masks of a bit per value stay as they are.
+        left = self.read(done)["float_blocks"]
+        return lambda op: op.block not in left and op.kind != "ChannelShuffle"
 
     def exports(self) -> list[dict[str, Any]]:
         """Return the checks of the exported networks, in their order, with where each "file" is."""

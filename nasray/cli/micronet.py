@@ -24,9 +24,8 @@ S_PLUS = ("shufflenet", "oneshot-s+")  # the network of the published table
 @click.option(
     "--int8",
     metavar="KINDS",
-    default=",".join(INT8_KINDS),
-    show_default=True,
-    help="Which operations are int8, by their classes in torch.nn.",
+    help="Which operations are int8, by their classes in torch.nn. Default: "
+    f"{','.join(INT8_KINDS)}; of a network that was exported at int8, what is so there.",
 )
 @click.option(
     "--strict",
@@ -40,21 +39,22 @@ def micronet(
     target: str | None,
     archs: tuple[str, ...],
     published: bool,
-    int8: str,
+    int8: str | None,
     strict: bool,
     as_json: bool,
     **space_settings: Any,
 ) -> None:
     """Print the MicroNet Challenge's score of each ARCH of SPACE at fp32, fp16 and int8.
 
-    Of RUN_DIR: of the networks in its retrain/. ARCH is a published name or a JSON object. With
-    --published, the table of the challenge's entry OneShot-S+, with each score recomputed.
+    Of RUN_DIR: of the networks in its retrain/, with their top-1 as far as they are exported. ARCH
+    is a published name or a JSON object. With --published, the table of the challenge's entry
+    OneShot-S+, with each score recomputed.
 
     fp16 halves parameters and multiplications of a network that quantises nothing. int8 counts a
     quarter of what --int8 names and all else in full; accumulators are int32, so that additions
     count in full, too: these are the organisers' rules.
     """
-    kinds = [kind.strip() for kind in int8.split(",")]
+    kinds = [kind.strip() for kind in int8.split(",")] if int8 else INT8_KINDS
     chosen: dict[str, Any] = {"int8": kinds, "strict": strict}
     if published:
         if target is not None:
@@ -70,8 +70,8 @@ def micronet(
             named = {"arch": space.describe(arch)}
             _print_scores(text, named, space.micronet(arch, **chosen), as_json)
     else:
-        _print_run(target, as_json, chosen, space_settings)
-    if not as_json:
+        _print_run(target, as_json, {**chosen, "int8": kinds if int8 else None}, space_settings)
+    if not as_json and (int8 or published or archs):
         click.echo(f"\nint8: {', '.join(kinds)}; what else there is counts as 32-bit")
 
 
@@ -87,7 +87,23 @@ def _print_run(
     run = nasray.open(run_dir)
     for name, scores in run.micronet(**chosen).items():
         arch = run.read(layout.retrained(name, layout.RESULT))["arch"]
-        _print_scores(f"network {name}", {"network": name, "arch": arch}, scores, as_json)
+        top1 = {
+            each["precision"]: {"top1": each["val_top1"], "num_images": each["num_val_images"]}
+            for each in run.exports()
+            if _network_of(each["file"]) == name and "num_val_images" in each
+        }
+        named = {"network": name, "arch": arch, "exported": top1}
+        _print_scores(f"network {name}", named, scores, as_json)
+        for precision, found in top1.items() if not as_json else ():
+            click.echo(
+                f"exported at {precision}: {found['top1']:.1%} top-1 of "
+                f"{found['num_images']} validation images"
+            )
+
+
+def _network_of(file: str) -> str:
+    """The network of an exported file: "0-scratch" of .../0-scratch-int8.onnx."""
+    return file.rsplit("/", 1)[-1].removesuffix(".onnx").removesuffix("-int8").removesuffix("-fp16")
 
 
 def _print_scores(title: str, named: dict[str, Any], scores: "list[Score]", as_json: bool) -> None:

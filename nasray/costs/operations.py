@@ -5,7 +5,7 @@ The rules are those of the published profile (docs/spec.md, OneShot 4.1). Knows 
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ class OpCount:
 
     op_name: str
     kind: str
+    block: str = ""  # of the network, e.g. "SNB10": the first part of the module's path
     inp_size: int
     kernel_size: int = -1
     cin: int
@@ -65,10 +66,12 @@ def count_ops(
     ops: list[OpCount] = []
 
     def counted(path: str, count: Callable[..., list[OpCount]]) -> Callable[..., None]:
-        name = "_".join(part for part in path.split(".") if part not in _CONTAINERS)
+        block, *_ = parts = path.split(".")
+        name = "_".join(part for part in parts if part not in _CONTAINERS)
 
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            ops.extend(count(name, module, inputs[0], output))
+            counts = count(name, module, inputs[0], output)
+            ops.extend(replace(op, block=block) for op in counts)
 
         return hook
 

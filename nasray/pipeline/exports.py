@@ -111,6 +111,7 @@ def _measured(content: bytes, changed: bytes, images: JobImages) -> dict[str, An
         "max_abs_diff": float(np.abs(after - before).max()),
         "top1_agreement": float((after.argmax(axis=1) == before.argmax(axis=1)).mean()),
         "num_images": len(labels),
+        "num_val_images": len(labels),
         "fp32_val_top1": top1(correct[0], labels),
         "val_top1": top1(correct[1], labels),
         "val_balanced_top1": balanced_top1(correct[1], labels),

@@ -268,6 +268,11 @@ def test_smaller_precisions_say_what_they_cost_and_are_made_again_only_if_asked_
     written = os.stat(eighth["file"]).st_mtime_ns
     assert run.export(["int8"])[1] == eighth
     assert os.stat(eighth["file"]).st_mtime_ns == written
+    scored = CliRunner().invoke(main, ["micronet", copy, "--json"])
+    [line] = [json.loads(line) for line in scored.stdout.splitlines()]
+    assert line["exported"]["int8"] == {"top1": eighth["val_top1"], "num_images": num_images}
+    fp32, _, int8 = line["scores"]
+    assert int8["params"] == fp32["params"] / 4 and int8["adds"] == fp32["adds"]
     run.export(["int8"], max_drop=2.0)
     assert os.stat(eighth["file"]).st_mtime_ns != written
     run.report()
