@@ -9,8 +9,6 @@ computed in integers, which NNCF's placement of the same quantisers does not rea
 stay float where an activation function follows them.
 """
 
-import contextlib
-import io
 import json
 import os
 import tempfile
@@ -28,9 +26,8 @@ OPERATIONS = (
     *("Add", "AveragePool", "Clip", "Concat", "Conv", "Gemm", "GlobalAveragePool", "MatMul"),
     *("MaxPool", "Mul", "Relu", "Reshape", "Split", "Transpose"),
 )
-# Of a tensor's values: the few beyond it are clipped, for their range would coarsen all steps.
-PERCENTILE = 99.99
-HISTOGRAM_BINS = 2048
+# Quantiles of a tensor's values: the few beyond are clipped, for they would coarsen all steps.
+OUTERMOST = (0.0001, 0.9999)
 BATCH_SIZE = 32
 SENSITIVITY_IMAGES = 128  # on which one block alone in integers is compared with float
 
@@ -151,8 +148,9 @@ def with_metadata(content: bytes, said: Mapping[str, Any]) -> bytes:
 class Quantiser:
     """Quantises one ONNX file, calibrated once.
 
-    `images` are training images, uint8 (n, 3, side, side): the ranges of all tensors are taken
-    from them.
+    `content` has one input, of which float32 images of values in 0..1 are expected. `images`,
+    uint8 (n, channels, side, side), are of training: the ranges of all tensors are taken from
+    them. If the file has a batch of one size, n is a multiple of it.
     """
 
     def __init__(self, content: bytes, images: np.ndarray) -> None:
@@ -281,10 +279,10 @@ class _Graph:
 def _is_spatial_mean(node: "onnx.NodeProto", axes: np.ndarray | None) -> bool:
     from onnx import helper
 
-    if node.op_type != "ReduceMean" or axes is None:
-        return False
-    keeps = [helper.get_attribute_value(a) for a in node.attribute if a.name == "keepdims"] or [1]
-    return keeps == [1] and sorted(axis % 4 for axis in axes.tolist()) == [2, 3]
+    said = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+    over = said.get("axes") if axes is None else axes.tolist()  # an attribute before opset 18
+    is_mean = node.op_type == "ReduceMean" and over is not None and said.get("keepdims", 1) == 1
+    return is_mean and sorted(axis % 4 for axis in over) == [2, 3]
 
 
 def _is_shuffle(nodes: "Sequence[onnx.NodeProto]", shape: np.ndarray | None) -> bool:
@@ -374,27 +372,29 @@ def _blocks(model: "onnx.ModelProto") -> dict[str, list[str]]:
 
 
 def _ranges(path: str, images: np.ndarray, folder: str) -> Any:
-    """The range of each tensor of the ONNX file at `path` on `images`, without its outliers."""
-    from onnxruntime.quantization import CalibrationMethod, create_calibrator
+    """The range of each tensor of the ONNX file at `path`, without its outliers.
 
-    calibrator = create_calibrator(
+    That is the mean over batches of `images`. onnxruntime's own histograms need bins of one size
+    for all values, and fail where those are nearly the same.
+    """
+    from onnxruntime.quantization import CalibrationMethod, create_calibrator
+    from onnxruntime.quantization.calibrate import TensorsData
+
+    # It only makes every tensor an output.
+    session = create_calibrator(
         path,
         sorted(OPERATIONS),
         augmented_model_path=os.path.join(folder, "augmented.onnx"),
         calibrate_method=CalibrationMethod.Percentile,
-        extra_options={"percentile": PERCENTILE, "num_bins": HISTOGRAM_BINS},
-    )
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints
-        for start in range(0, len(images), BATCH_SIZE):  # all tensors of a batch are in memory
-            calibrator.collect_data(_Batches(images[start : start + BATCH_SIZE]))
-        return calibrator.compute_data()
-
-
-class _Batches:
-    """One batch of images as onnxruntime's calibration asks for it."""
-
-    def __init__(self, images: np.ndarray) -> None:
-        self.batches = iter([{"images": images.astype(np.float32) / 255}])
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self.batches, None)
+    ).infer_session
+    [given] = session.get_inputs()
+    names = [output.name for output in session.get_outputs()]
+    size = given.shape[0] if isinstance(given.shape[0], int) else BATCH_SIZE
+    found = []
+    for start in range(0, len(images), size):
+        batch = images[start : start + size].astype(np.float32) / 255
+        tensors = session.run(None, {given.name: batch})
+        found.append([np.quantile(tensor, OUTERMOST) for tensor in tensors])
+    means = np.mean(found, axis=0, dtype=np.float32)
+    ranges = {name: tuple(map(np.array, pair)) for name, pair in zip(names, means, strict=True)}
+    return TensorsData(CalibrationMethod.MinMax, ranges)

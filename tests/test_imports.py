@@ -36,7 +36,7 @@ ARROWS = {
     "algorithms": "search spaces config",
     "report": "search storage errors",
     "search": "costs spaces config storage errors",
-    "costs": "spaces cluster storage devices progress errors",
+    "costs": "quantize spaces cluster storage devices progress errors",
     "predictors": "spaces storage devices progress errors",
     "pretrained": "checkpoint spaces storage progress errors",
     "checkpoint": "spaces storage errors",
@@ -56,7 +56,7 @@ ARROWS = {
 }
 # Arrows between modules that break a rule below until what they are for has been redesigned.
 TOLERATED: set[tuple[str, str]] = set()
-MOST_ARROWS = 116  # between packages
+MOST_ARROWS = 117  # between packages
 
 RAY = {
     "cluster.connect",

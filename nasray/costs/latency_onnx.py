@@ -5,12 +5,8 @@ computed, only the numbers it is done with.
 """
 
 import io
-import os
 import re
-import tempfile
 import warnings
-from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,11 +15,12 @@ from torch import nn
 from torch.onnx import symbolic_helper
 
 from nasray.errors import UserError
+from nasray.quantize import Quantiser
 
 # The first version whose int8 convolutions stand weights of very different sizes per channel:
 # their int32 biases overflowed before.
 INT8_SINCE = (1, 20, 1)
-CALIBRATION_IMAGES = 2
+CALIBRATION_BATCHES = 2
 
 
 def require_int8() -> None:
@@ -70,30 +67,7 @@ def _channel_shuffle(graph: Any, features: Any, groups: Any) -> Any:
 
 
 def _to_int8(content: bytes, shape: tuple[int, ...]) -> bytes:
-    """Quantise an ONNX file: weights int8 and symmetric, by channel; activations uint8."""
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    rng = np.random.default_rng(0)
-    images = [{"input": rng.random(shape, dtype=np.float32)} for _ in range(CALIBRATION_IMAGES)]
-    with tempfile.TemporaryDirectory() as folder:
-        exported, prepared, quantised = (
-            os.path.join(folder, f"{name}.onnx") for name in ("exported", "prepared", "quantised")
-        )
-        with open(exported, "wb") as file:
-            file.write(content)
-        # Equal tensors, as all biases of an initial network are, are exported once and copied by
-        # nodes. Without this step the quantiser does not take those for biases, and leaves a
-        # float convolution that unpacks its weights in every run: 10 times as slow.
-        quant_pre_process(exported, prepared, skip_symbolic_shape=True)
-        quantize_static(
-            prepared,
-            quantised,
-            SimpleNamespace(get_next=partial(next, iter(images), None)),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
-        with open(quantised, "rb") as file:
-            return file.read()
+    """Quantise an ONNX file as `nasray export` does."""
+    size = (CALIBRATION_BATCHES * shape[0], *shape[1:])
+    images = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    return Quantiser(content, images).quantised()
