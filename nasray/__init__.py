@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from nasray.api import (
         DesignSpace,
         RunDirectory,
+        benchmark,
         check_data,
         import_data,
         load,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DesignSpace",
     "RunDirectory",
+    "benchmark",
     "check_data",
     "import_data",
     "load",

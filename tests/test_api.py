@@ -38,7 +38,7 @@ def page() -> str:
     """The text of docs/api.md."""
     parts = [INTRODUCTION]
     functions = ("run", "open", "load", "load_supernet", "space", "check_data", "import_data")
-    functions += ("predict",)
+    functions += ("predict", "benchmark")
     for name in (*functions, "RunDirectory", "DesignSpace"):
         found = getattr(nasray, name)
         parts.append(_described(f"## nasray.{name}", found))

@@ -13,6 +13,7 @@ import click
 
 import nasray
 from nasray.cli import runs
+from nasray.cli.benchmark import benchmark
 from nasray.cli.cache import cache
 from nasray.cli.cluster import status, stop, submit
 from nasray.cli.doctor import doctor
@@ -82,6 +83,7 @@ for verb in (
     runs.export,
     runs.report,
     predict,
+    benchmark,
     spaces,
     profile,
     micronet,
