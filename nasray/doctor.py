@@ -42,6 +42,9 @@ OPTIONAL = {
     "onnxscript": ("the same", "pip install 'nasray[export]'"),
     "onnxruntime": ("the check of an exported network", "pip install 'nasray[export]'"),
     "torchcodec": ('data.decoder = "torchcodec"', "pip install 'nasray[decode]'"),
+    "tensorboard": ('tracking = "tensorboard"', "pip install 'nasray[track]'"),
+    "mlflow": ('tracking = "mlflow"', "pip install 'nasray[track]'"),
+    "wandb": ('tracking = "wandb"', "pip install 'nasray[track]'"),
     "safetensors": ("supernet.init = a .safetensors file", "pip install safetensors"),
 }
 

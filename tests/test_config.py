@@ -324,3 +324,28 @@ def test_more_generations_than_are_paid_for_are_refused():
         SearchConfig(evaluations=100, algorithm="genetic", population_size=50, num_generations=12)
     with pytest.raises(ValidationError, match="do not pay for 4"):
         SearchConfig(evaluations=1)
+
+
+@pytest.mark.parametrize(
+    ("value", "to"),
+    [
+        ("", ()),
+        ("mlflow", ("mlflow",)),
+        (["tensorboard", "wandb"], ("tensorboard", "wandb")),
+        ({"to": "mlflow", "uri": "http://host:5000"}, ("mlflow",)),
+    ],
+)
+def test_tracking_is_one_key_or_a_section(value, to):
+    assert parse_job(MINIMAL | {"tracking": value}, "job").tracking.to == to
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ("mlfow", "'mlfow'; did you mean 'mlflow'?"),
+        ({"uri": "x"}, "uri = 'x' is of MLflow, which `to` does not name; add it there"),
+    ],
+)
+def test_a_mistake_in_tracking_is_named(value, complaint):
+    with pytest.raises(UserError, match=f"^job: tracking.*{re.escape(complaint)}"):
+        parse_job(MINIMAL | {"tracking": value}, "job")

@@ -47,9 +47,10 @@ def run(
     handle = open(run_dir, job, data_path=data_path, address=address, verbose=verbose)
     from nasray.pipeline import exports, search, stages
     from nasray.pipeline.start import prepare_start
+    from nasray.pipeline.tracking import tracked
     from nasray.report.build import build_report
 
-    with handle._working() as opened:
+    with handle._working() as opened, tracked(opened):
         stages.prepare_data(opened)
         stages.check(opened)
         prepare_start(opened)
@@ -199,8 +200,9 @@ class RunDirectory:
         """
         from nasray.pipeline import stages
         from nasray.pipeline.start import prepare_start
+        from nasray.pipeline.tracking import tracked
 
-        with self._working() as opened:
+        with self._working() as opened, tracked(opened):
             stages.prepare_data(opened)
             stages.check(opened)
             prepare_start(opened)
@@ -223,8 +225,9 @@ class RunDirectory:
             EvaluationError: no architecture could be evaluated.
         """
         from nasray.pipeline import search, stages
+        from nasray.pipeline.tracking import tracked
 
-        with self._working(verify=verify) as opened:
+        with self._working(verify=verify) as opened, tracked(opened):
             search.require_supernet(opened)
             stages.check(opened)
             with self._cluster(opened):
@@ -345,8 +348,9 @@ class RunDirectory:
             UserError: the search is not finished, or no recipe trained to the end.
         """
         from nasray.pipeline import stages
+        from nasray.pipeline.tracking import tracked
 
-        with self._working(again=again) as opened, self._cluster(opened):
+        with self._working(again=again) as opened, tracked(opened), self._cluster(opened):
             return stages.retrain(opened)
 
     def export(

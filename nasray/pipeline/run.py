@@ -14,7 +14,14 @@ from importlib.metadata import version
 
 from nasray import checkpoint
 from nasray.algorithms import ALGORITHMS
-from nasray.config import Job, RetrainConfig, SearchConfig, parse_job, with_absolute_paths
+from nasray.config import (
+    Job,
+    RetrainConfig,
+    SearchConfig,
+    TrackingConfig,
+    parse_job,
+    with_absolute_paths,
+)
 from nasray.costs.latency import LatencyTable
 from nasray.costs.table import check_cost
 from nasray.data import check_source
@@ -32,9 +39,9 @@ from nasray.version import __version__
 
 logger = logging.getLogger(__name__)
 
-# Keys that may change when a run is resumed: the place of the data, and the part of the cluster
-# that is used, on which results do not depend.
-FREE_KEYS = {
+# Keys that may change when a run is resumed: the place of the data, the part of the cluster that
+# is used, and what is written or shown of it, on which results do not depend.
+FREE_KEYS = {("tracking", key) for key in TrackingConfig.model_fields} | {
     ("export", "precisions"),
     ("export", "max_drop"),
     ("data", "path"),

@@ -12,7 +12,8 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from contextlib import suppress
+from dataclasses import fields, replace
 from typing import Any
 
 import pyarrow as pa
@@ -182,6 +183,48 @@ class History:
         for cost in costs:
             columns[cost] = pa.array([c.costs[cost] for c in generation], pa.float64())
         return pa.table(columns).replace_schema_metadata({"costs": json.dumps(costs)})
+
+
+class Follower:
+    """The evaluations of a search, for whoever looks on while it runs: nothing is read twice.
+
+    `found` has them by position: a Candidate, which has costs, once its generation is complete.
+    What is known of each image is not kept.
+    """
+
+    def __init__(self, folder: str, source: str = SOURCE) -> None:
+        self.folder, self.source = folder, source
+        self.found: dict[int, Evaluation] = {}
+        self.files: set[str] = set()  # of generations, those that are read
+
+    def look(self) -> None:
+        """Read what is on record since the last call; what is damaged is left for later ones."""
+        names = set(storage.list_names(self.folder))
+        for name in sorted(names - self.files):
+            if name.startswith(f"{self.source}-") and name.endswith(".parquet"):
+                generation = _read_file(storage.join(self.folder, name))
+                self.found |= {position: _brief(each) for position, each in generation.items()}
+                self.files |= {name} if generation else set()
+        single = storage.join(self.folder, SINGLE, self.source)
+        for name in storage.list_names(single) if SINGLE in names else ():
+            position = int(name[:-5]) if name.endswith(".json") and name[:-5].isdigit() else -1
+            if position >= 0 and position not in self.found:
+                # The search may just have ended, which removes these files.
+                with suppress(FileNotFoundError, UserError, KeyError, TypeError, ValueError):
+                    entry = storage.read_json(storage.join(single, name))
+                    self.found[position] = _brief(_from_json(entry))
+
+    @property
+    def in_order(self) -> Iterator[Evaluation]:
+        """Those of which all earlier ones are known, too."""
+        for position in range(len(self.found)):
+            if position not in self.found:
+                return
+            yield self.found[position]
+
+
+def _brief(evaluation: Evaluation) -> Evaluation:
+    return replace(evaluation, correct=b"", log_likelihoods=b"", slices=())
 
 
 def _read_file(path: str) -> dict[int, Candidate]:

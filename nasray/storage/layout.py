@@ -42,6 +42,11 @@ EXPORT = "export"
 EARLIER = "earlier"  # by number: RETRAIN, EXPORT and JOB as they were before the next retraining
 REPORT = "report.html"
 
+TRACKED = "tracking.json"  # under which name the run's curves are published
+MLFLOW = "mlflow.db"  # a store of MLflow's, where the job names no other
+TENSORBOARD = "tensorboard"  # in a folder of that name: its event files
+WANDB = "wandb"  # files of Weights & Biases
+
 # In the folder of one retrained architecture.
 GENES = "genes.json"
 MODEL = "model.pt"

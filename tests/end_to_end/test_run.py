@@ -39,6 +39,7 @@ from tests.conftest import (
     start_nasray,
     wait_for,
 )
+from tests.tracked import INSTALLED, READ
 
 pytestmark = pytest.mark.ray
 
@@ -136,8 +137,10 @@ def test_a_run_killed_at_every_stage_ends_as_if_nothing_had_happened(
     finished_run: FinishedRun, tmp_path: Path
 ):
     run_dir, left_over, seen = str(tmp_path / "run"), [], {}
+    job_file = tmp_path / "job.toml"  # which changes nothing in what comes out
+    job_file.write_text(f"tracking = {INSTALLED}\n{Path(finished_run.job_file).read_text()}")
     for stage, come in MOMENTS.items():
-        process = start_nasray("run", finished_run.job_file, run_dir)
+        process = start_nasray("run", job_file, run_dir)
         wait_for(lambda come=come, process=process: come(run_dir) or process.poll(), stage)
         assert process.poll() is None, process.communicate()
         family = psutil.Process(process.pid).children(recursive=True)
@@ -157,7 +160,7 @@ def test_a_run_killed_at_every_stage_ends_as_if_nothing_had_happened(
         assert not psutil.wait_procs(working, timeout=15)[1], f"alive after a kill in {stage}"
         left_over.append(agents)
     assert not storage.exists(f"{run_dir}/retrain/0/result.json")
-    process = start_nasray("run", finished_run.job_file, run_dir)
+    process = start_nasray("run", job_file, run_dir)
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     assert not psutil.wait_procs(left_over[0], timeout=60)[1]
@@ -171,6 +174,17 @@ def test_a_run_killed_at_every_stage_ends_as_if_nothing_had_happened(
     assert found["supernet"][:2] == seen["supernet"][:2]
     assert found["search"].items() >= seen["search"].items()
     assert found["retrain"][: len(seen["retrain"])] == seen["retrain"]
+
+    for tracker in INSTALLED:  # in curves of all four processes no step is missing, none twice
+        curves = READ[tracker](run_dir)
+        trial = "retrain/0/trial-0/loss"
+        lengths = {"supernet/loss": 8, "search/best_fitness": 20, trial: len(found["retrain"])}
+        for key, length in lengths.items():
+            steps = sorted(step for step, _ in curves[key])
+            assert steps == [*range(1, length + 1)], (tracker, key)
+        result = storage.read_json(f"{run_dir}/retrain/0/result.json")
+        assert curves["retrain/0/val_top1"] == [(0, pytest.approx(result["val_top1"]))]
+        assert all(len(curve) == len(dict(curve)) for curve in curves.values())
 
 
 def test_a_run_directory_in_use_is_refused(finished_run: FinishedRun):

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nasray.search.history import History
+from nasray.search.candidate import Candidate
+from nasray.search.history import Follower, History
 from nasray.search.limits import Limits
 from nasray.storage import files as storage
 from tests.search.searches import SPACE, evaluate, search
@@ -150,3 +151,32 @@ def test_a_storage_that_fails_for_a_while_loses_nothing(tmp_path, unlimited, mon
     monkeypatch.setattr(storage, "_write_once", flaky)
     assert search(tmp_path / "flaky", unlimited) == undisturbed
     assert len(pauses) > 10 and "No space left on device; trying again" in caplog.text
+
+
+def test_who_looks_on_sees_every_evaluation_once_and_in_order(tmp_path, unlimited, monkeypatch):
+    history, looking = History(str(tmp_path)), Follower(str(tmp_path))
+    looking.look()
+    assert list(looking.in_order) == []
+    candidates = [
+        Candidate.of(evaluate((k,) * 40), arch=(k,) * 40, costs={"macs": float(k)})
+        for k in range(4)
+    ]
+    for position in (0, 2, 3):
+        history.record(position, candidates[position].arch, candidates[position])
+    (tmp_path / "_evaluations/search/000001.json").write_text("{")  # damaged: not known
+    looking.look()
+    assert [each.fitness for each in looking.in_order] == [candidates[0].fitness]
+    assert not any(isinstance(each, Candidate) for each in looking.in_order)  # costs are not known
+    history.record(1, candidates[1].arch, candidates[1])
+    looking.look()
+    assert [each.fitness for each in looking.in_order] == [c.fitness for c in candidates]
+    (tmp_path / "search-0000.parquet").write_bytes(b"half")
+    looking.look()
+    history.append(candidates)
+    looking.look()
+    assert list(looking.in_order) == candidates
+    history.close()
+    read = []
+    monkeypatch.setattr(storage, "read", read.append)
+    looking.look()
+    assert list(looking.in_order) == candidates and read == []
