@@ -81,13 +81,14 @@ def _plain(label: str, total: int, already: int) -> Show:
             return
         last[:] = now, done
         rate = (now - start) / max(done - already, 1)
-        left = "" if done >= total else f", about {_duration(rate * (total - done))} left"
+        left = "" if done >= total else f", about {duration(rate * (total - done))} left"
         logger.info("%s %d/%d%s%s", label, done, total, f": {text}" if text else "", left)
 
     return show
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A number of seconds as 1:02:03, or 2:03."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

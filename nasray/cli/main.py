@@ -22,6 +22,7 @@ from nasray.cli.latency import latency, measure_latency
 from nasray.cli.micronet import micronet
 from nasray.cli.predict import predict
 from nasray.cli.spaces import import_weights, profile, show, spaces
+from nasray.cli.watch import watch
 from nasray.errors import EvaluationError, UserError
 
 
@@ -96,6 +97,7 @@ for verb in (
     doctor,
     submit,
     status,
+    watch,
     stop,
 ):
     main.add_command(verb)

@@ -1,16 +1,12 @@
 """How far a run is, read from its directory alone; nothing is written."""
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from nasray.config import Job, parse_job
 from nasray.errors import UserError
-from nasray.search.history import SINGLE, SOURCE
+from nasray.search.history import Follower
 from nasray.search.scores import FITNESS
 from nasray.storage import files as storage
 from nasray.storage import layout
@@ -18,20 +14,30 @@ from nasray.storage import layout
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a run: "done", "begun" or "to do", and a word on it."""
+    """One stage of a run: "done", "begun" or "to do", and a word on it.
+
+    Of one that is begun: `done` epochs or evaluations of `total` at most (0: unknown).
+    """
 
     name: str
     state: str
     text: str = ""
+    done: int = 0
+    total: int = 0
 
 
-def stages(folder: str) -> list[Stage]:
-    """The stages of the run at `folder`, in order."""
+def stages(folder: str, evaluations: Follower | None = None) -> list[Stage]:
+    """The stages of the run at `folder`, in order.
+
+    Who asks again and again keeps `evaluations`, of which only new ones are read.
+    """
     path = storage.join(folder, layout.JOB)
     if not storage.exists(path):
         raise UserError(f"{folder} is not a run directory: it has no job.json")
     job = parse_job(_read(path, "job"), path)
-    return [_data(folder, job), _supernet(folder, job), _search(folder, job), *_retrain(folder)]
+    evaluations = evaluations or Follower(storage.join(folder, layout.HISTORY))
+    search = _search(folder, job, evaluations)
+    return [_data(folder, job), _supernet(folder, job), search, *_retrain(folder, job)]
 
 
 def _read(path: str, *keys: str) -> Any:
@@ -54,50 +60,37 @@ def _data(folder: str, job: Job) -> Stage:
 
 def _supernet(folder: str, job: Job) -> Stage:
     epochs = _curves(storage.join(folder, layout.SUPERNET_CURVES))
-    text = (
-        f"epoch {len(epochs)} of {job.supernet.epochs}" if job.supernet.epochs else "taken as it is"
-    )
+    total = job.supernet.epochs
+    text = f"epoch {len(epochs)} of {total}" if total else "taken as it is"
     if shown := [epoch["val_top1"] for epoch in epochs if epoch.get("val_top1") is not None]:
         text += f", validation {shown[-1]:.1%}"
     if storage.exists(storage.join(folder, layout.SUPERNET)):
         return Stage("supernet", "done", text)
     taught = _curves(storage.join(folder, layout.TEACHER_RUN, layout.SUPERNET_CURVES))
     if taught and not epochs:
-        text = f"its teacher, epoch {len(taught)} of {job.supernet.teacher_epochs}"
-    return Stage("supernet", "begun", text) if epochs or taught else Stage("supernet", "to do")
+        epochs, total = taught, job.supernet.teacher_epochs
+        text = f"its teacher, epoch {len(taught)} of {total}"
+    begun = Stage("supernet", "begun", text, len(epochs), total)
+    return begun if epochs else Stage("supernet", "to do")
 
 
-def _search(folder: str, job: Job) -> Stage:
-    done = storage.join(folder, layout.SEARCH)
+def _search(folder: str, job: Job, evaluations: Follower) -> Stage:
+    done, fitness = storage.join(folder, layout.SEARCH), FITNESS[job.search.fitness]
     if storage.exists(done):
         number, best = _read(done, "num_evaluations"), _read(done, "winner", "fitness")
-        return Stage(
-            "search", "done", f"{number} evaluations, best {FITNESS[job.search.fitness].text(best)}"
-        )
-    number = _num_evaluations(storage.join(folder, layout.HISTORY))
-    if not number:
+        return Stage("search", "done", f"{number} evaluations, best {fitness.text(best)}")
+    evaluations.look()
+    found = evaluations.found.values()
+    if not found:
         return Stage("search", "to do")
-    config = job.search
-    total = config.population_size * config.num_generations
-    return Stage("search", "begun", f"{number} evaluations, {total} at most")
+    total = job.search.population_size * job.search.num_generations
+    text = f"{len(found)} evaluations, {total} at most"
+    if shown := [each.fitness for each in found if not (each.failed or each.judged)]:
+        text += f", best so far {fitness.text(max(shown))}"
+    return Stage("search", "begun", text, len(found), total)
 
 
-def _num_evaluations(folder: str) -> int:
-    """Evaluations on record: those in files of generations, and the single ones beyond them."""
-    in_files = 0
-    for name in storage.list_names(folder):
-        if name.startswith(f"{SOURCE}-") and name.endswith(".parquet"):
-            try:
-                content = storage.read(storage.join(folder, name))
-                in_files += pq.read_metadata(io.BytesIO(content)).num_rows
-            except (pa.ArrowInvalid, OSError):  # damaged; the run itself mends it
-                continue
-    names = storage.list_names(storage.join(folder, SINGLE, SOURCE))
-    positions = [int(name[:-5]) for name in names if name[:-5].isdigit()]
-    return in_files + sum(position >= in_files for position in positions)
-
-
-def _retrain(folder: str) -> Iterator[Stage]:
+def _retrain(folder: str, job: Job) -> Iterator[Stage]:
     names = storage.list_numbered(storage.join(folder, layout.RETRAIN))
     winners = [name for name in names if name.partition("-")[0].isdigit()]
     for name in winners:
@@ -108,8 +101,11 @@ def _retrain(folder: str) -> Iterator[Stage]:
             yield Stage(f"retrain {name}", "done", text)
             continue
         trials = [each for each in storage.list_names(place) if each.startswith(layout.TRIAL)]
-        epochs = [len(_curves(storage.join(place, each, layout.CURVES))) for each in trials]
-        yield Stage(f"retrain {name}", "begun", f"{len(trials)} trials, {sum(epochs)} epochs")
+        epochs = sum(len(_curves(storage.join(place, each, layout.CURVES))) for each in trials)
+        text = f"{len(trials)} trials, {epochs} epochs"
+        way = next((w for w in job.retrain.also if name.endswith(f"-{w.way}")), job.retrain)
+        total = way.num_trials * way.epochs  # at most: ASHA stops some
+        yield Stage(f"retrain {name}", "begun", text, epochs, total)
     if not winners:
         yield Stage("retrain", "to do")
     models = [

@@ -195,17 +195,53 @@ def _now() -> float:
 
 def holder(folder: str) -> str:
     """Describe who holds a folder; empty if nobody does, or a file system has no locks."""
+    if _is_locked(folder):
+        return "another nasray process"
+    return " and ".join(holders(folder)) if _has_leases(folder) else ""
+
+
+class Watcher:
+    """Who holds a folder, for whoever looks again and again: a dead process renews no lease."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self.seen: dict[str, tuple[bytes, float]] = {}  # leases, and when each was a new one
+
+    def holder(self) -> str:
+        """As holder(), without those whose lease has not changed for as long as a dead one's."""
+        if _is_locked(self.folder):
+            return "another nasray process"
+        names = storage.join(self.folder, layout.LEASES)
+        found, now = [], _now()
+        for name in storage.list_names(names) if _has_leases(self.folder) else ():
+            content = _content(storage.join(names, name))
+            if content is None:
+                continue
+            if self.seen.get(name, (b"", now))[0] != content:
+                self.seen[name] = content, now
+            if now - self.seen[name][1] <= DEAD_AFTER * RENEW_EVERY_S:
+                found.append(_owner(content))
+        return " and ".join(found)
+
+
+def _is_locked(folder: str) -> bool:
+    """Whether a process of this machine holds a local folder."""
     filesystem, place = storage.resolve(folder)
     if not isinstance(filesystem, fs.LocalFileSystem):
-        return " and ".join(holders(folder))
+        return False
     try:
         with open(os.path.join(place, layout.LOCK)) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return "another nasray process"
+        return True
     except OSError:  # no lock file, or a file system without locks
         pass
-    return " and ".join(holders(folder)) if seen_by_other_nodes(place) else ""
+    return False
+
+
+def _has_leases(folder: str) -> bool:
+    filesystem, place = storage.resolve(folder)
+    return not isinstance(filesystem, fs.LocalFileSystem) or seen_by_other_nodes(place)
 
 
 @contextmanager

@@ -1,12 +1,12 @@
 """How far a run is: what it says of files that are not as nasray writes them."""
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from nasray.config import parse_job
 from nasray.errors import UserError
 from nasray.pipeline.status import stages
+from nasray.search.candidate import FAILED, Candidate, Evaluation
+from nasray.search.history import History
 from nasray.storage import files as storage
 
 
@@ -50,14 +50,31 @@ def test_a_teacher_that_is_being_trained_is_told(run):
     assert (supernet.state, supernet.text) == ("begun", "its teacher, epoch 2 of 5")
 
 
-def test_damaged_records_are_not_counted(run):
-    path = f"{run}/history/search-0000.parquet"
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({"fitness": [0.1, 0.2]}), sink)
-    whole = sink.getvalue().to_pybytes()
-    storage.write(path, whole)
+def test_the_best_so_far_of_a_search_is_told_and_damaged_records_are_not_counted(run):
+    history = History(f"{run}/history")
+    for position, fitness in enumerate((0.25, 0.5, FAILED)):
+        history.record(position, (position,), Evaluation(fitness=fitness))
+    found = [
+        Candidate(arch=(0,), fitness=0.25, costs={}),
+        Candidate(arch=(1,), fitness=0.5, costs={}),
+        Candidate(arch=(2,), fitness=0.9, judged=b"a few", costs={}),  # an estimate
+    ]
+    history.append(found[:2])
     search = {stage.name: stage for stage in stages(run)}["search"]
-    assert search.state == "begun" and search.text.startswith("2 evaluations")
-    for damaged in (whole[:-60] + bytes(40) + whole[-20:], whole[:20], b"\xff" * 40):
+    assert (search.state, search.done, search.total) == ("begun", 3, 1000)
+    assert search.text == "3 evaluations, 1000 at most, best so far 50.00 %"
+    history.close()
+    history.append(found[2:])
+    assert "3 evaluations, 1000 at most, best so far 50.00 %" in str(stages(run))
+    path = f"{run}/history/search-0000.parquet"
+    whole = storage.read(path)
+    for damaged in (whole[: len(whole) // 2], whole[:20], b"\xff" * 40):
         storage.write(path, damaged)
-        assert {stage.name: stage.state for stage in stages(run)}["search"] == "to do"
+        assert {stage.name: stage.done for stage in stages(run)}["search"] == 1
+
+
+def test_how_far_a_stage_is_in_numbers(run):
+    storage.write_json(f"{run}/curves/supernet.json", 3 * [{"loss": 1.0}])
+    storage.write_json(f"{run}/retrain/0/trial-0/curves.json", 2 * [{"loss": 1.0}])
+    found = {stage.name: (stage.done, stage.total) for stage in stages(run)}
+    assert found["supernet"] == (3, 120) and found["retrain 0"] == (2, 360)

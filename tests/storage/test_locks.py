@@ -2,6 +2,7 @@
 
 import _thread
 import fcntl
+import os
 import threading
 import time
 from contextlib import suppress
@@ -45,6 +46,20 @@ def test_a_dead_holder_is_noticed_and_cleared_away(bucket):
     with leased("s3://run"):
         assert "dead.json" not in leases(bucket)
     assert time.monotonic() - started >= 0.1 * locks.DEAD_AFTER
+
+
+def test_who_looks_again_and_again_knows_a_dead_holder_from_one_that_lives(bucket):
+    watcher = locks.Watcher("s3://run")
+    assert watcher.holder() == ""
+    storage.write_json("s3://run/_leases/dead.json", {"host": "here", "pid": 7, "renewed": 7})
+    assert watcher.holder() == "process 7 on here"  # so far it may be alive
+    time.sleep(0.1 * locks.DEAD_AFTER + 0.1)
+    assert watcher.holder() == ""
+    with leased("s3://run"):
+        for _ in range(3):
+            assert f"process {os.getpid()} on" in watcher.holder()
+            time.sleep(0.1 * locks.DEAD_AFTER)
+    assert watcher.holder() == ""
 
 
 def test_of_two_that_start_together_not_both_go_on(bucket):
