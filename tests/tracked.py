@@ -1,6 +1,7 @@
 """Reads back what trackers have been told of a run: the points of each curve, as they were told."""
 
 import importlib.util
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,11 @@ def read_mlflow(folder: str | Path, uri: str = "") -> Curves:
 
 
 def _client(folder: str | Path, uri: str) -> Any:
-    from mlflow import MlflowClient
+    with warnings.catch_warnings():  # of SQLAlchemy's, of what MLflow uses of it
+        warnings.simplefilter("ignore")
+        from mlflow import MlflowClient
 
-    return MlflowClient(uri or f"sqlite:///{folder}/mlflow.db")
+        return MlflowClient(uri or f"sqlite:///{folder}/mlflow.db")
 
 
 READ = {"tensorboard": read_tensorboard, "mlflow": read_mlflow}
