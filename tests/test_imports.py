@@ -61,6 +61,7 @@ MOST_ARROWS = 117  # between packages
 RAY = {
     "cluster.connect",
     "cluster.jobs",
+    "cluster.metrics",
     "cluster.placement",
     "cluster.worker",
     "costs.latency_cluster",

@@ -249,6 +249,7 @@ class EvaluatorPool(Pool):
             max_failures=compute.max_failures,
             limit_s=compute.time_limit_s,
             nodes=lambda: nodes_with_room(options["num_cpus"], options["num_gpus"]),
+            run=task.supernet.rsplit("/", 2)[-2],
         )
         self.sent: tuple[CorrectnessModel | None, ray.ObjectRef | None] = None, None  # latest
 

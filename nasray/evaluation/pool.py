@@ -21,6 +21,7 @@ from typing import Any, Self
 import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
+from nasray.cluster.metrics import PoolMetrics
 from nasray.cluster.placement import node_of_dead, nodes_with_room
 from nasray.cluster.worker import user_mistake
 from nasray.errors import EvaluationError, UserError
@@ -96,6 +97,7 @@ class Pool:
         limit_s: seconds after which loading, and the first evaluations, are taken to hang.
         nodes: the addresses, by id, of the nodes on which an actor may be placed.
         end: ends an actor.
+        run: whose metrics these are, a name.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class Pool:
         limit_s: float = 1800.0,
         nodes: Callable[[], dict[str, str]] = nodes_with_room,
         end: Callable[[Any], None] = ray.kill,
+        run: str = "",
     ) -> None:
         self.start, self.end = start, end
         self.number, self.max_failures, self.limit_s = number, max_failures, limit_s
@@ -120,6 +123,7 @@ class Pool:
         self.done: deque[tuple[int, Evaluation]] = deque()
         self.durations: deque[float] = deque(maxlen=200)  # in seconds, of the latest evaluations
         self.num_lost = self.failed_starts = 0
+        self.metrics = PoolMetrics(run)
         self.check_at = 0.0
         self.none_since, self.warn_at = 0.0, WARN_AFTER_S  # without an evaluator that is ready
 
@@ -130,6 +134,7 @@ class Pool:
     def __exit__(self, *exc_info: object) -> None:
         for worker in list(self.workers):
             self._end(worker)
+        self.metrics.have(starting=0, idle=0, busy=0)
 
     def submit(self, key: int, *arguments: Any) -> None:
         """Ask for an evaluation; next() returns it with `key`."""
@@ -315,6 +320,7 @@ class Pool:
             self._end(slower)
         self.running.discard(task)
         self.done.append((task.key, evaluation))
+        self.metrics.ended("succeeded")
         self.nodes.works_on(worker.node, evaluated=True)
         for node, reason in task.failed_on.items():  # so the architecture is not to blame
             if node != worker.node and self.nodes.fails_on(node, reason):
@@ -325,6 +331,7 @@ class Pool:
         task.workers.remove(worker)
         self._end(worker)
         self.num_lost += 1
+        self.metrics.lost.inc()
         # Idle evaluators on the same node may be gone as well, and no call of theirs would fail.
         for neighbour in [each for each in self.idle if each.node == worker.node]:
             self._end(neighbour)
@@ -345,11 +352,13 @@ class Pool:
         if not task.workers:
             self.running.discard(task)
             self.waiting.appendleft(task)
+            self.metrics.repeated.inc()
 
     def _fail(self, task: Task, reason: str) -> None:
         if task.workers:  # another evaluator still runs it
             return
         self.running.discard(task)
+        self.metrics.ended("failed")
         logger.warning("an architecture could not be evaluated: %s", reason)
         self.done.append(
             (task.key, Evaluation(fitness=FAILED, error=reason, attempt=task.attempt - 1))
@@ -370,6 +379,10 @@ class Pool:
         """End evaluators that hang or have long been idle; note which tasks are stragglers."""
         now = time.monotonic()
         self._check_waiting(now)
+        starting = sum(not each.is_ready for each in self.workers)
+        idle = len(self.idle)
+        busy = len(self.workers) - starting - idle
+        self.metrics.have(starting=starting, idle=idle, busy=busy)
         loading = [each for each in self.workers if each.node and not each.is_ready]
         for worker in loading:
             if now - worker.since > self.limit_s and not worker.ended:

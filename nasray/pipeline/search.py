@@ -89,6 +89,7 @@ def search(run: Run) -> list[Candidate]:
             history,
             early_stopping=EarlyStopping.of(run.space, config, schedule),
             show=show,
+            tell_best=pool.metrics.best.set,
             fitness=FITNESS[config.fitness],
         )
         candidates = fully_evaluated(every)

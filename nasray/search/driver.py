@@ -67,19 +67,21 @@ def run_search(
     *,
     early_stopping: EarlyStopping | None = None,
     show: Callable[[int, str], None] = lambda done, text: None,
+    tell_best: Callable[[float], None] = lambda best: None,
     fitness: Fitness = FITNESS["top1"],
 ) -> list[Candidate]:
     """Search by `schedule`; return all candidates of `history`, failed ones among them.
 
     What `history` holds is not evaluated again. A candidate that cannot be evaluated is recorded
     as failed, and the search goes on. `show` is called with generations done and a line of text,
-    which tells values of `fitness`.
+    which tells values of `fitness`, and `tell_best` with the highest fitness so far.
 
     Raises:
         EvaluationError: the first 5 evaluations failed, or 20 later ones in a row.
         UserError: `history` holds other architectures than `algorithm` asks for.
     """
-    return _Search(algorithm, schedule, limits, pool, history, early_stopping, show, fitness).run()
+    told = show, tell_best, fitness
+    return _Search(algorithm, schedule, limits, pool, history, early_stopping, *told).run()
 
 
 class _Search:
@@ -94,11 +96,12 @@ class _Search:
         history: History,
         early_stopping: EarlyStopping | None,
         show: Callable[[int, str], None],
+        tell_best: Callable[[float], None],
         fitness: Fitness,
     ) -> None:
         self.algorithm, self.schedule = algorithm, schedule
         self.limits, self.pool, self.history = limits, pool, history
-        self.early_stopping, self.show = early_stopping, show
+        self.early_stopping, self.show, self.tell_best = early_stopping, show, tell_best
         self.recorded = history.candidates
         self.asked: list[tuple[Architecture, int]] = []  # with their generations
         self.costs: dict[int, dict[str, float]] = {}  # of those whose turn has not come
@@ -215,6 +218,8 @@ class _Search:
         self.done += 1
         self.num_failed += candidate.failed
         self.best = max(self.best, candidate.fitness)
+        if self.best > FAILED:
+            self.tell_best(self.best)
         failed = f", {self.num_failed} failed" if self.num_failed else ""
         number, best = candidate.generation, self.fitness.text(self.best)
         self.show(

@@ -35,6 +35,7 @@ from ray.train.torch import TorchTrainer
 from torch import Tensor
 
 from nasray import checkpoint
+from nasray.cluster import metrics as ray_metrics
 from nasray.cluster.worker import worker_device
 from nasray.config import Job, SpaceConfig, SupernetConfig, parse_job
 from nasray.data.loader import TrainBatches
@@ -213,10 +214,13 @@ def _train_worker(task: dict[str, Any]) -> str | None:
         check_same_on_all_workers(drawn.digest(), device)
         return metrics_of(epoch)
 
+    batch_size, num_steps = job.supernet.batch_size, 0
+
     def epoch_batches(epoch: int) -> TrainBatches:
-        return images.training_batches(
-            job.supernet.batch_size, epoch, rank=rank, world_size=world_size
-        )
+        nonlocal num_steps
+        found = images.training_batches(batch_size, epoch, rank=rank, world_size=world_size)
+        num_steps = len(found)
+        return found
 
     sent = ""  # the folder of the latest checkpoint, which Ray removes once it is uploaded
 
@@ -231,6 +235,9 @@ def _train_worker(task: dict[str, Any]) -> str | None:
             sent = tempfile.mkdtemp(dir=os.getcwd())  # removed with Ray's session, if not before
             torch.save(state(), os.path.join(sent, layout.STATE))
             kept = Checkpoint.from_directory(sent)
+            network = "supernet" if task["folder"] == task["run_dir"] else layout.TEACHER_RUN
+            rate = num_steps * batch_size / curves[-1]["seconds"]
+            ray_metrics.training(task["run_dir"].rsplit("/", 1)[-1], network, rate)
         ray.train.report(
             curves[-1], checkpoint=kept, checkpoint_upload_mode=CheckpointUploadMode.ASYNC
         )

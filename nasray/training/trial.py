@@ -18,8 +18,10 @@ from ray import tune
 from torch import Tensor, nn
 
 from nasray import checkpoint
+from nasray.cluster import metrics as ray_metrics
 from nasray.cluster.worker import worker_device
 from nasray.config import Job, parse_job
+from nasray.data.loader import TrainBatches
 from nasray.data.splits import JobImages
 from nasray.data.transforms import resized
 from nasray.devices import Compiled, can_compile, choose_kernels
@@ -75,9 +77,22 @@ def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: 
     for epoch in resume["curves"] if resume else []:
         report(_metrics(epoch))
 
+    num_steps = 0
+
+    def epoch_batches(epoch: int) -> TrainBatches:
+        nonlocal num_steps
+        found = replace(images, other_resolution=shown).training_batches(
+            config.batch_size, epoch, rank=rank, world_size=world_size
+        )
+        num_steps = len(found)
+        return found
+
     def record(curves: list[dict], state: Any) -> None:
         if rank == 0:
             keep_state(trial["folder"], curves, state)
+            run, *network = trial["folder"].rsplit("/", 4)[1:]  # RUN/retrain/<k>/trial-<n>
+            rate = num_steps * config.batch_size / curves[-1]["seconds"]
+            ray_metrics.training(run, "/".join(network), rate)
         report(_metrics(curves[-1]))
 
     def validate(epoch: int) -> dict[str, float | None]:
@@ -100,9 +115,7 @@ def _train_subnet(trial: dict[str, Any], *, rank: int, world_size: int, report: 
                 distillation=config.distillation,
                 **trial["recipe"],
             ),
-            batches=lambda epoch: replace(images, other_resolution=shown).training_batches(
-                config.batch_size, epoch, rank=rank, world_size=world_size
-            ),
+            batches=epoch_batches,
             validate=validate,
             report=record,
             resume=resume,

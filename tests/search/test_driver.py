@@ -203,15 +203,17 @@ def test_a_history_of_another_job_is_refused(tmp_path, unlimited):
 
 
 def test_the_best_so_far_is_told_in_the_units_of_the_fitness(tmp_path, unlimited):
-    told = []
-    settings = config(algorithm="random", num_generations=1)
+    told, best, values = [], [], iter([FAILED, -0.5, -0.75, -0.25])
+    settings = config(algorithm="random", num_generations=1, population_size=4, num_parents=2)
     run_search(
         make(unlimited, settings, 0),
         make_schedule(settings),
         unlimited,
-        Direct(lambda arch: Evaluation(fitness=-0.5, images=10)),
+        Direct(lambda arch: Evaluation(fitness=next(values), images=10)),
         History(str(tmp_path)),
         show=lambda done, text: told.append(text),
+        tell_best=best.append,
         fitness=FITNESS["log_likelihood"],
     )
-    assert told[0].endswith("1 evaluated, best -0.50 nats")
+    assert told[1].endswith("2 evaluated, 1 failed, best -0.50 nats")
+    assert best == [-0.5, -0.5, -0.25]
