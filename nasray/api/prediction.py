@@ -162,9 +162,16 @@ def _network_of_run(folder: str) -> str:
         paths = [storage.join(folder, layout.retrained(name, layout.MODEL)) for name in names]
         found = [path for path in paths if storage.exists(path)]
     if not found:
+        here = [each for each in storage.list_numbered(folder) if each.endswith((".onnx", ".pt"))]
+        if here:
+            named = storage.join(folder, here[0])
+            raise UserError(f"{folder} is no run directory; name the file, such as {named}")
         raise UserError(f"{folder} holds no trained network; `nasray status` says how far it is")
     if len(found) > 1:
-        logger.info("%s, the first of %d networks there", found[0], len(found))
+        logger.info(
+            "%s, the first of %d networks there; name another file for another one (%s, ...)",
+            *(found[0], len(found), found[-1]),
+        )
     return found[0]
 
 

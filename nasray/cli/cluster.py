@@ -107,7 +107,7 @@ def status(
             raise
     if not as_json:
         for stage in found["stages"]:
-            click.echo(f"{stage['name']:<12}{stage['state']:<8}{stage['text']}")
+            click.echo(f"{stage['name']:<21} {stage['state']:<8}{stage['text']}")
         if not found["stages"]:
             click.echo(f"{folder} is not visible from this machine, or is still empty")
         elif found["holder"]:

@@ -275,6 +275,11 @@ def retrain(
     """
     for result in _open(run_dir, job, data_path, address).retrain(again=again):
         click.echo(json.dumps(result))
+    click.echo(
+        f"next: nasray export {run_dir}; nasray report {run_dir} (or both: nasray run {job} "
+        f"{run_dir})",
+        err=True,
+    )
 
 
 @click.command()

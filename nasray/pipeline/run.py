@@ -67,6 +67,11 @@ TRIAL_KEYS = {
 # Of [retrain]: these do not change what a trial that has begun does.
 NOT_OF_A_TRIAL = {"compile", "num_winners", "also"}
 
+# What a search and what follows it leave in a run directory.
+SEARCHED = (
+    *(layout.HISTORY, layout.SEARCH, layout.FRONT, layout.TOP, layout.RETRAIN, layout.EXPORT),
+    layout.REPORT,
+)
 START_KEYS = ("init", "teacher")  # of [supernet]: files, which may move but not change
 
 # All keys of [search] may change until something is evaluated, and all but these until the search
@@ -338,6 +343,9 @@ def _check_same(recorded: Job, job: Job, folder: str, *, again: bool = False) ->
         for keys, before, after in pairs:
             if keys not in free and before != after and not _is_moved(folder, keys, after):
                 way_out = "use another run directory, or the recorded value"
+                if section == "search":
+                    of_copy = " ".join(f"COPY/{each}" for each in SEARCHED)
+                    way_out += f"; to search the same supernet again: cp -r {folder} COPY; rm -rf {of_copy}"
                 if section == "retrain" or keys in TRIAL_KEYS:
                     way_out = (
                         f"use the recorded value, or `nasray retrain JOB {folder} --again`, which "

@@ -47,6 +47,8 @@ def prepare_data(run: Run) -> None:
     import_shown(run.job.data, run.data_path, seed=run.job.seed)
     imported = run.job.data.model_copy(update={"source": IMPORTED, "path": run.data_path})
     facts, problems = sentences(survey(imported, run.job.seed))
+    found = {"facts": facts, "problems": problems}
+    storage.write_json(run.path(layout.DATA_CHECK), found)
     for fact in facts:
         logger.info("data: %s", fact)
     for problem in problems:

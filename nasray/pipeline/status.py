@@ -63,7 +63,7 @@ def _supernet(folder: str, job: Job) -> Stage:
     total = job.supernet.epochs
     text = f"epoch {len(epochs)} of {total}" if total else "taken as it is"
     if shown := [epoch["val_top1"] for epoch in epochs if epoch.get("val_top1") is not None]:
-        text += f", validation {shown[-1]:.1%}"
+        text += f", hold-out {shown[-1]:.1%}"
     if storage.exists(storage.join(folder, layout.SUPERNET)):
         return Stage("supernet", "done", text)
     taught = _curves(storage.join(folder, layout.TEACHER_RUN, layout.SUPERNET_CURVES))
@@ -109,9 +109,12 @@ def _retrain(folder: str, job: Job) -> Iterator[Stage]:
     if not winners:
         yield Stage("retrain", "to do")
     models = [
-        n for n in storage.list_names(storage.join(folder, layout.EXPORT)) if n.endswith(".onnx")
+        n for n in storage.list_numbered(storage.join(folder, layout.EXPORT)) if n.endswith(".onnx")
     ]
-    yield Stage("export", "done" if models else "to do", ", ".join(models))
+    missing = [name for name in winners if f"{name}.onnx" not in models]
+    text = f"{', '.join(models)}; not yet {', '.join(missing)}" if missing and models else ""
+    is_done = models and not missing
+    yield Stage("export", "done" if is_done else "to do", text or ", ".join(models))
     page = storage.join(folder, layout.REPORT)
     yield Stage("report", *(("done", page) if storage.exists(page) else ("to do",)))
 

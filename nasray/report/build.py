@@ -76,6 +76,7 @@ def build_report(run_dir: str) -> str:
         "candidates": _candidates(run),
         "profiles": profile_tables(run.networks),
         "exports": _exports(run),
+        "data": run.data,
     }
     if not any(figured.values()) and not any(plain.values()):
         raise UserError(f"{run_dir}: nothing to report yet; start with `nasray run JOB {run_dir}`")

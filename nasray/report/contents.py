@@ -39,6 +39,7 @@ class RunContents:
 
     name: str
     job: Entry | None
+    data: Entry | None  # what the import found in the images, in sentences
     curve: list[Entry]  # of supernet training, one object per epoch
     generations: list[list[Candidate]]  # without candidates that could not be evaluated
     num_failed: int
@@ -129,6 +130,7 @@ def read_contents(run_dir: str) -> RunContents:
     return RunContents(
         name=storage.absolute(run_dir).rsplit("/", 1)[-1],
         job=_load(run_dir, layout.JOB, "job", "versions", "started"),
+        data=_load(run_dir, layout.DATA_CHECK, "facts", "problems"),
         curve=_load_rows(
             run_dir,
             layout.SUPERNET_CURVES,

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from nasray.report import figures
 from nasray.report.contents import Entry, Retrained
 from nasray.report.drawing import arch_text
-from nasray.report.page import Table, amount, number, percent_of
+from nasray.report.page import Table, amount, number, percent, percent_of
 from nasray.search.scores import Fitness, Predictions, by_class
 
 # How a network got its weights, as result.json has it and as a reader does.
@@ -93,13 +93,20 @@ def classes_table(said: Predictions) -> Table:
         rows.append(
             [
                 said.classes[label],
-                percent_of(top1[label], int(images[label])) if images[label] else "",
+                _of_class(top1[label], int(images[label])),
                 number(int(images[label])),
                 f"{said.classes[other]} ({count:,})" if count else "",
             ]
         )
     header = ["class", "top-1", "images", "most often taken for"]
     return Table(header=header, rows=rows, text_last=True)
+
+
+def _of_class(top1: float, num_images: int) -> str:
+    """The top-1 of one class; of none or all right, the formula's error of 0 would mislead."""
+    if not num_images:
+        return ""
+    return percent_of(top1, num_images) if 0 < top1 < 1 else percent(top1)
 
 
 def reliability_table(rankings: Sequence[Entry], measure: Fitness) -> Table:

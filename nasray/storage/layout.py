@@ -7,6 +7,7 @@ JOB = "job.json"
 FINGERPRINT = "fingerprint.json"  # hash of the data set
 DATA = "data"  # the imported data set, unless the job names another place
 DATASET = "dataset.json"  # in the folder of every imported data set; written last
+DATA_CHECK = "data_check.json"  # what an import found in the images, in sentences
 SOURCE_FILES = "source.parquet"  # beside it: names, sizes and times of what was imported
 LOCK = "lock"  # local disks
 LEASES = "_leases"  # object stores

@@ -348,5 +348,5 @@ def _validator(
 
 def _summary(epoch: dict) -> str:
     val = epoch["val_top1"]
-    shown = "" if val is None else f", validation {val:.1%}"
+    shown = "" if val is None else f", hold-out {val:.1%}"
     return f"loss {epoch['loss']:.3f}, training {epoch['train_top1']:.1%}{shown}"
