@@ -49,7 +49,7 @@ setup(
             "mlflow-skinny>=3",
             "sqlalchemy>=2",
             "alembic>=1.13",
-            "wandb>=0.19",
+            "wandb>=0.31",
         ],
         "dev": [
             "pytest>=8",

@@ -269,8 +269,8 @@ with opened(folder, job_for(*to)) as run, tracked(run):
     path = run.path("curves/supernet.json")
     done = len(storage.read_json(path)) if storage.exists(path) else 0
     for k in range(done, number):
-        storage.write_json(path, epochs(k + 1))
         run.history.record(k, (k,), Evaluation(fitness=k / 1000))
+        storage.write_json(path, epochs(k + 1))
         time.sleep(0.1)
 """
 
