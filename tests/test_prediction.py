@@ -183,10 +183,13 @@ def test_the_list_of_standard_input_may_hold_names_in_any_bytes(
         ("damaged.onnx", "damaged.onnx: not a readable ONNX file"),
         ("empty", "empty holds no trained network"),
         ("damaged.pt", "damaged.pt is not a readable checkpoint"),
+        ("files", "files is no run directory; name the file, such as "),
     ],
 )
 def test_a_model_that_is_none_is_one_line(name: str, complaint: str, tmp_path: Path, photos: Path):
-    (tmp_path / "empty").mkdir()
+    for folder in ("empty", "files"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "files/model.pt").write_bytes(b"")
     for damaged in ("damaged.onnx", "damaged.pt"):
         (tmp_path / damaged).write_bytes(b"damaged")
     with pytest.raises(UserError, match=re.escape(complaint)):

@@ -346,9 +346,12 @@ def _summarise(run: "RunDirectory") -> None:
     is_balanced = run.read(layout.JOB)["job"]["search"].get("fitness") == "balanced"
     click.echo()
     if baseline and baseline["random_mean_top1"] is not None:
+        side, scaled_from = (baseline.get(key) for key in ("resolution", "scaled_from"))
+        scaled = f", scaled from {scaled_from} pixels to {side}" if side != scaled_from else ""
         click.echo(
             f"Searched subnet, supernet weights, {baseline['num_images']} validation images"
-            f"{', mean over the classes' if is_balanced else ''}: {baseline['winner_top1']:.1%}; "
+            f"{', mean over the classes' if is_balanced else ''}{scaled}: "
+            f"{baseline['winner_top1']:.1%}; "
             "random subnets under the same limits: "
             f"{baseline['random_mean_top1']:.1%} (mean of {len(baseline['random_top1'])})"
         )

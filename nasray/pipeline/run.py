@@ -345,7 +345,8 @@ def _check_same(recorded: Job, job: Job, folder: str, *, again: bool = False) ->
                 way_out = "use another run directory, or the recorded value"
                 if section == "search":
                     of_copy = " ".join(f"COPY/{each}" for each in SEARCHED)
-                    way_out += f"; to search the same supernet again: cp -r {folder} COPY; rm -rf {of_copy}"
+                    way_out += "; to search the same supernet again: "
+                    way_out += f"cp -r {folder} COPY; rm -rf {of_copy}"
                 if section == "retrain" or keys in TRIAL_KEYS:
                     way_out = (
                         f"use the recorded value, or `nasray retrain JOB {folder} --again`, which "

@@ -314,6 +314,8 @@ def _compare_with_random(
         "random_top1": random_top1,
         "random_mean_top1": float(np.mean(random_top1)) if random_top1 else None,
         "num_images": evaluations[0].images,
+        "resolution": run.space.resolution_of(winner.arch),
+        "scaled_from": run.job.space.resolution,
     }
 
 

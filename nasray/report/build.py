@@ -222,6 +222,13 @@ def _baseline(run: RunContents) -> Part:
         f"{percent(max(others))}): the search gains {100 * (winner - average):+.2f} points and "
         f"beats {sum(winner > top1 for top1 in others)} of {len(others)}."
     )
+    resolution, scaled_from = (baseline.get(key, 0) for key in ("resolution", "scaled_from"))
+    if resolution != scaled_from:
+        note += (
+            f" A search scales crops of {scaled_from} pixels to the {resolution} of the network; a "
+            "network to be shipped is measured on crops of its own size, so that its top-1 with "
+            "the same weights is another."
+        )
     plot = embed(figures.baseline_figure(others, winner, run.accuracy), "baseline-plot")
     return {"note": note, "plot": plot}
 

@@ -58,7 +58,7 @@ def test_a_run_is_followed_by_lines_until_it_is_finished(run: str, tmp_path: Pat
         with locks.held(run):
             wait_for(lambda: says("epoch 1 of 4"), "one epoch")
             train(run, 2)
-            wait_for(lambda: says("epoch 2 of 4, validation 50.0%"), "another one")
+            wait_for(lambda: says("epoch 2 of 4, hold-out 50.0%"), "another one")
             (tmp_path / "run/curves/supernet.json").write_text("{")
             wait_for(lambda: says("cannot be read now: "), "what is amiss")
             train(run, 4)

@@ -78,3 +78,15 @@ def test_how_far_a_stage_is_in_numbers(run):
     storage.write_json(f"{run}/retrain/0/trial-0/curves.json", 2 * [{"loss": 1.0}])
     found = {stage.name: (stage.done, stage.total) for stage in stages(run)}
     assert found["supernet"] == (3, 120) and found["retrain 0"] == (2, 360)
+
+
+def test_an_export_that_lacks_a_network_is_still_to_do(run):
+    for name in ("0", "0-fine-tuned"):
+        storage.write_json(f"{run}/retrain/{name}/result.json", {"val_top1": 0.5})
+    storage.write(f"{run}/export/0.onnx", b"onnx")
+    found = {stage.name: stage for stage in stages(run)}
+    assert found["export"].state == "to do"
+    assert found["export"].text == "0.onnx; not yet 0-fine-tuned"
+    storage.write(f"{run}/export/0-fine-tuned.onnx", b"onnx")
+    storage.write(f"{run}/export/0-int8.onnx", b"onnx")
+    assert {stage.name: stage.state for stage in stages(run)}["export"] == "done"

@@ -269,12 +269,29 @@ def test_a_whole_run_shows_every_part_and_starts_with_the_numbers(run_dir):
     assert set(tags.ids()) >= {*figures_shown, "retraining-plot-0", "confusion-plot-0"}
 
 
+def test_a_search_on_scaled_crops_says_why_its_top1_is_another(tmp_path):
+    winner = write_search(str(tmp_path))
+    write_retraining(str(tmp_path), winner)
+    search = storage.read_json(f"{tmp_path}/search.json")
+    assert "scales crops" not in read_page(tmp_path)
+    search["baseline"] |= {"resolution": 64, "scaled_from": 128}
+    storage.write_json(f"{tmp_path}/search.json", search)
+    assert "scales crops of 128 pixels to the 64" in read_page(tmp_path)
+
+
+def test_what_an_import_found_in_the_images_is_shown(run_dir: str):
+    found = {"facts": ["2,000 images in train"], "problems": ["3 pictures lie in both <splits>"]}
+    storage.write_json(f"{run_dir}/data_check.json", found)
+    page = read_page(run_dir)
+    assert "2,000 images in train" in page and "3 pictures lie in both &lt;splits&gt;" in page
+
+
 def test_each_class_its_confusions_and_the_worst_images_are_shown(run_dir):
     page = read_page(run_dir)
     assert rows_of(page, "Validation images, network 0")[1:4] == [
         ["rose", "50.00 % ± 15.81", "10", "daisy (5)"],
         ["tulip", "50.00 % ± 15.81", "10", "daisy (5)"],
-        ["daisy", "100.00 % ± 0.00", "300", ""],
+        ["daisy", "100.00 %", "300", ""],
     ]
     text = " ".join(" ".join(Tags(page).text).split())
     assert "Top-1 96.88 % ± 0.97; balanced, which is the mean over the classes, 66.67 % ±" in text
