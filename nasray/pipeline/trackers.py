@@ -97,12 +97,12 @@ class MLflow:
             known.experiment_id if known else self.client.create_experiment(self.experiment)
         )
         wanted = f"tags.`{EXPERIMENT_TAG}` = '{self.name}'"
-        found = self.client.search_runs([experiment], wanted, max_results=1)
-        if not found:
+        found = next(iter(self.client.search_runs([experiment], wanted, max_results=1)), None)
+        if found is None:
             tags = {EXPERIMENT_TAG: self.name, "nasray.folder": self.folder}
             title = self.folder.rsplit("/", 1)[-1]
-            found = [self.client.create_run(experiment, run_name=title, tags=tags)]
-        self.run_id, data = found[0].info.run_id, found[0].data
+            found = self.client.create_run(experiment, run_name=title, tags=tags)
+        self.run_id, data = found.info.run_id, found.data
         self.client.update_run(self.run_id, status="RUNNING")
         self.settings = set(data.params)
         return {
