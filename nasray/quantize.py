@@ -52,8 +52,8 @@ def quantise(
 ) -> Quantised:
     """The ONNX file `content` in integers of 8 bits, its top-1 at most `max_drop` lower.
 
-    If it falls further, blocks stay float: as few as suffice, those first which, alone in
-    integers, change the probabilities of the classes most.
+    If it falls further, blocks stay float: a number that suffices, found by bisection, of those
+    first which, alone in integers, change the probabilities of the classes most.
 
     Args:
         calibration: training images that the ranges of tensors are taken from, uint8
@@ -202,15 +202,23 @@ def with_integer_kernels(model: "onnx.ModelProto") -> "onnx.ModelProto":
     - The channel shuffle transposes the last axis, for integer convolutions work with channels
       last, and onnxruntime lets the other transpositions cancel each other.
     """
-    from onnx import checker, numpy_helper
+    from onnx import checker, helper, numpy_helper
 
+    for node in [node for node in model.graph.node if node.op_type == "Constant"]:
+        # So that the constants below are all there are, whichever exporter wrote the file.
+        [tensor] = [a for a in node.attribute if a.name == "value"] or [None]
+        if tensor is not None:
+            value = helper.get_attribute_value(tensor)
+            value.name = node.output[0]
+            model.graph.initializer.append(value)
+            model.graph.node.remove(node)
     constants = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
     graph = _Graph(model)
     nodes = list(model.graph.node)
     while nodes:
         node = nodes.pop(0)
         parameters = constants.get(node.input[1]) if len(node.input) > 1 else None
-        if node.op_type in ("HardSigmoid", "HardSwish"):
+        if _is_hard_sigmoid(node):
             graph.add_hard_sigmoid(node)
         elif _is_spatial_mean(node, parameters):
             graph.add("GlobalAveragePool", node.input[:1], node.output[0])
@@ -274,6 +282,15 @@ class _Graph:
         joined = sizes(batch, height, width, channels * groups)
         whole = self.add("Reshape", [mixed, joined], f"{output}_whole")
         self.add("Transpose", [whole], output, perm=[0, 3, 1, 2])
+
+
+def _is_hard_sigmoid(node: "onnx.NodeProto") -> bool:
+    """Whether it is HardSwish, or HardSigmoid with torch's slope of 1/6, which is not ONNX's."""
+    from onnx import helper
+
+    said = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+    is_torchs = abs(said.get("alpha", 0.2) - 1 / 6) < 1e-6 and said.get("beta", 0.5) == 0.5
+    return node.op_type == "HardSwish" or (node.op_type == "HardSigmoid" and is_torchs)
 
 
 def _is_spatial_mean(node: "onnx.NodeProto", axes: np.ndarray | None) -> bool:

@@ -34,6 +34,7 @@ def run_dir(tmp_path_factory) -> Path:
         metadata={"val_top1": "0.92", "num_val_images": "250"},
         check_images=np.zeros((2, 3, SIDE, SIDE), np.uint8),
     )
+    (folder / "export/0-scratch.onnx").write_bytes(whole.read_bytes())
     (folder / "export/1.onnx").write_bytes(whole.read_bytes())
     said = {"precision": "fp16", "val_top1": 0.908, "fp32_val_top1": 0.92}
     half = with_metadata(to_float16(whole.read_bytes()), said)
@@ -44,8 +45,8 @@ def run_dir(tmp_path_factory) -> Path:
 def test_every_file_of_a_run_has_a_row(run_dir: Path):
     rows = nasray.benchmark(run_dir)
     names = [Path(row["file"]).name for row in rows]
-    assert names == ["0.onnx", "0-fp16.onnx", "1.onnx"]
-    whole, half, _ = rows
+    assert names == ["0.onnx", "0-fp16.onnx", "1.onnx", "0-scratch.onnx"]
+    whole, half, *_ = rows
     assert (whole["precision"], whole["top1"], whole["drop"]) == ("fp32", 0.92, None)
     assert (half["precision"], half["top1"], half["num_val_images"]) == ("fp16", 0.908, 250)
     assert half["drop"] == pytest.approx(1.2)
@@ -74,4 +75,4 @@ def test_the_table_and_the_lines_of_json_hold_the_same(run_dir: Path):
         ["fp16", "90.8%", "1.2"],
     ]
     lines = CliRunner().invoke(main, ["benchmark", str(run_dir), "--json"]).stdout.splitlines()
-    assert [json.loads(line)["top1"] for line in lines] == [0.92, 0.908, 0.92]
+    assert [json.loads(line)["top1"] for line in lines] == [0.92, 0.908, 0.92, 0.92]

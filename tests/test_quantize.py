@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+import nasray
+from nasray.costs.latency_onnx import to_onnx
 from nasray.export import export_onnx
 from nasray.quantize import Quantiser, logits, quantise, to_float16, with_integer_kernels
+from nasray.spaces.supernet import build_subnet
 
 CLASSES = ("ant", "bee", "cat", "dog", "emu")
 SIDE = 32  # pixels
@@ -189,3 +192,20 @@ def test_blocks_that_cost_accuracy_stay_float(tmp_path):
     found = quantise(content, IMAGES, IMAGES, labels, max_drop=0.1)
     assert found.float_blocks == ("outlier",) and found.drop <= 0.1
     assert as_run(found.content, tmp_path)["QLinearConv"] > 0
+
+
+def test_a_shuffle_that_the_other_exporter_wrote_is_rewritten_too():
+    """It writes shapes as nodes; an int8 latency is to be that of the file that is shipped."""
+    space = nasray.space("shufflenet", resolution=64, num_classes=5)
+    blocks = space.space.decode(space.architecture("oneshot-s+"))
+    block = [each for each in blocks if each is not None][2]
+    shape = (1, block.in_channels, block.resolution, block.resolution)
+    content = to_onnx(build_subnet([block]).eval(), shape, "fp32")
+    rewritten = with_integer_kernels(onnx.load_from_string(content))
+    orders = [
+        list(onnx.helper.get_attribute_value(attribute))
+        for node in rewritten.graph.node
+        for attribute in node.attribute
+        if node.op_type == "Transpose"
+    ]
+    assert [0, 2, 3, 1] in orders and [0, 2, 1, 3, 4] not in orders

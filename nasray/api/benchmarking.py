@@ -37,6 +37,7 @@ def benchmark(
     """
     from nasray.costs.latency_timing import Setup, place_at, time_onnx
 
+    Setup(runtime="onnxruntime", threads=threads, cpus=cpus)  # checks that it can be measured
     given = [models] if isinstance(models, str | os.PathLike) else models
     files = [file for model in given for file in _files(os.fspath(model))]
     contents = [storage.read(file) for file in files]
@@ -73,13 +74,9 @@ def _files(model: str) -> Sequence[str]:
             f"{model} is no .onnx file and has none in {layout.EXPORT}/; `nasray export` of a run "
             "directory writes them"
         )
-    ordered = sorted(names, key=_network)  # its precisions behind one another
+    networks = list(dict.fromkeys(map(layout.network_of, names)))  # shorter names are first
+    ordered = sorted(names, key=lambda name: networks.index(layout.network_of(name)))
     return [storage.join(folder, name) for name in ordered]
-
-
-def _network(name: str) -> tuple[int, str]:
-    number = name.removesuffix(".onnx").partition("-")[0]
-    return len(number), number
 
 
 def _said(file: str, content: bytes) -> dict[str, Any]:
@@ -88,13 +85,15 @@ def _said(file: str, content: bytes) -> dict[str, Any]:
     Raises:
         UserError: it is damaged.
     """
-    import onnx
+    import onnxruntime
 
     try:
-        properties = onnx.load_from_string(content).metadata_props
-    except Exception as error:  # protobuf's, whose package is not ours to import
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's have no class of their own to catch
         raise UserError(f"{file}: not a readable ONNX file ({first_line(error)})") from None
-    said = {each.key: each.value for each in properties}
+    if isinstance(session.get_inputs()[0].shape[0], int):
+        raise UserError(f"{file}: takes batches of one size only; export it with a free first one")
+    said = session.get_modelmeta().custom_metadata_map
     top1, whole = (said.get(key) for key in ("val_top1", "fp32_val_top1"))
     return {
         "file": file,

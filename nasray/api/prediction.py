@@ -169,7 +169,7 @@ def _network_of_run(folder: str) -> str:
         raise UserError(f"{folder} holds no trained network; `nasray status` says how far it is")
     if len(found) > 1:
         logger.info(
-            "%s, the first of %d networks there; name another file for another one (%s, ...)",
+            "%s, the first of %d files there; name another one for another network (%s, ...)",
             *(found[0], len(found), found[-1]),
         )
     return found[0]

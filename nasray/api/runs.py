@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nasray.api.spaces import AnyArchitecture, DesignSpace
 from nasray.config import Job, load_job, parse_job, with_absolute_paths
-from nasray.costs.micronet import INT8_KINDS
+from nasray.costs.micronet import INT8_KINDS, NOT_INT8_KINDS
 from nasray.doctor import check_torch
 from nasray.errors import UserError
 from nasray.storage import files as storage
@@ -430,9 +430,8 @@ class RunDirectory:
         done = layout.exported(f"{name}-int8", "json")
         if not storage.exists(storage.join(self.folder, done)):
             return INT8_KINDS
-        # Shuffles are not computed: their masks of a bit per value stay as they are.
         left = self.read(done)["float_blocks"]
-        return lambda op: op.block not in left and op.kind != "ChannelShuffle"
+        return lambda op: op.block not in left and op.kind not in NOT_INT8_KINDS
 
     def exports(self) -> list[dict[str, Any]]:
         """Return the checks of the exported networks, in their order, with where each "file" is."""

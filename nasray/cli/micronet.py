@@ -54,7 +54,9 @@ def micronet(
     quarter of what --int8 names and all else in full; accumulators are int32, so that additions
     count in full, too: these are the organisers' rules.
     """
-    kinds = [kind.strip() for kind in int8.split(",")] if int8 else INT8_KINDS
+    kinds = (
+        INT8_KINDS if int8 is None else [each.strip() for each in int8.split(",") if each.strip()]
+    )
     chosen: dict[str, Any] = {"int8": kinds, "strict": strict}
     if published:
         if target is not None:
@@ -70,8 +72,10 @@ def micronet(
             named = {"arch": space.describe(arch)}
             _print_scores(text, named, space.micronet(arch, **chosen), as_json)
     else:
-        _print_run(target, as_json, {**chosen, "int8": kinds if int8 else None}, space_settings)
-    if not as_json and (int8 or published or archs):
+        _print_run(
+            target, as_json, {**chosen, "int8": None if int8 is None else kinds}, space_settings
+        )
+    if not as_json and (int8 is not None or published or archs):
         click.echo(f"\nint8: {', '.join(kinds)}; what else there is counts as 32-bit")
 
 
@@ -90,20 +94,17 @@ def _print_run(
         top1 = {
             each["precision"]: {"top1": each["val_top1"], "num_images": each["num_val_images"]}
             for each in run.exports()
-            if _network_of(each["file"]) == name and "num_val_images" in each
+            if layout.network_of(each["file"]) == name and "num_val_images" in each
         }
         named = {"network": name, "arch": arch, "exported": top1}
         _print_scores(f"network {name}", named, scores, as_json)
+        if chosen["int8"] is None and not as_json:
+            click.echo(f"int8: {'as it is exported' if 'int8' in top1 else ', '.join(INT8_KINDS)}")
         for precision, found in top1.items() if not as_json else ():
             click.echo(
                 f"exported at {precision}: {found['top1']:.1%} top-1 of "
                 f"{found['num_images']} validation images"
             )
-
-
-def _network_of(file: str) -> str:
-    """The network of an exported file: "0-scratch" of .../0-scratch-int8.onnx."""
-    return file.rsplit("/", 1)[-1].removesuffix(".onnx").removesuffix("-int8").removesuffix("-fp16")
 
 
 def _print_scores(title: str, named: dict[str, Any], scores: "list[Score]", as_json: bool) -> None:

@@ -21,6 +21,10 @@ MICRONET_PARAMS, MICRONET_OPS = 6.9e6, 1170e6
 # convolution on one pixel.
 INT8_KINDS = ("Conv2d", "Linear", "ReLU", "ReLU6")
 
+# Kinds that an exported int8 network leaves as they are: onnxruntime computes the first two in
+# float, masks of shuffles have a bit per value, and biases (of BN) the 32 bits of a sum.
+NOT_INT8_KINDS = ("SiLU", "Sigmoid", "ChannelShuffle", "BatchNorm2d")
+
 # Which operations are int8: their kinds, or a function of one operation.
 Int8 = Callable[["OpCount"], bool] | Collection[str]
 

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from nasray import checkpoint
+from nasray.config import ExportConfig
 from nasray.data.splits import JobImages
 from nasray.errors import UserError
-from nasray.pipeline.export_subnet import write_onnx
+from nasray.pipeline.export_subnet import CHECKED_IMAGES, write_onnx
 from nasray.pipeline.run import Run
 from nasray.progress import progress
 from nasray.quantize import logits, quantise, to_float16, with_metadata
@@ -18,7 +20,6 @@ from nasray.storage import layout
 
 # What an exported file says of its accuracy, of result.json.
 MEASURED = ("shipped", "val_top1", "val_balanced_top1", "num_val_images")
-CHECKED_IMAGES = 64  # on which float32 is compared with torch
 CALIBRATION_IMAGES = 300  # of training, for the ranges of int8
 
 
@@ -34,17 +35,31 @@ def export(
     """
     exported = []
     run.dataset  # noqa: B018  opened to be checked
-    config = run.job.export
-    wanted = [each for each in precisions or config.precisions if each != "fp32"]
-    most = config.max_drop if max_drop is None else max_drop
+    config = _asked(run.job.export, precisions, max_drop)
+    wanted = [each for each in config.precisions if each != "fp32"]
     for name in storage.list_numbered(run.path(layout.RETRAIN)):
         if not storage.exists(run.path(layout.retrained(name, layout.RESULT))):
             continue  # still being trained
         exported.append(_in_float32(run, name))
-        exported += [_in_precision(run, name, precision, most) for precision in wanted]
+        exported += [_in_precision(run, name, precision, config.max_drop) for precision in wanted]
     if not exported:
         raise UserError(f"{run.folder} has no retrained model; run `nasray retrain` first")
     return exported
+
+
+def _asked(config: ExportConfig, precisions: Sequence[str], max_drop: float | None) -> ExportConfig:
+    """The job's [export] with what is given instead.
+
+    Raises:
+        UserError: a precision or the drop is none.
+    """
+    given: dict[str, Any] = {"precisions": precisions} if precisions else {}
+    given |= {} if max_drop is None else {"max_drop": max_drop}
+    try:
+        return ExportConfig.model_validate(config.model_dump() | given)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise UserError(f"{wrong['loc'][0]} = {wrong['input']!r}: {wrong['msg']}") from None
 
 
 def _in_float32(run: Run, name: str) -> dict[str, Any]:
@@ -56,6 +71,7 @@ def _in_float32(run: Run, name: str) -> dict[str, Any]:
         images, _ = JobImages(run.job, run.data_path, resolution).first_validation(CHECKED_IMAGES)
         result = storage.read_json(run.path(layout.retrained(name, layout.RESULT)))
         measured = {key: result[key] for key in MEASURED if key in result}
+        storage.remove(done)
         found = write_onnx(
             space,
             arch,
@@ -96,6 +112,7 @@ def _in_precision(run: Run, name: str, precision: str, max_drop: float) -> dict[
             changed = to_float16(content)
         said |= _measured(content, changed, images)
         changed = with_metadata(changed, said)
+        storage.remove(done)  # lest it be taken for that of the file to come
         storage.write(made, changed)
         said |= {"file": layout.exported(f"{name}-{precision}", "onnx"), "bytes": len(changed)}
         storage.write_json(done, said | asked | {"model": checkpoint.digest(whole)})

@@ -5,6 +5,7 @@ storage/layout.py names its files; the stages (stages.py) write them.
 
 import logging
 import platform
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,8 +70,8 @@ NOT_OF_A_TRIAL = {"compile", "num_winners", "also"}
 
 # What a search and what follows it leave in a run directory.
 SEARCHED = (
-    *(layout.HISTORY, layout.SEARCH, layout.FRONT, layout.TOP, layout.RETRAIN, layout.EXPORT),
-    layout.REPORT,
+    *(layout.HISTORY, layout.SEARCH, layout.FRONT, layout.TOP, layout.PREDICTOR, layout.RANK),
+    *(layout.RANKED, layout.RETRAIN, layout.EXPORT, layout.REPORT),
 )
 START_KEYS = ("init", "teacher")  # of [supernet]: files, which may move but not change
 
@@ -343,10 +344,10 @@ def _check_same(recorded: Job, job: Job, folder: str, *, again: bool = False) ->
         for keys, before, after in pairs:
             if keys not in free and before != after and not _is_moved(folder, keys, after):
                 way_out = "use another run directory, or the recorded value"
-                if section == "search":
+                if section == "search" and not storage.is_uri(folder):
                     of_copy = " ".join(f"COPY/{each}" for each in SEARCHED)
                     way_out += "; to search the same supernet again: "
-                    way_out += f"cp -r {folder} COPY; rm -rf {of_copy}"
+                    way_out += f"cp -r {shlex.quote(folder)} COPY; rm -rf {of_copy}"
                 if section == "retrain" or keys in TRIAL_KEYS:
                     way_out = (
                         f"use the recorded value, or `nasray retrain JOB {folder} --again`, which "

@@ -111,7 +111,9 @@ def _retrain(folder: str, job: Job) -> Iterator[Stage]:
     models = [
         n for n in storage.list_numbered(storage.join(folder, layout.EXPORT)) if n.endswith(".onnx")
     ]
-    missing = [name for name in winners if f"{name}.onnx" not in models]
+    smaller = [f"-{each}" for each in job.export.precisions if each != "fp32"]
+    wanted = [f"{name}{suffix}" for name in winners for suffix in ("", *smaller)]
+    missing = [name for name in wanted if f"{name}.onnx" not in models]
     text = f"{', '.join(models)}; not yet {', '.join(missing)}" if missing and models else ""
     is_done = models and not missing
     yield Stage("export", "done" if is_done else "to do", text or ", ".join(models))

@@ -20,7 +20,7 @@ from typing import Any
 from nasray.config import Job, Limit, limited_cost
 from nasray.errors import first_line
 from nasray.pipeline.answers import limits_of
-from nasray.pipeline.run import Run
+from nasray.pipeline.run import FREE_KEYS, Run
 from nasray.pipeline.trackers import TRACKERS, Points, Tracker
 from nasray.search.candidate import FAILED, Candidate
 from nasray.search.history import Follower
@@ -219,7 +219,10 @@ def _best_so_far(evaluations: Sequence[Any], limits: Sequence[Limit] = ()) -> di
 
 
 def settings_of(job: Job, groups: set[str]) -> dict[str, str]:
-    """The job's settings by dotted names, once there are curves of what they may not change in."""
+    """The job's settings by dotted names, once there are curves of what they may not change in.
+
+    Without those that may always change, for what is published of them cannot be.
+    """
     if not groups:
         return {}
     left_out = {"seed", "tracking"} | {"search", "retrain"} - groups
@@ -227,6 +230,7 @@ def settings_of(job: Job, groups: set[str]) -> dict[str, str]:
         f"{section}.{key}": value if isinstance(value, str) else json.dumps(value)
         for section, values in job.model_dump(mode="json", exclude=left_out).items()
         for key, value in values.items()
+        if (section, key) not in FREE_KEYS
     }
 
 

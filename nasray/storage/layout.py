@@ -77,6 +77,12 @@ def exported(name: str, suffix: str) -> str:
     return f"{EXPORT}/{name}.{suffix}"
 
 
+def network_of(file: str) -> str:
+    """The network whose exported `file`, a name or path, is: "0-scratch" of 0-scratch-int8.onnx."""
+    name = file.rsplit("/", 1)[-1].rpartition(".")[0]
+    return name.removesuffix("-int8").removesuffix("-fp16")
+
+
 def trial_state(num_epochs: int) -> str:
     """What a trial goes on from after so many epochs, in its folder.
 

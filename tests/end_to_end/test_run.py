@@ -279,6 +279,13 @@ def test_smaller_precisions_say_what_they_cost_and_are_made_again_only_if_asked_
         assert float(said["val_top1"]) == each["val_top1"]
     assert eighth["float_blocks"] == [] and eighth["max_drop"] == 100
 
+    for given, complaint in (
+        ({"precisions": ["int4"]}, "precisions = 'int4'"),
+        ({"precisions": "int8"}, "precisions = 'int8'"),
+        ({"max_drop": -1}, "max_drop = -1"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            run.export(**given)
     written = os.stat(eighth["file"]).st_mtime_ns
     assert run.export(["int8"], max_drop=100)[1] == eighth
     assert os.stat(eighth["file"]).st_mtime_ns == written
