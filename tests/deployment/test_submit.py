@@ -171,7 +171,8 @@ def test_a_run_submitted_stopped_and_killed_ends_as_one_on_a_laptop_does(
         return output if ": failed" in output else ""
 
     output = wait_for(told_of_failure, "the job is known to have failed")
-    assert ": stopped" in output and f"search begun {before} evaluations" in " ".join(output.split())
+    told = " ".join(output.split())
+    assert ": stopped" in told and f"search begun {before} evaluations" in told
 
     nasray("submit", "job.toml", uri, "--no-follow")
     code, output = nasray("status", uri, "--follow")
