@@ -15,23 +15,13 @@ from nasray.costs.latency_onnx import to_onnx
 from nasray.export import export_onnx
 from nasray.quantize import Quantiser, logits, quantise, to_float16, with_integer_kernels
 from nasray.spaces.supernet import build_subnet
+from tests.test_export import SqueezeExcite
 
 CLASSES = ("ant", "bee", "cat", "dog", "emu")
 SIDE = 32  # pixels
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 200, (48, 3, 1, 1))
 IMAGES = (COLOURS + RNG.integers(0, 56, (48, 3, SIDE, SIDE))).astype(np.uint8)
-
-
-class SqueezeExcite(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.squeeze = nn.Conv2d(channels, channels // 4, 1)
-        self.excite = nn.Conv2d(channels // 4, channels, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        hidden = torch.relu(self.squeeze(x.mean((2, 3), keepdim=True)))
-        return x * nn.functional.hardsigmoid(self.excite(hidden))
 
 
 class Shuffle(nn.Module):

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from nasray.errors import UserError, first_line
+from nasray.api.prediction import AnyPath, onnx_session
+from nasray.errors import UserError
 from nasray.storage import files as storage
 from nasray.storage import layout
-
-AnyPath = str | os.PathLike[str]
 
 ROUNDS = 5  # in each of which every file is timed
 THROUGHPUT_BATCH = 32
@@ -35,22 +34,19 @@ def benchmark(
     Raises:
         UserError: there is no such file, it cannot be run there, or onnxruntime is absent.
     """
-    from nasray.costs.latency_timing import Setup, place_at, time_onnx
+    from nasray.costs.latency_timing import Setup, place_at, time_in_turn
 
     Setup(runtime="onnxruntime", threads=threads, cpus=cpus)  # checks that it can be measured
     given = [models] if isinstance(models, str | os.PathLike) else models
     files = [file for model in given for file in _files(os.fspath(model))]
     contents = [storage.read(file) for file in files]
     found = [_said(file, content) for file, content in zip(files, contents, strict=True)]
-    times: dict[int, list[list[float]]] = {}
+    times = []
     for batch_size in (1, THROUGHPUT_BATCH):
         setup = Setup(runtime="onnxruntime", threads=threads, cpus=cpus, batch_size=batch_size)
         with place_at(host, setup) as place:
-            times[batch_size] = [
-                [time_onnx(content, setup, place=place) for content in contents]
-                for _ in range(ROUNDS)
-            ]
-    one, many = (np.quantile(times[batch_size], 0.25, axis=0) for batch_size in times)
+            times.append(time_in_turn(contents, setup, ROUNDS, place=place))
+    one, many = (np.quantile(each, 0.25, axis=0) for each in times)
     return [
         said | {"ms": float(ms), "images_per_s": 1000 * THROUGHPUT_BATCH / float(batch_ms)}
         for said, ms, batch_ms in zip(found, one, many, strict=True)
@@ -85,12 +81,7 @@ def _said(file: str, content: bytes) -> dict[str, Any]:
     Raises:
         UserError: it is damaged.
     """
-    import onnxruntime
-
-    try:
-        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's have no class of their own to catch
-        raise UserError(f"{file}: not a readable ONNX file ({first_line(error)})") from None
+    session = onnx_session(file, content)
     if isinstance(session.get_inputs()[0].shape[0], int):
         raise UserError(f"{file}: takes batches of one size only; export it with a free first one")
     said = session.get_modelmeta().custom_metadata_map

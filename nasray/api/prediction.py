@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from nasray.errors import UserError, first_line
 from nasray.storage import files as storage
 from nasray.storage import layout
 from nasray.storage.cpus import usable_cpus
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 MAX_NAMED = 5  # files in one message
 
@@ -176,6 +179,20 @@ def _network_of_run(folder: str) -> str:
 
 
 def _open_onnx(path: str) -> Network:
+    session = onnx_session(path, storage.read(path))
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        return session.run(["logits"], {"images": batch})[0]
+
+    return _network(run, session.get_modelmeta().custom_metadata_map, path)
+
+
+def onnx_session(path: str, content: bytes) -> "InferenceSession":
+    """Open the `content` of the ONNX file `path` in onnxruntime, on all cores.
+
+    Raises:
+        UserError: it is damaged, or onnxruntime is not installed.
+    """
     try:
         import onnxruntime
     except ImportError:
@@ -183,16 +200,9 @@ def _open_onnx(path: str) -> Network:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = usable_cpus()
     try:
-        session = onnxruntime.InferenceSession(
-            storage.read(path), options, providers=["CPUExecutionProvider"]
-        )
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's have no class of their own to catch
         raise UserError(f"{path}: not a readable ONNX file ({first_line(error)})") from None
-
-    def run(batch: np.ndarray) -> np.ndarray:
-        return session.run(["logits"], {"images": batch})[0]
-
-    return _network(run, session.get_modelmeta().custom_metadata_map, path)
 
 
 def _open_torch(path: str) -> Network:

@@ -92,7 +92,7 @@ def status(
     run_dir: str, cluster: str | None, address: str | None, as_json: bool, follow: bool
 ) -> None:
     """Print the progress of the run at URI and, with a cluster, the jobs that work on it."""
-    from nasray.pipeline.status import stages
+    from nasray.pipeline.status import Stage, stages
     from nasray.storage import files as storage
     from nasray.storage import locks
 
@@ -107,7 +107,7 @@ def status(
             raise
     if not as_json:
         for stage in found["stages"]:
-            click.echo(f"{stage['name']:<21} {stage['state']:<8}{stage['text']}")
+            click.echo(Stage(**stage).line)
         if not found["stages"]:
             click.echo(f"{folder} is not visible from this machine, or is still empty")
         elif found["holder"]:

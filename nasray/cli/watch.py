@@ -101,7 +101,7 @@ def _lines() -> Iterator[Show]:
     shown: list[str] = []
 
     def show(found: Sequence["Stage"], note: str) -> None:
-        lines = [f"{stage.name:<21} {stage.state:<8}{stage.text}" for stage in found]
+        lines = [stage.line for stage in found]
         lines += [note] if note else []
         for line in lines:
             if line not in shown:

@@ -50,7 +50,7 @@ class Score:
     @property
     def score(self) -> float:
         """Parameters and operations relative to those of the baseline, added up."""
-        return self.params / MICRONET_PARAMS + self.ops / MICRONET_OPS
+        return _score(self.params, self.ops)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields with `ops` and `score`."""
@@ -117,6 +117,10 @@ def _has_bias(conv: "OpCount") -> bool:
     return conv.adds == conv.mults
 
 
+def _score(params: float, ops: float) -> float:
+    return params / MICRONET_PARAMS + ops / MICRONET_OPS
+
+
 def _sums(ops: Iterable["OpCount"]) -> tuple[float, float, float]:
     """The parameters, multiplications and additions of `ops`."""
     counts = [(op.micronet_params, op.mults, op.adds) for op in ops]
@@ -146,7 +150,7 @@ class PublishedRow:
     @property
     def recomputed(self) -> float:
         """The score of the printed operations and parameters."""
-        return self.params / MICRONET_PARAMS + self.ops / MICRONET_OPS
+        return _score(self.params, self.ops)
 
     @property
     def differs(self) -> bool:

@@ -41,7 +41,7 @@ def export(
         if not storage.exists(run.path(layout.retrained(name, layout.RESULT))):
             continue  # still being trained
         exported.append(_in_float32(run, name))
-        exported += [_in_precision(run, name, precision, config.max_drop) for precision in wanted]
+        exported += _in_precisions(run, name, wanted, config.max_drop)
     if not exported:
         raise UserError(f"{run.folder} has no retrained model; run `nasray retrain` first")
     return exported
@@ -88,19 +88,27 @@ def _in_float32(run: Run, name: str) -> dict[str, Any]:
     return storage.read_object(done, "file", "bytes") | {"file": model}
 
 
-def _in_precision(run: Run, name: str, precision: str, max_drop: float) -> dict[str, Any]:
-    """Write RUN/export/<name>.onnx in `precision`, and what that changes on validation images."""
-    done, made = (
-        run.path(layout.exported(f"{name}-{precision}", suffix)) for suffix in ("json", "onnx")
-    )
-    asked = {"max_drop": max_drop} if precision == "int8" else {}
+def _in_precisions(
+    run: Run, name: str, precisions: Sequence[str], max_drop: float
+) -> list[dict[str, Any]]:
+    """Write RUN/export/<name>.onnx in each of `precisions` in which it is not there yet."""
     whole = run.path(layout.exported(name, "onnx"))
-    if not _is_export_of(whole, done, made, asked):
-        content = storage.read(whole)
-        resolution = int(
-            storage.read_json(run.path(layout.exported(name, "json")))["input"]["crop"]
+    files = {}
+    for precision in precisions:
+        own = f"{name}-{precision}"
+        files[precision] = (
+            run.path(layout.exported(own, "json")),
+            run.path(layout.exported(own, "onnx")),
         )
-        images = JobImages(run.job, run.data_path, resolution)
+    asked = {each: {"max_drop": max_drop} if each == "int8" else {} for each in precisions}
+    missing = [each for each in precisions if not _is_export_of(whole, *files[each], asked[each])]
+    if missing:
+        content = storage.read(whole)
+        fed = storage.read_json(run.path(layout.exported(name, "json")))["input"]
+        images = JobImages(run.job, run.data_path, int(fed["crop"]))
+        before = logits(content, images.validation[0])
+    for precision in missing:
+        done, made = files[precision]
         said: dict[str, Any] = {"precision": precision}
         if precision == "int8":
             calibration, holdout = images.calibration(CALIBRATION_IMAGES), images.holdout
@@ -110,19 +118,20 @@ def _in_precision(run: Run, name: str, precision: str, max_drop: float) -> dict[
             said |= {"float_blocks": list(found.float_blocks), "holdout_drop": found.drop}
         else:
             changed = to_float16(content)
-        said |= _measured(content, changed, images)
+        said |= _difference(before, logits(changed, images.validation[0]), images.validation[1])
         changed = with_metadata(changed, said)
         storage.remove(done)  # lest it be taken for that of the file to come
         storage.write(made, changed)
         said |= {"file": layout.exported(f"{name}-{precision}", "onnx"), "bytes": len(changed)}
-        storage.write_json(done, said | asked | {"model": checkpoint.digest(whole)})
-    return storage.read_object(done, "file", "bytes") | {"file": made}
+        said |= asked[precision]
+        storage.write_json(done, said | {"model": checkpoint.digest(whole)})
+    return [
+        storage.read_object(done, "file", "bytes") | {"file": made} for done, made in files.values()
+    ]
 
 
-def _measured(content: bytes, changed: bytes, images: JobImages) -> dict[str, Any]:
-    """How `changed` differs from the ONNX file `content` on all validation images."""
-    validation, labels = images.validation
-    before, after = logits(content, validation), logits(changed, validation)
+def _difference(before: np.ndarray, after: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """How the logits (n, classes) of validation images differ after a change of precision."""
     correct = [found.argmax(axis=1) == labels for found in (before, after)]
     return {
         "max_abs_diff": float(np.abs(after - before).max()),

@@ -25,6 +25,11 @@ class Stage:
     done: int = 0
     total: int = 0
 
+    @property
+    def line(self) -> str:
+        """It as a line of a table."""
+        return f"{self.name:<21} {self.state:<8}{self.text}"
+
 
 def stages(folder: str, evaluations: Follower | None = None) -> list[Stage]:
     """The stages of the run at `folder`, in order.
