@@ -521,7 +521,7 @@ def _bytes_moved(network: nn.Module, images: torch.Tensor) -> float:
 
 # Name -> (what it does, its time limit in seconds), the most important first.
 PARTS = {
-    "tests": (tests, 100),
+    "tests": (tests, 160),
     "run": (run, 170),
     "training": (training, 150),
     "evaluation": (evaluation, 90),

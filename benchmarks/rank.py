@@ -223,30 +223,25 @@ def ranked(name, seed, passes, archs, data, options):
     """The accuracy of each of `archs` by a supernet that is trained for it: (n,)."""
     parts = (seed, passes, options.checkpoints, len(data.images), options.batch_size)
     key = "-".join(map(str, (name.replace(", ", "-"), *parts)))
-    print(f"{name}, seed {seed}", flush=True)
-    supernet = train(
-        name,
-        seed,
-        passes,
-        data,
-        checkpoints=options.checkpoints,
-        path=options.folder / f"{key}.pt",
-    )
     path = options.folder / f"{key}-{options.holdout}-{options.calibration}.json"
     found = json.loads(path.read_text()) if path.exists() else {}
-    for arch in archs:
-        digits = SPACE.to_json(arch)["arch"]
-        if digits not in found:
-            correct = evaluate(
-                supernet.extract(arch),
-                data.images[: options.calibration],
-                *data.holdout,
-                batch_size=EVALUATION_BATCH,
-                device=DEVICE,
-            )
-            found[digits] = float(correct.mean())
-            path.write_text(json.dumps(found))
-    return np.array([found[SPACE.to_json(arch)["arch"]] for arch in archs])
+    digits = [SPACE.to_json(arch)["arch"] for arch in archs]
+    missing = [at for at, each in enumerate(digits) if each not in found]
+    print(f"{name}, seed {seed}: {len(archs) - len(missing)} networks known", flush=True)
+    if missing:
+        checkpoint = options.folder / f"{key}.pt"
+        supernet = train(name, seed, passes, data, checkpoints=options.checkpoints, path=checkpoint)
+    for at in missing:
+        correct = evaluate(
+            supernet.extract(archs[at]),
+            data.images[: options.calibration],
+            *data.holdout,
+            batch_size=EVALUATION_BATCH,
+            device=DEVICE,
+        )
+        found[digits[at]] = float(correct.mean())
+        path.write_text(json.dumps(found))
+    return np.array([found[each] for each in digits])
 
 
 def rows_of(name, rankings, true):

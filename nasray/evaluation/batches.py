@@ -92,7 +92,9 @@ def _capture(step: Callable[[Tensor], Tensor], batch: Tensor) -> _Graph | None:
     try:
         return _Graph(step, batch)
     except RuntimeError as error:  # or memory is too small for a second set of activations
-        _Graph.possible = False  # torch may not clean up after a capture that failed
+        # torch does not clean up after a capture that failed: its CUDA generator still counts as
+        # being captured and refuses to draw in this process. An evaluator draws nothing.
+        _Graph.possible = False
         logger.warning("no CUDA graphs (%s); batches run eagerly", str(error).splitlines()[0])
         return None
 
