@@ -597,12 +597,16 @@ class RetrainConfig(Section):
 
 
 class ExportConfig(Section):
-    """[export]: the precisions that the networks of a run are written in."""
+    """[export]: the precisions and formats that the networks of a run are written in."""
 
     # float32 is always written: the others are made of it.
     precisions: tuple[Literal["fp32", "fp16", "int8"], ...] = ("fp32",)
     # Points of top-1 that int8 may cost on the hold-out images; else blocks stay float.
     max_drop: float = Field(1.0, ge=0, le=100)
+    # Beside ONNX, which is always written.
+    formats: tuple[Literal["pt2", "weights", "openvino", "tflite", "executorch"], ...] = ()
+    # By format: the Python of an environment that has its packages; otherwise nasray's own.
+    pythons: dict[Literal["pt2", "openvino", "tflite", "executorch"], str] = {}
 
 
 class TrackingConfig(Section):

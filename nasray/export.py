@@ -121,7 +121,9 @@ def input_metadata(resolution: int, background: str = DEFAULT_BACKGROUND) -> dic
     }
 
 
-def check_logits(expected: np.ndarray, found: np.ndarray) -> dict[str, float]:
+def check_logits(
+    expected: np.ndarray, found: np.ndarray, runtime: str = "onnxruntime"
+) -> dict[str, float]:
     """Compare logits (images, classes): the largest difference and the share of equal classes.
 
     Raises:
@@ -132,7 +134,7 @@ def check_logits(expected: np.ndarray, found: np.ndarray) -> dict[str, float]:
     difference = float(np.abs(found - expected).max())
     if not difference <= tolerance:  # "not": a NaN is a difference too
         raise ExportError(
-            f"onnxruntime differs from torch by {difference:.3g} in logits of up to {scale:.3g} "
+            f"{runtime} differs from torch by {difference:.3g} in logits of up to {scale:.3g} "
             f"(tolerance {tolerance:.3g}); nothing was exported"
         )
     same = found.argmax(axis=1) == expected.argmax(axis=1)
@@ -140,7 +142,7 @@ def check_logits(expected: np.ndarray, found: np.ndarray) -> dict[str, float]:
     clear = first - second > tolerance
     if not same[clear].all():
         raise ExportError(
-            f"onnxruntime and torch disagree on the class of {np.sum(~same & clear)} of "
+            f"{runtime} and torch disagree on the class of {np.sum(~same & clear)} of "
             f"{len(same)} images; nothing was exported"
         )
     return {"max_abs_diff": difference, "top1_agreement": float(same.mean())}

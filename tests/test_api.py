@@ -292,7 +292,7 @@ def test_a_handle_reads_what_is_there(tmp_path: Path):
     storage.write_json(f"{tmp_path}/front.json", [{"macs": 1.0}])
     for name in ("10", "9"):
         storage.write_json(f"{tmp_path}/retrain/{name}/result.json", {"name": name})
-        storage.write_json(f"{tmp_path}/export/{name}.json", {"file": name})
+        storage.write_json(f"{tmp_path}/export/{name}.json", {"file": f"export/{name}.onnx"})
     storage.write(f"{tmp_path}/export/9.onnx", b"")
     storage.make_folder(f"{tmp_path}/retrain/11")
     assert run.front() == [{"macs": 1.0}]

@@ -26,9 +26,10 @@ ARROWS = {
     "cli": "nasray doctor pipeline algorithms search costs predictors spaces data cluster "
     "config storage progress errors",
     "nasray": "api version",
-    "api": "pipeline report export features pretrained checkpoint search costs spaces "
+    "api": "pipeline report formats export features pretrained checkpoint search costs spaces "
     "doctor data cluster config storage errors",
-    "pipeline": "training evaluation algorithms export quantize predictors pretrained checkpoint "
+    "pipeline": "training evaluation algorithms formats runtimes export quantize predictors "
+    "pretrained checkpoint "
     "search costs data spaces config storage progress errors version",
     "training": "evaluation checkpoint search data spaces cluster config storage devices "
     "progress errors",
@@ -40,6 +41,8 @@ ARROWS = {
     "predictors": "spaces storage devices progress errors",
     "pretrained": "checkpoint spaces storage progress errors",
     "checkpoint": "spaces storage errors",
+    "formats": "runtimes export spaces errors",
+    "runtimes": "",
     "export": "data storage errors version",
     "quantize": "",
     "features": "errors",
@@ -56,7 +59,7 @@ ARROWS = {
 }
 # Arrows between modules that break a rule below until what they are for has been redesigned.
 TOLERATED: set[tuple[str, str]] = set()
-MOST_ARROWS = 117  # between packages
+MOST_ARROWS = 124  # between packages
 
 RAY = {
     "cluster.connect",

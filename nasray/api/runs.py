@@ -1,6 +1,7 @@
 """Runs: `nasray.run`, `nasray.open` and the handle that they return; importing data."""
 
 import os
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -354,22 +355,35 @@ class RunDirectory:
             return stages.retrain(opened)
 
     def export(
-        self, precisions: Sequence[str] = (), max_drop: float | None = None
+        self,
+        precisions: Sequence[str] = (),
+        max_drop: float | None = None,
+        formats: Sequence[str] = (),
+        pythons: Mapping[str, str] | None = None,
     ) -> list[dict[str, Any]]:
-        """Write the networks of retrain/ as ONNX; return the check of each against torch.
+        """Write the networks of retrain/ as ONNX; return the check of each file.
 
         Args:
             precisions: "fp16" and "int8", beside float32; those of the job, if none is given.
             max_drop: points of top-1 that int8 may cost on the hold-out images, else blocks stay
                 float; the job's, if None.
+            formats: "pt2", "weights", "openvino", "tflite" and "executorch", beside ONNX; those of
+                the job, if none is given.
+            pythons: by format, the Python of an environment that has its packages; otherwise the
+                job's, or else this one.
 
         Raises:
-            UserError: nothing is retrained, or the [export] extra is not installed.
+            UserError: nothing is retrained, the [export] extra is not installed, or a package of a
+                format.
+            ExportError: a file does not compute what the network computes.
         """
         from nasray.pipeline.exports import export
 
+        given: dict[str, Any] = {"precisions": precisions, "max_drop": max_drop}
+        given |= {"formats": formats, "pythons": pythons}
         with self._working() as opened:
-            return export(opened, precisions, max_drop)
+            chosen = {key: value for key, value in given.items() if value not in ((), [], None)}
+            return export(opened, **chosen)
 
     def report(self) -> str:
         """Write report.html from what the run holds so far; return its path.
@@ -437,8 +451,8 @@ class RunDirectory:
         """Return the checks of the exported networks, in their order, with where each "file" is."""
         names = storage.list_numbered(storage.join(self.folder, layout.EXPORT))
         return [
-            self.read(layout.exported(name, "json"))
-            | {"file": storage.join(self.folder, layout.exported(name, "onnx"))}
+            (said := self.read(layout.exported(name, "json")))
+            | {"file": storage.join(self.folder, layout.EXPORT, posixpath.basename(said["file"]))}
             for name in (each.removesuffix(".json") for each in names if each.endswith(".json"))
         ]
 

@@ -95,6 +95,7 @@ def _print_run(
             each["precision"]: {"top1": each["val_top1"], "num_images": each["num_val_images"]}
             for each in run.exports()
             if layout.network_of(each["file"]) == name and "num_val_images" in each
+            if each.get("format", "onnx") == "onnx"
         }
         named = {"network": name, "arch": arch, "exported": top1}
         _print_scores(f"network {name}", named, scores, as_json)

@@ -17,6 +17,14 @@ address_option = click.option(
     envvar="RAY_ADDRESS",
     help="Ray cluster to use, e.g. auto; without it, this machine.",
 )
+python_option = click.option(
+    "--python",
+    "pythons",
+    multiple=True,
+    metavar="FORMAT=PYTHON",
+    help="The Python of an environment that has the packages of a format, e.g. "
+    "tflite=tflite-env/bin/python; may be repeated.",
+)
 
 
 def is_verbose() -> bool:
@@ -95,3 +103,8 @@ def key_value(option: str, text: str) -> tuple[str, str]:
     if not sign:
         raise UserError(f"{option} {text}: must be KEY=VALUE")
     return key, value
+
+
+def pythons_of(given: tuple[str, ...]) -> dict[str, str]:
+    """What python_option was given, by format."""
+    return dict(key_value("--python", each) for each in given)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import nasray
-from nasray.cli.options import address_option, is_verbose
+from nasray.cli.options import address_option, is_verbose, python_option, pythons_of
 from nasray.data import SOURCES
 
 if TYPE_CHECKING:
@@ -296,15 +296,31 @@ def retrain(
     type=click.FloatRange(0, 100),
     help="Points of top-1 that int8 may cost; else some blocks stay float.",
 )
+@click.option(
+    "--format",
+    "formats",
+    type=click.Choice(["pt2", "weights", "openvino", "tflite", "executorch"]),
+    multiple=True,
+    help="Beside ONNX; may be repeated. Otherwise export.formats of the job.",
+)
+@python_option
 @data_option
 def export(
-    run_dir: str, precisions: tuple[str, ...], max_drop: float | None, data_path: str | None
+    run_dir: str,
+    precisions: tuple[str, ...],
+    max_drop: float | None,
+    formats: tuple[str, ...],
+    pythons: tuple[str, ...],
+    data_path: str | None,
 ) -> None:
     """Write the retrained models of RUN_DIR as ONNX, checked against torch.
 
-    With --precision also smaller, with what that changes on the validation images.
+    With --precision also smaller, with what that changes on the validation images; with --format
+    also for other runtimes. RUN_DIR/export/<k>.md is the model card of each network.
     """
-    for found in _open(run_dir, None, data_path).export(precisions, max_drop):
+    elsewhere = pythons_of(pythons)
+    run = _open(run_dir, None, data_path)
+    for found in run.export(precisions, max_drop, formats, elsewhere):
         click.echo(json.dumps(found))
 
 

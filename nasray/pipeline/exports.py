@@ -1,6 +1,6 @@
-"""The networks of a run as ONNX files: in float32, and from that in smaller precisions."""
+"""The networks of a run as files: ONNX in float32, smaller precisions, and other formats."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,13 @@ from nasray import checkpoint
 from nasray.config import ExportConfig
 from nasray.data.splits import JobImages
 from nasray.errors import UserError
+from nasray.pipeline.export_formats import Trained, export_formats, is_export_of
 from nasray.pipeline.export_subnet import CHECKED_IMAGES, write_onnx
+from nasray.pipeline.model_card import write_card
 from nasray.pipeline.run import Run
 from nasray.progress import progress
 from nasray.quantize import logits, quantise, to_float16, with_metadata
+from nasray.runtimes import milliseconds, open_onnxruntime
 from nasray.search.scores import balanced_top1, top1
 from nasray.storage import files as storage
 from nasray.storage import layout
@@ -23,49 +26,51 @@ MEASURED = ("shipped", "val_top1", "val_balanced_top1", "num_val_images")
 CALIBRATION_IMAGES = 300  # of training, for the ranges of int8
 
 
-def export(
-    run: Run, precisions: Sequence[str] = (), max_drop: float | None = None
-) -> list[dict[str, Any]]:
+def export(run: Run, **given: Any) -> list[dict[str, Any]]:
     """Write each network of RUN/retrain/ as ONNX, checked against torch on validation images.
 
-    In float32, and in `precisions`, or else those of the job, each measured on all validation
-    images. The check of RUN/export/<k>.onnx is in <k>.json, that of <k>-int8.onnx in
-    <k>-int8.json; what is returned also says where the file lies. An export is made again if its
-    network is another one by now, or `max_drop`, points of top-1.
+    In float32, and in the precisions and formats of the job's [export] or those `given` instead, a
+    smaller precision measured on all validation images. The check of RUN/export/<k>.onnx is in
+    <k>.json, that of <k>-int8.onnx in <k>-int8.json, and the model card in <k>.md; what is returned
+    also says where each file lies. An export is made again if its network is another one by now, or
+    `max_drop`, points of top-1.
     """
     exported = []
     run.dataset  # noqa: B018  opened to be checked
-    config = _asked(run.job.export, precisions, max_drop)
+    config = _asked(run.job.export, given)
     wanted = [each for each in config.precisions if each != "fp32"]
     for name in storage.list_numbered(run.path(layout.RETRAIN)):
         if not storage.exists(run.path(layout.retrained(name, layout.RESULT))):
             continue  # still being trained
-        exported.append(_in_float32(run, name))
-        exported += _in_precisions(run, name, wanted, config.max_drop)
+        files = [_in_float32(run, name), *_in_precisions(run, name, wanted, config.max_drop)]
+        measured = {key: files[0][key] for key in MEASURED if key in files[0]}
+        trained = Trained(run, name, measured)
+        files += export_formats(trained, config.formats, config.pythons)
+        write_card(run, name)
+        exported += files
     if not exported:
         raise UserError(f"{run.folder} has no retrained model; run `nasray retrain` first")
     return exported
 
 
-def _asked(config: ExportConfig, precisions: Sequence[str], max_drop: float | None) -> ExportConfig:
+def _asked(config: ExportConfig, given: Mapping[str, Any]) -> ExportConfig:
     """The job's [export] with what is given instead.
 
     Raises:
-        UserError: a precision or the drop is none.
+        UserError: a value is none of those that there are.
     """
-    given: dict[str, Any] = {"precisions": precisions} if precisions else {}
-    given |= {} if max_drop is None else {"max_drop": max_drop}
     try:
-        return ExportConfig.model_validate(config.model_dump() | given)
+        return ExportConfig.model_validate({**config.model_dump(), **given})
     except ValidationError as error:
         wrong = error.errors()[0]
-        raise UserError(f"{wrong['loc'][0]} = {wrong['input']!r}: {wrong['msg']}") from None
+        key = ".".join(str(part) for part in wrong["loc"])
+        raise UserError(f"{key} = {wrong['input']!r}: {wrong['msg']}") from None
 
 
 def _in_float32(run: Run, name: str) -> dict[str, Any]:
     done, model = (run.path(layout.exported(name, suffix)) for suffix in ("json", "onnx"))
     weights = run.path(layout.retrained(name, layout.MODEL))
-    if not _is_export_of(weights, done, model):
+    if not is_export_of(weights, done, model):
         space, arch, subnet, extra = checkpoint.load_subnet(weights)
         resolution = space.resolution_of(arch)
         images, _ = JobImages(run.job, run.data_path, resolution).first_validation(CHECKED_IMAGES)
@@ -84,6 +89,7 @@ def _in_float32(run: Run, name: str) -> dict[str, Any]:
         )
         # No path of a run stands in its files, for a run may be moved.
         found |= measured | {"precision": "fp32", "file": layout.exported(name, "onnx")}
+        found |= _speed(storage.read(model), images)
         storage.write_json(done, found | {"model": checkpoint.digest(weights)})
     return storage.read_object(done, "file", "bytes") | {"file": model}
 
@@ -101,7 +107,7 @@ def _in_precisions(
             run.path(layout.exported(own, "onnx")),
         )
     asked = {each: {"max_drop": max_drop} if each == "int8" else {} for each in precisions}
-    missing = [each for each in precisions if not _is_export_of(whole, *files[each], asked[each])]
+    missing = [each for each in precisions if not is_export_of(whole, *files[each], asked[each])]
     if missing:
         content = storage.read(whole)
         fed = storage.read_json(run.path(layout.exported(name, "json")))["input"]
@@ -123,7 +129,7 @@ def _in_precisions(
         storage.remove(done)  # lest it be taken for that of the file to come
         storage.write(made, changed)
         said |= {"file": layout.exported(f"{name}-{precision}", "onnx"), "bytes": len(changed)}
-        said |= asked[precision]
+        said |= asked[precision] | _speed(changed, images.validation[0])
         storage.write_json(done, said | {"model": checkpoint.digest(whole)})
     return [
         storage.read_object(done, "file", "bytes") | {"file": made} for done, made in files.values()
@@ -144,11 +150,10 @@ def _difference(before: np.ndarray, after: np.ndarray, labels: np.ndarray) -> di
     }
 
 
-def _is_export_of(source: str, done: str, model: str, asked: dict[str, Any] | None = None) -> bool:
-    """Whether `model` with its check `done` was made of the file `source` as it is, as `asked`."""
-    if not (storage.exists(done) and storage.exists(model)):
-        return False
-    found = storage.read_object(done)
-    if asked and any(found.get(key) != value for key, value in asked.items()):
-        return False
-    return not storage.exists(source) or found.get("model") == checkpoint.digest(source)
+def _speed(content: bytes, images: np.ndarray) -> dict[str, Any]:
+    """How long onnxruntime takes for one of `images`, uint8 (n, 3, side, side), with one thread."""
+    import onnxruntime
+
+    network = open_onnxruntime(content)
+    ms = milliseconds(network, images[:1].astype(np.float32) / 255)
+    return {"runtime": f"onnxruntime {onnxruntime.__version__}", "ms": ms}

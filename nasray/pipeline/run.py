@@ -16,6 +16,7 @@ from importlib.metadata import version
 from nasray import checkpoint
 from nasray.algorithms import ALGORITHMS
 from nasray.config import (
+    ExportConfig,
     Job,
     RetrainConfig,
     SearchConfig,
@@ -42,9 +43,9 @@ logger = logging.getLogger(__name__)
 
 # Keys that may change when a run is resumed: the place of the data, the part of the cluster that
 # is used, and what is written or shown of it, on which results do not depend.
-FREE_KEYS = {("tracking", key) for key in TrackingConfig.model_fields} | {
-    ("export", "precisions"),
-    ("export", "max_drop"),
+FREE_KEYS = {
+    *(("tracking", key) for key in TrackingConfig.model_fields),
+    *(("export", key) for key in ExportConfig.model_fields),
     ("data", "path"),
     ("data", "loader_workers"),
     ("compute", "num_evaluators"),

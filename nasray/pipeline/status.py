@@ -118,7 +118,10 @@ def _retrain(folder: str, job: Job) -> Iterator[Stage]:
     ]
     smaller = [f"-{each}" for each in job.export.precisions if each != "fp32"]
     wanted = [f"{name}{suffix}" for name in winners for suffix in ("", *smaller)]
+    made = storage.list_names(storage.join(folder, layout.EXPORT))
+    others = [f"{name}-{each}" for name in winners for each in job.export.formats]
     missing = [name for name in wanted if f"{name}.onnx" not in models]
+    missing += [name for name in others if f"{name}.json" not in made]
     text = f"{', '.join(models)}; not yet {', '.join(missing)}" if missing and models else ""
     is_done = models and not missing
     yield Stage("export", "done" if is_done else "to do", text or ", ".join(models))

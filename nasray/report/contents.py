@@ -144,8 +144,8 @@ def read_contents(run_dir: str) -> RunContents:
         top=_load_rows(run_dir, layout.TOP, *candidate),
         retrained=[_read_retrained(retrain, name) for name in storage.list_numbered(retrain)],
         exports=[
-            _load(export, name, "bytes", "max_abs_diff", "num_images", "top1_agreement")
-            | {"file": layout.exported(name.removesuffix(".json"), "onnx")}
+            (said := _load(export, name, "bytes", "file"))
+            | {"file": storage.join(layout.EXPORT, said["file"].rsplit("/", 1)[-1])}
             for name in exports
         ],
         predictor=_load(

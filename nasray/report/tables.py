@@ -189,14 +189,16 @@ def exports_table(exports: Sequence[Entry]) -> Table:
             _precision(entry),
             f"{entry['bytes'] / 1e6:.2f} MB",
             f"{100 * entry['val_top1']:.1f} %" if "val_top1" in entry else "-",
-            f"{entry['max_abs_diff']:.2g}",
-            f"{100 * entry['top1_agreement']:.1f} %",
-            f"{entry['num_images']:,}",
+            f"{entry['max_abs_diff']:.2g}" if "max_abs_diff" in entry else "-",
+            f"{100 * entry['top1_agreement']:.1f} %" if "top1_agreement" in entry else "-",
+            f"{entry['num_images']:,}" if "num_images" in entry else "-",
+            entry.get("runtime", "-"),
+            f"{entry['ms']:.3f}" if "ms" in entry else "-",
         ]
         for entry in exports
     ]
-    header = ["ONNX file", "precision", "size", "top-1", "largest difference", "same top-1"]
-    return Table(header=[*header, "images compared"], rows=rows)
+    header = ["file", "precision", "size", "top-1", "largest difference", "same top-1"]
+    return Table(header=[*header, "images compared", "runtime", "ms, one image"], rows=rows)
 
 
 def _precision(export: Entry) -> str:

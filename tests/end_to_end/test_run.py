@@ -301,6 +301,41 @@ def test_smaller_precisions_say_what_they_cost_and_are_made_again_only_if_asked_
     assert "export/0-int8.onnx" in page and "int8" in page
 
 
+def test_other_formats_and_the_model_card_say_what_each_file_is(
+    finished_run: FinishedRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    copy = str(shutil.copytree(finished_run.folder, tmp_path / "run"))
+    arguments = ["export", copy, "--format", "pt2", "--format", "weights"]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    onnx, program, weights = map(json.loads, result.stdout.splitlines())
+    files = [each["file"] for each in (onnx, program, weights)]
+    assert files == [f"{copy}/export/0.{suffix}" for suffix in ("onnx", "pt2", "pt")]
+    assert program["top1_agreement"] == 1 and program["val_top1"] == onnx["val_top1"]
+    assert program["classes"] == weights["classes"] and program["input"] == onnx["input"]
+    assert nasray.load(files[2]).arch == weights["arch"]
+    card = Path(copy, "export/0.md").read_text()
+    for file in ("0.onnx", "0.pt2", "0.pt"):
+        assert f"| `{file}` | fp32 |" in card
+    assert f"{onnx['val_top1']:.1%} of" in card and onnx["input"]["preprocessing"] in card
+    written = [os.stat(file).st_mtime_ns for file in files]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    assert [os.stat(file).st_mtime_ns for file in files] == written
+
+    assert [each["file"] for each in nasray.open(copy).exports()] == files[:1] + files[1:]
+    rows = nasray.benchmark(copy)
+    assert [(row["format"], row["ms"] > 0) for row in rows] == [("onnx", True), ("pt2", True)]
+    rows = nasray.benchmark(copy, pythons={"pt2": f"{tmp_path}/gone"})
+    assert rows[1]["ms"] is None and "0.pt2 is not timed" in caplog.text
+    for given, complaint in (
+        (["--format", "tflite", "--python", "tflite"], "--python tflite: must be KEY=VALUE"),
+        (["--format", "tflite", "--python", "tf=python3"], "pythons.tf"),
+    ):
+        result = CliRunner().invoke(main, ["export", copy, *given])
+        assert result.exit_code and complaint in result.stderr
+    page = Path(nasray.open(copy).report()).read_text()
+    assert "export/0.pt2" in page
+
+
 def test_a_mistaken_data_set_may_be_corrected_before_anything_is_trained(
     make_job: MakeJob, small_data: str, tmp_path: Path
 ):
