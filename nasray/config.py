@@ -353,15 +353,21 @@ def paid_by(evaluations: int, values: dict[str, Any]) -> dict[str, Any]:
     """
     limits = values.get("limits", ())
     if isinstance(limits, list | tuple) and len(limits) > 1 and limits_on_one_cost(limits):
+        if values.get("racing") and not (values.get("verify") or "algorithm" in values):
+            raise ValueError(
+                f"evaluations = {evaluations} chooses the front search, which answers several "
+                'limits on one cost, and racing = true is for algorithm = "genetic" and "steady"; '
+                "set racing to false, or name one of these, which search within all limits at once"
+            )
         algorithm = "front"
     elif evaluations <= 500 and not values.get("racing"):
         algorithm = "bayesian"
     else:
         algorithm = "steady"
-    population = values.get("population_size", max(4, min(20, evaluations // 5)))
+    population = values.get("population_size", min(evaluations, max(4, min(20, evaluations // 5))))
     parents = values.get("num_parents", max(2, min(10, population // 2)))
     if not 0 < parents < population:
-        return {}  # which is refused
+        return {"population_size": population, "num_parents": parents}  # which is refused
     genetic = values.get("algorithm") == "genetic" and not values.get("verify")
     later = population - parents if genetic else population  # evaluated in a later generation
     return {
@@ -379,13 +385,19 @@ def limits_on_one_cost(limits: Sequence[Any]) -> bool:
     return costs.count(costs[0]) > 1 if costs else False
 
 
+# Of [search], numbers that others follow from: floats such as 1e3 are taken if they are whole.
+COUNTS = ("evaluations", "population_size", "num_generations", "num_parents")
+MIN_EVALUATIONS = 3  # two parents and a child
+
+
 class SearchConfig(Section):
     """Search. Defaults are the published genetic search (population and rates).
 
     With `evaluations`, they are those of paid_by().
     """
 
-    evaluations: int = Field(0, ge=0)  # that the job can pay for; 0: population and generations say
+    # 0: population and generations say.
+    evaluations: int = Field(0, ge=0, strict=True)  # that the job can pay for
     algorithm: str = "genetic"  # a name in algorithms.ALGORITHMS
     # What is maximised on the hold-out, a name in search.scores.FITNESS: the share of all images
     # that is right, the mean of that share over the classes, or the mean log-probability of the
@@ -400,9 +412,9 @@ class SearchConfig(Section):
     verify: bool = False  # a predictor proposes, the supernet verifies, the predictor is refitted
     predictor: str = ""  # path of a fitted one, for what `verify` proposes first
     proposals: int = Field(200_000, ge=1000)  # candidates predicted for each such generation
-    population_size: int = Field(50, ge=2)
-    num_generations: int = Field(20, ge=1)
-    num_parents: int = Field(10, ge=2)  # the best, kept every generation
+    population_size: int = Field(50, ge=2, strict=True)
+    num_generations: int = Field(20, ge=1, strict=True)
+    num_parents: int = Field(10, ge=2, strict=True)  # the best, kept every generation
     random_parent_prob: float = Field(0.1, ge=0, le=1)  # of each other member
     mutation_prob: float = Field(0.1, ge=0, le=1)  # per gene
     limits: tuple[Limit, ...] = ()
@@ -434,14 +446,41 @@ class SearchConfig(Section):
     def _defaults_for_evaluations(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
+        floats = {key: values[key] for key in COUNTS if isinstance(values.get(key), float)}
+        whole = {key: int(value) for key, value in floats.items() if value.is_integer()}
+        values = values | whole
         number = values.get("evaluations", 0)
         sizes = [values[key] for key in ("population_size", "num_parents") if key in values]
-        if not all(isinstance(each, int) for each in (number, *sizes)) or number < 1:
+        if not all(type(each) is int for each in (number, *sizes)) or number < MIN_EVALUATIONS:
             return values
         return paid_by(number, values) | values
 
     @model_validator(mode="after")
+    def _evaluations_are_enough(self) -> "SearchConfig":
+        if 0 < self.evaluations < MIN_EVALUATIONS:
+            raise ValueError(
+                f"evaluations = {self.evaluations} must be at least {MIN_EVALUATIONS}, or 0: then "
+                "population_size and num_generations say how many there are"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _parents_fit(self) -> "SearchConfig":
+        if self.num_parents >= self.population_size:
+            default = "" if "num_parents" in self.model_fields_set else ", its default"
+            raise ValueError(
+                f"num_parents must be below population_size = {self.population_size}, "
+                f"got {self.num_parents}{default}; lower it, or raise population_size"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _evaluations_are_paid(self) -> "SearchConfig":
+        if 0 < self.evaluations < self.population_size:
+            raise ValueError(
+                f"evaluations = {self.evaluations} do not pay for the first generation: "
+                f"population_size = {self.population_size}; lower that, or raise evaluations"
+            )
         if self.evaluations and self.most_evaluations > self.evaluations:
             raise ValueError(
                 f"evaluations = {self.evaluations} do not pay for {self.most_evaluations}: "
@@ -484,16 +523,6 @@ class SearchConfig(Section):
             raise ValueError(
                 "racing = true stops by the number of images that are right, which decides "
                 f'fitness = "top1" alone, got fitness = {self.fitness!r}; set one of the two back'
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _parents_fit(self) -> "SearchConfig":
-        if self.num_parents >= self.population_size:
-            default = "" if "num_parents" in self.model_fields_set else ", its default"
-            raise ValueError(
-                f"num_parents must be below population_size = {self.population_size}, "
-                f"got {self.num_parents}{default}"
             )
         return self
 
@@ -683,7 +712,15 @@ def load_job(path: str, data_path: str | None = None) -> Job:
         raise UserError(f"job {path}: {error.strerror}; jobs/ has some to copy") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: {error}") from None
-    return with_absolute_paths(parse_job(values, path), data_path)
+    job = parse_job(values, path)
+    # A recorded job names an algorithm, which --verify leaves there; only a file says that it is
+    # meant. The proposals are found by the front search.
+    if job.search.verify and values["search"].get("algorithm", "front") != "front":
+        raise UserError(
+            f"{path}: search.algorithm = {job.search.algorithm!r} proposes nothing with verify = "
+            "true, where a predictor does; leave one of the two out"
+        )
+    return with_absolute_paths(job, data_path)
 
 
 def with_absolute_paths(job: Job, data_path: str | None = None) -> Job:

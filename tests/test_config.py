@@ -298,7 +298,9 @@ def test_the_imagenet_job_is_the_published_one():
 @pytest.mark.parametrize(
     "given, chosen",
     [
+        ({"evaluations": 3}, ("bayesian", 3, 1, 4)),
         ({"evaluations": 50}, ("bayesian", 10, 5, 4)),
+        ({"evaluations": 1e3, "population_size": 2e1}, ("steady", 20, 50, 16)),
         ({"evaluations": 230}, ("bayesian", 20, 11, 8)),
         ({"evaluations": 3000}, ("steady", 20, 150, 16)),
         ({"evaluations": 100, "racing": True}, ("steady", 20, 5, 4)),
@@ -322,8 +324,65 @@ def test_the_search_follows_from_the_evaluations_that_are_paid_for(given: dict, 
 def test_more_generations_than_are_paid_for_are_refused():
     with pytest.raises(ValidationError, match="do not pay for 490: population_size = 50"):
         SearchConfig(evaluations=100, algorithm="genetic", population_size=50, num_generations=12)
-    with pytest.raises(ValidationError, match="do not pay for 4"):
-        SearchConfig(evaluations=1)
+
+
+TWO = [{"cost": "macs", "max": 1e6}, {"cost": "macs", "max": 2e6}]
+
+
+@pytest.mark.parametrize(
+    "given, complaint",
+    [
+        ({"evaluations": "1000"}, "input should be a valid integer, got '1000'"),
+        ({"evaluations": True}, r"search\.evaluations: input should be a valid integer, got True"),
+        ({"evaluations": 1.5}, r"search\.evaluations: input should be a valid integer, got 1\.5"),
+        (
+            {"evaluations": 100, "population_size": "20"},
+            r"search\.population_size: input should be a valid integer, got '20'",
+        ),
+        ({"evaluations": 1}, "evaluations = 1 must be at least 3, or 0"),
+        ({"evaluations": 2, "population_size": 3}, "evaluations = 2 must be at least 3, or 0"),
+        (
+            {"evaluations": 50, "population_size": 60},
+            "first generation: population_size = 60; lower that, or raise evaluations",
+        ),
+        (
+            {"evaluations": 50, "num_parents": 20},
+            "num_parents must be below population_size = 10, got 20; lower it, or raise",
+        ),
+        (
+            {"evaluations": 100, "racing": True, "limits": TWO},
+            "evaluations = 100 chooses the front search.*; set racing to false, or name one",
+        ),
+    ],
+)
+def test_what_is_said_of_evaluations_names_what_was_given(given: dict, complaint: str):
+    with pytest.raises(UserError, match=complaint):
+        parse_job(MINIMAL | {"search": given}, "job.toml")
+
+
+def test_what_is_said_of_evaluations_works_when_followed():
+    for followed in (
+        {"evaluations": 50, "num_parents": 9},
+        {"evaluations": 50, "num_parents": 20, "population_size": 21},
+        {"evaluations": 50, "population_size": 50},
+        {"evaluations": 100, "limits": TWO},
+        {"evaluations": 100, "racing": True, "limits": TWO, "algorithm": "steady"},
+    ):
+        config = SearchConfig(**followed)
+        assert config.most_evaluations <= config.evaluations
+
+
+def test_a_job_file_names_no_algorithm_beside_verify_but_the_front_search(tmp_path):
+    path = tmp_path / "job.toml"
+    text = '[data]\nsource = "synthetic"\n[search]\nverify = true\n'
+    path.write_text(f'{text}algorithm = "random"\n')
+    with pytest.raises(UserError, match="search.algorithm = 'random' proposes nothing with verify"):
+        load_job(str(path))
+    for line in ("", 'algorithm = "front"\n', "evaluations = 100\n"):
+        path.write_text(text + line)
+        job = load_job(str(path))
+        assert job.search.verify
+        assert Job.model_validate(job.model_dump()) == job  # as job.json records it
 
 
 @pytest.mark.parametrize(
