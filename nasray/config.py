@@ -326,6 +326,13 @@ class Limit(Section):
         """Whether `value`, in units of the cost, is within both bounds; each is allowed itself."""
         return (self.max is None or value <= self.max) and (self.min is None or value >= self.min)
 
+    @property
+    def text(self) -> str:
+        """The limit as an inequality, such as "macs <= 330000000"."""
+        low = f"{self.min:.10g} <= " if self.min is not None else ""
+        high = f" <= {self.max:.10g}" if self.max is not None else ""
+        return f"{low}{self.cost}{high}"
+
     @model_validator(mode="after")
     def _bounds_in_order(self) -> "Limit":
         if self.max is None and self.min is None:

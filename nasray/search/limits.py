@@ -135,12 +135,16 @@ class Limits:
             )
 
     def _shown(self) -> str:
-        shown = []
+        """The bounds on each cost, of several limits on it the tightest."""
+        shown: dict[str, Limit] = {}
         for limit in self.limits:
-            low = f"{limit.min:.10g} <= " if limit.min is not None else ""
-            high = f" <= {limit.max:.10g}" if limit.max is not None else ""
-            shown.append(f"{low}{limit.cost}{high}")
-        return ", ".join(shown)
+            known = shown.get(limit.cost, limit)
+            bounds = {
+                "max": min((x.max for x in (known, limit) if x.max is not None), default=None),
+                "min": max((x.min for x in (known, limit) if x.min is not None), default=None),
+            }
+            shown[limit.cost] = limit.model_copy(update=bounds)
+        return ", ".join(limit.text for limit in shown.values())
 
 
 def _rounded(value: float, *, up: bool) -> str:

@@ -77,6 +77,19 @@ def test_limits_that_exclude_each_other_raise_instead_of_looping(tmp_path, unlim
         search(tmp_path, limits)
 
 
+def test_of_limits_that_exclude_each_other_the_tightest_are_named():
+    space = Tiny()
+    macs, params = Limits(space, ()).bounds("macs"), Limits(space, ()).bounds("params")
+    limits = [
+        Limit(cost="macs", max=macs[0]),
+        Limit(cost="macs", max=9e5),
+        Limit(cost="params", min=params[1]),
+    ]
+    said = f"limits = macs <= {macs[0]:.10g}, {params[1]:.10g} <= params; loosen one"
+    with pytest.raises(InfeasibleError, match=said):
+        Limits(space, limits).draw(1, np.random.default_rng(0), set())
+
+
 def test_an_unknown_cost_is_named():
     with pytest.raises(UserError, match="cost 'latency' is unknown"):
         Limits(SPACE, [Limit(cost="latency", max=3)])
