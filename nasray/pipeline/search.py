@@ -14,7 +14,7 @@ from nasray.algorithms.many_limits import SplitLimits
 from nasray.config import Limit, SearchConfig, limited_cost
 from nasray.data.splits import JobImages
 from nasray.errors import EvaluationError, UserError
-from nasray.pipeline.answers import answers, limits_of, rankings
+from nasray.pipeline.answers import Ranking, answers, limits_of, rankings
 from nasray.pipeline.run import Run
 from nasray.predictors.predictor import AccuracyPredictor
 from nasray.progress import progress
@@ -53,29 +53,23 @@ def search(run: Run) -> list[Candidate]:
             _write_best(run, run.candidates)  # one was removed, or damaged and removed
         return run.candidates
     require_supernet(run)
-    if config.algorithm in ONE_AT_A_TIME and run.job.compute.num_evaluators > config.lag:
+    one_at_a_time = config.algorithm in ONE_AT_A_TIME and not config.verify
+    if one_at_a_time and run.job.compute.num_evaluators > config.lag:
         logger.warning(
             "search.lag = %d keeps no more evaluators than that busy; compute.num_evaluators is %d",
             config.lag,
             run.job.compute.num_evaluators,
         )
     if config.evaluations:
-        logger.info(
-            "search: %s, population_size = %d, num_generations = %d, lag = %d, as best for %d "
-            "evaluations on a space whose truth is known, unless the job says otherwise",
-            config.algorithm,
-            config.population_size,
-            config.num_generations,
-            config.lag,
-            config.evaluations,
-        )
+        logger.info("search: %s", _announced(config))
     begun = begin(run, history)
     if config.verify:
         algorithm = _verified(run, begun)
     else:
         algorithm = make_algorithm(run.space, config, run.limits, run.job.seed)
-    if config.algorithm not in ONE_AT_A_TIME or config.verify:
-        algorithm = WithFirst(algorithm, _best_trained(run))
+    if not one_at_a_time:
+        most = config.evaluations or config.most_evaluations
+        algorithm = WithFirst(algorithm, _best_trained(run), run.limits, most)
     schedule = make_schedule(config)
     with (
         evaluators(run) as pool,
@@ -108,6 +102,7 @@ def search(run: Run) -> list[Candidate]:
         limit = ranking.limit
         within = f"{limit.cost} of {limit.max:g} at most: " if limit and limit.max else ""
         logger.info("%s%s", within, ranking.sentences())
+    warn_of_unanswered(config, ranked)
     reliabilities = [ranking.to_json() for ranking in ranked]
     storage.write_json(
         run.path(layout.SEARCH),
@@ -130,6 +125,30 @@ def search(run: Run) -> list[Candidate]:
     )
     history.close()
     return candidates
+
+
+def _announced(config: SearchConfig) -> str:
+    """What follows from search.evaluations."""
+    sizes = f"population_size = {config.population_size}, num_generations = "
+    sizes += str(config.num_generations)
+    if config.verify:
+        return f"proposals of a predictor, {sizes}, for at most {config.evaluations} evaluations"
+    lag = f", lag = {config.lag}" if config.algorithm in ONE_AT_A_TIME else ""
+    return (
+        f"{config.algorithm}, {sizes}{lag}, as best for {config.evaluations} evaluations on a "
+        "space whose truth is known, unless the job says otherwise"
+    )
+
+
+def warn_of_unanswered(config: SearchConfig, ranked: Sequence[Ranking]) -> None:
+    """Name the limits that should have an answer of their own and have none."""
+    answered = [ranking.limit for ranking in ranked]
+    for limit in config.limits if config.one_by_one else ():
+        if limit.cost == limited_cost(config.limits) and limit not in answered:
+            logger.warning(
+                "no answer within %s: none of the candidates within it could be evaluated",
+                limit.text,
+            )
 
 
 def _best_trained(run: Run) -> list[Architecture]:
@@ -226,6 +245,8 @@ def _verified(run: Run, begun: dict[str, Any]) -> Algorithm:
     from nasray.algorithms.annealing import Annealing
     from nasray.algorithms.verified import VerifiedSearch
 
+    known = begun["num_known"]
+    warn_of_chance(run.job.search, known)
     return VerifiedSearch(
         run.space,
         run.job.search,
@@ -233,9 +254,25 @@ def _verified(run: Run, begun: dict[str, Any]) -> Algorithm:
         run.job.seed,
         inner_search=Annealing,
         fit=partial(AccuracyPredictor.fit, run.space),
-        known=run.sample.candidates[: begun["num_known"]],
+        known=run.sample.candidates[:known],
         predictor=given_predictor(run),
     )
+
+
+def warn_of_chance(config: SearchConfig, known: int) -> None:
+    """Say that a verified search, before which `known` evaluations are known, is a random one."""
+    from nasray.algorithms.verified import MIN_FITTED
+
+    known += config.population_size * (config.num_generations - 1)
+    if known < MIN_FITTED and not config.predictor:
+        logger.warning(
+            "search.verify: a predictor is fitted to %d evaluations at least, and %d are known "
+            "before the last generation, so all candidates are random; a search of more "
+            "generations, or after `nasray fit-predictor RUN_DIR --sample %d`, has some proposed",
+            MIN_FITTED,
+            known,
+            MIN_FITTED,
+        )
 
 
 def given_predictor(run: Run) -> AccuracyPredictor | None:
