@@ -394,8 +394,13 @@ def _not_ours(path: str, why: str) -> UserError:
 
 
 def write_json(path: str, value: Any, *, retry_s: float | None = None) -> None:
-    """Write `value` as a JSON file; `retry_s` and errors as of write()."""
-    write(path, (json.dumps(value, indent=1) + "\n").encode(), retry_s=retry_s)
+    """Write `value` as a JSON file; `retry_s` and errors as of write().
+
+    Raises:
+        ValueError: a number is not finite, which JSON cannot say.
+    """
+    content = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    write(path, content.encode(), retry_s=retry_s)
 
 
 def remove(path: str) -> None:

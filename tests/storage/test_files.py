@@ -16,6 +16,9 @@ def test_json_comes_back(tmp_path):
     storage.write_json(path, {"x": [1, 2.5, None]})
     assert storage.read_json(path) == {"x": [1, 2.5, None]}
     assert storage.list_names(str(tmp_path / "a")) == ["b.json"]
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        storage.write_json(path, {"x": float("nan")})
+    assert storage.read_json(path) == {"x": [1, 2.5, None]}
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
