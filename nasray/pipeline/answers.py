@@ -9,10 +9,11 @@ import numpy as np
 
 from nasray.config import Job, Limit, SearchConfig, limited_cost
 from nasray.search.candidate import Candidate, best_first, unpack
-from nasray.search.reliability import CLEARLY, Reliability
+from nasray.search.reliability import CLEARLY, MIN_CANDIDATES, MIN_IMAGES, Reliability
 from nasray.search.scores import FITNESS, LOG_LIKELIHOOD
 
 GOOD = 0.8  # a reliability that is called good, as usual in testing
+FEW = 10  # candidates, of fewer of which a reliability is itself uncertain
 MOST_LISTED = 200  # chances in search.json
 
 
@@ -37,10 +38,8 @@ class Ranking:
         found = [_scores(each, self.config.fitness) for each in self.candidates]
         if any(len(each) != len(self.labels) for each in found):  # an old history may lack them
             return None
-        weights = None
-        if self.config.fitness == "balanced":
-            weights = 1 / np.bincount(self.labels)[self.labels]
-        return Reliability.of(np.array(found), self.labels, weights=weights)
+        balanced = self.config.fitness == "balanced"
+        return Reliability.of(np.array(found), self.labels, balanced=balanced)
 
     @cached_property
     def num_equal(self) -> int:
@@ -61,8 +60,8 @@ class Ranking:
     @property
     def _others(self) -> dict[str, int]:
         """The rows that the best is compared with."""
-        rows = {"second": 1, "tenth": 9, "median": len(self.candidates) // 2}
-        return {name: row for name, row in rows.items() if row < len(self.candidates)}
+        names = {len(self.candidates) // 2: "median", 9: "tenth", 1: "second"}  # one for each row
+        return {names[row]: row for row in sorted(names) if row < len(self.candidates)}
 
     def to_json(self) -> dict[str, Any] | None:
         """What search.json says of it; docs/run.md explains the keys."""
@@ -96,28 +95,42 @@ class Ranking:
 
     def sentences(self) -> str:
         """How far the ranking can be trusted, and why the answer is the answer: two sentences."""
-        found = self.reliability
+        found, number = self.reliability, len(self.candidates)
         if found is None:
+            return f"{self._why_unknown()}. The answer is the best of them."
+        if not found.lead_errors.any() and np.allclose(found.leads, 0):
             return (
-                f"{len(self.candidates)} candidates on {len(self.labels)} images are too few to "
-                "tell how far their ranking can be trusted. The answer is the best of them."
+                f"The {number} candidates agree on every one of the {found.num_images} hold-out "
+                "images, which say nothing of their order: either all are right everywhere, or the "
+                f"supernet gives all of them the same classes. {self._choice(found)}"
             )
         rows = self._others
         chances = [f"the {name} with {found.chances[row]:.0%}" for name, row in rows.items()]
         chances.append(f"a random one with {found.chances[1:].mean():.0%}")
         left_out = f", {self.num_left_out} stopped early left out" if self.num_left_out else ""
         return (
-            f"The ranking of {len(self.candidates)} candidates by {found.num_images} hold-out "
+            f"The ranking of {number} candidates by {found.num_images} hold-out "
             f"images has a reliability of {found.split_half:.2f} of 1{self._more()}{left_out}: the "
             f"best is really better than {', '.join(chances)}. {self._choice(found)}"
         )
 
+    def _why_unknown(self) -> str:
+        number, images = len(self.candidates), len(self.labels)
+        some = f"{number} candidate{'s' if number > 1 else ''} on {images} images"
+        untold = "to tell how far their ranking can be trusted"
+        if number < MIN_CANDIDATES or images < MIN_IMAGES:
+            return f"{some} are too few {untold}"
+        return f"{some} have no record of each image, which it takes {untold}"
+
     def _more(self) -> str:
-        found = self.reliability
-        if found is None or found.split_half >= GOOD:
-            return ""
-        needed = found.images_for(GOOD)
-        return f" (about {needed:,} images would give {GOOD})" if needed else " (it is noise)"
+        found, number = self.reliability, len(self.candidates)
+        said = []
+        if found is not None and found.split_half < GOOD:
+            needed = found.images_for(GOOD)
+            said.append(f"about {needed:,} images would give {GOOD}" if needed else "it is noise")
+        if number < FEW:
+            said.append(f"of {number} candidates only, so itself uncertain")
+        return f" ({'; '.join(said)})" if said else ""
 
     def _choice(self, found: Reliability) -> str:
         best, answer = self.candidates[0], self.answer

@@ -51,7 +51,7 @@ class Reliability:
         scores: np.ndarray,
         labels: np.ndarray,
         *,
-        weights: np.ndarray | None = None,
+        balanced: bool = False,
         seed: int = 0,
     ) -> "Reliability | None":
         """Assess candidates by their results; None if they or the images are too few.
@@ -60,17 +60,24 @@ class Reliability:
             scores: (n, images), whether each image is right, bool, or another number whose mean is
                 the fitness; the best candidate first.
             labels: (images,), the class of each: parts of the images have equal shares of each.
-            weights: (images,), what each counts in the fitness; None: alike.
+            balanced: the fitness is the mean over the classes of the means of their images.
             seed: draws the parts.
         """
         if len(scores) < MIN_CANDIDATES or len(labels) < MIN_IMAGES:
             return None
-        weights = np.full(len(labels), 1.0) if weights is None else weights
-        weights = weights / weights.sum()
-        squares = weights**2
+        classes = np.zeros(len(labels), np.int64)  # whose means make the fitness; else one for all
+        if balanced:  # images in the order of their classes
+            order = np.argsort(labels, kind="stable")
+            scores, labels = scores[:, order], labels[order]
+            classes = np.unique(labels, return_inverse=True)[1]
+        numbers = np.bincount(classes)  # of images of each class
+        weights = (1 / (len(numbers) * numbers))[classes]
+        # A class of n images has n - 1 degrees of freedom: a mean of its own.
+        squares = weights**2 * (numbers / np.maximum(numbers - 1, 1))[classes]
         quarters = _quarters(labels, seed) * weights[:, None]
-        columns = np.column_stack((weights, squares, quarters))
+        columns = np.column_stack((weights, quarters))
         sums = np.zeros((len(scores), columns.shape[1]))
+        means = np.zeros((len(scores), len(numbers)))  # of each class
         own, apart = np.zeros((2, len(scores)))  # sums of squares
         noise = top_noise = 0.0
         top = len(scores) // 2 + 1
@@ -78,24 +85,31 @@ class Reliability:
             rows = slice(start, start + BLOCK)
             found = scores[:, rows].astype(np.float64)
             sums += found @ columns[rows]
+            present, starts = np.unique(classes[rows], return_index=True)
+            means[:, present] += np.add.reduceat(found, starts, axis=1) / numbers[present]
             own += found**2 @ squares[rows]
             apart += (found[0] - found) ** 2 @ squares[rows]
             noise += found.var(axis=0, ddof=1) @ squares[rows]
             top_noise += found[:top].var(axis=0, ddof=1) @ squares[rows]
-        fitness, weighted = sums[:, :2].T
-        parts = (sums[:, 2:] / quarters.sum(axis=0)).reshape(len(scores), SPLITS, 4)
+        # Deviations are from the mean of an image's class, which is not what varies by luck.
+        of_class = np.bincount(classes, squares)
+        noise = max(0.0, noise - means.var(axis=0, ddof=1) @ of_class)
+        top_noise = max(0.0, top_noise - means[:top].var(axis=0, ddof=1) @ of_class)
+        fitness = sums[:, 0]
+        parts = (sums[:, 1:] / quarters.sum(axis=0)).reshape(len(scores), SPLITS, 4)
         leads = fitness[0] - fitness
-        variances = (apart - leads**2 * squares.sum()).clip(0)
-        overall = _ratio((fitness.var(ddof=1) - noise) / (1 - squares.sum()), noise)
-        among_top = _ratio(_top_spread(parts, top), top_noise)
+        variances = (apart - (means[0] - means) ** 2 @ of_class).clip(0)
+        overall = among_top = _ratio(fitness.var(ddof=1) - noise, noise)
+        if top_noise > 0:  # else the better half agree on every image
+            among_top = _ratio(_top_spread(parts, top), top_noise)
         excess = (
             (overall * among_top) ** 0.5 if 0 < among_top < overall else min(overall, among_top)
         )
-        chances, kept = _posterior(leads, variances, 2 * top_noise, excess)
+        chances, kept = _posterior(leads, variances, 2 * (top_noise or noise), excess)
         return cls(
             num_images=len(labels),
             split_half=_split_half(parts),
-            errors=np.sqrt((own - 2 * fitness * weighted + fitness**2 * squares.sum()).clip(0)),
+            errors=np.sqrt((own - means**2 @ of_class).clip(0)),
             leads=leads,
             lead_errors=np.sqrt(variances),
             expected_leads=kept * leads,
@@ -127,12 +141,14 @@ def _split_half(parts: np.ndarray) -> float:
     norms = np.sqrt((first**2).sum(axis=0) * (second**2).sum(axis=0))
     products = (first * second).sum(axis=0)
     correlation = np.divide(products, norms, out=np.zeros(SPLITS), where=norms > 1e-12).mean()
-    return round(float(max(0.0, 2 * correlation / (1 + correlation))), DIGITS)
+    return round(float(2 * correlation / (1 + correlation)), DIGITS) if correlation > 0 else 0.0
 
 
 def _top_spread(parts: np.ndarray, number: int) -> float:
     """The true variance among the better candidates: (candidates, SPLITS, 4) -> mean of splits."""
-    better = np.argsort(-parts[..., 0] - parts[..., 2], axis=0, kind="stable")[:number]
+    # Rounded, so that the last bits of sums do not tell equal candidates apart.
+    chosen_by = (parts[..., 0] + parts[..., 2]).round(9)
+    better = np.argsort(-chosen_by, axis=0, kind="stable")[:number]
     first, second = (np.take_along_axis(parts[..., part], better, axis=0) for part in (1, 3))
     products = (first - first.mean(axis=0)) * (second - second.mean(axis=0))
     return float(products.sum(axis=0).mean() / (number - 1))

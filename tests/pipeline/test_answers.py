@@ -93,7 +93,28 @@ def test_what_cannot_be_told_is_said():
     assert few.reliability is None and few.to_json() is None
     assert few.answer.fitness == max(each.fitness for each in NOISE[:2])
     assert "too few to tell" in few.sentences()
+    said = ranking(job(), NOISE[:1]).sentences()
+    assert said.startswith("1 candidate on 200 images are too few to tell")
+    old = [replace(each, correct=b"") for each in NOISE]
+    assert "30 candidates on 200 images have no record of each image" in (
+        ranking(job(), old).sentences()
+    )
     assert "7 stopped early left out" in ranking(job(), NOISE, num_left_out=7).sentences()
+
+
+def test_of_a_few_candidates_each_is_named_once_and_the_reliability_called_uncertain():
+    for number, names in ((3, ["second"]), (5, ["second", "median"]), (19, ["second", "tenth"])):
+        few = ranking(job(), CLEAR[:number])
+        assert [each["with"] for each in few.to_json()["comparisons"]] == names
+        said = f"of {number} candidates only, so itself uncertain" in few.sentences()
+        assert said == (number < 10)
+
+
+def test_candidates_that_agree_on_every_image_are_not_called_noise():
+    same = [replace(each, correct=NOISE[0].correct, fitness=NOISE[0].fitness) for each in NOISE]
+    found = ranking(job(), same)
+    assert "The 30 candidates agree on every one of the 200 hold-out images" in found.sentences()
+    assert "noise" not in found.sentences() and "30 of them, itself" in found.sentences()
 
 
 def test_search_json_compares_the_best_with_others():
@@ -111,7 +132,7 @@ def test_by_balanced_top1_each_class_counts_alike():
     first = np.unpackbits(np.frombuffer(found.candidates[0].correct, np.uint8), count=200)
     shares = first[:150].mean(), first[150:].mean()
     variance = shares[0] * (1 - shares[0]) / 150 + shares[1] * (1 - shares[1]) / 50
-    assert found.to_json()["standard_error"] == pytest.approx(variance**0.5 / 2, rel=0.05)
+    assert found.to_json()["standard_error"] == pytest.approx(variance**0.5 / 2, rel=0.01)
 
 
 def test_by_log_likelihood_the_log_probabilities_count():
@@ -124,7 +145,7 @@ def test_by_log_likelihood_the_log_probabilities_count():
     [ranked] = rankings(job(fitness="log_likelihood"), found, LABELS)
     best = max(range(30), key=lambda row: found[row].fitness)
     assert ranked.candidates[0] is found[best]
-    error = scores[best].astype(float).std() / 200**0.5
+    error = scores[best].astype(float).std(ddof=1) / 200**0.5
     assert ranked.to_json()["standard_error"] == pytest.approx(error)
     assert "nats below the best as measured" in ranked.sentences()
     assert rankings(job(fitness="log_likelihood"), NOISE, LABELS)[0].reliability is None

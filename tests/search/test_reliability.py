@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from nasray.search.reliability import CLEARLY, Reliability
+from nasray.search import reliability
+from nasray.search.reliability import CLEARLY, SPLITS, Reliability, _split_half
+from nasray.search.scores import balanced_top1
 
 PHI = np.vectorize(lambda z: 0.5 * math.erfc(-z / math.sqrt(2)))
 
@@ -80,11 +82,11 @@ def test_split_half_reliability_is_the_square_of_the_correlation_with_the_truth(
         for seed in range(10):
             correct, true = simulated(np.random.default_rng(seed), spread=spread)
             found.append((assess(correct).split_half, correct.mean(axis=1), true))
-        reliability = np.mean([each for each, _, _ in found])
-        assert low <= reliability <= high
+        mean = np.mean([each for each, _, _ in found])
+        assert low <= mean <= high
         if spread:
             squares = [np.corrcoef(fitness, true)[0, 1] ** 2 for _, fitness, true in found]
-            assert reliability == pytest.approx(np.mean(squares), abs=0.1)
+            assert mean == pytest.approx(np.mean(squares), abs=0.1)
 
 
 @pytest.mark.parametrize("kind", ["right or wrong", "log-probabilities"])
@@ -94,15 +96,38 @@ def test_errors_are_those_of_a_paired_bootstrap(kind):
     if kind == "log-probabilities":
         correct = np.where(correct, -0.2, -1.5) + rng.normal(0, 0.3, correct.shape)
         correct = correct[np.argsort(-correct.mean(axis=1))].astype(np.float16)
-    weights = rng.uniform(0.5, 2, correct.shape[1])
-    found = assess(correct, weights=weights)
+    found = assess(correct)
     drawn = rng.integers(0, correct.shape[1], (4000, correct.shape[1]))
-    rows = correct[[0, 30]].astype(np.float64)
-    tops = [np.average(row[drawn], axis=1, weights=weights[drawn]) for row in rows]
+    tops = [row[drawn].mean(axis=1) for row in correct[[0, 30]].astype(np.float64)]
     assert found.errors[0] == pytest.approx(tops[0].std(), rel=0.1)
     assert found.lead_errors[30] == pytest.approx((tops[0] - tops[1]).std(), rel=0.1)
-    fitness = np.average(correct, axis=1, weights=weights)
+    fitness = correct.mean(axis=1, dtype=np.float64)
     assert found.leads == pytest.approx(fitness[0] - fitness)
+
+
+def test_errors_of_a_balanced_fitness_are_those_of_its_bootstrap(monkeypatch):
+    """Classes of unlike accuracy and size: an image deviates from the mean of its class."""
+    rng = np.random.default_rng(2)
+    labels = rng.permutation(np.repeat(range(4), (80, 80, 80, 60)))
+    shares = np.array([0.95, 0.8, 0.5, 0.2])[labels]
+    shares = [shares, 0.9 * shares, np.array([0.5, 0.7, 0.9, 0.1])[labels]]
+    correct = rng.random((3, len(labels))) < shares
+    found = Reliability.of(correct, labels, balanced=True)
+    # Within the classes: their sizes are no luck, either.
+    drawn = [
+        rng.choice(np.flatnonzero(labels == own), (4000, sum(labels == own))) for own in range(4)
+    ]
+    tops = [np.mean([row[images].mean(axis=1) for images in drawn], axis=0) for row in correct]
+    for row in range(3):
+        assert found.errors[row] == pytest.approx(tops[row].std(), rel=0.05)
+        lead_error = (tops[0] - tops[row]).std()
+        assert found.lead_errors[row] == pytest.approx(lead_error, rel=0.05)
+    fitness = [balanced_top1(row, labels) for row in correct]
+    assert found.leads == pytest.approx(np.subtract(fitness[0], fitness))
+    monkeypatch.setattr(reliability, "BLOCK", 7)  # no class in one block
+    again = Reliability.of(correct, labels, balanced=True)
+    assert again.errors == pytest.approx(found.errors)
+    assert (again.chances == found.chances).all()
 
 
 def test_what_agrees_on_all_images_is_no_better():
@@ -113,6 +138,35 @@ def test_what_agrees_on_all_images_is_no_better():
     alike = assess(np.repeat(correct[:1], 5, axis=0))
     assert alike.split_half == 0
     assert (alike.chances == 0.5).all() and (alike.expected_leads == 0).all()
+
+
+@pytest.mark.parametrize("number, worse", [(8, 3), (2, 1)])
+def test_a_better_half_that_agrees_on_all_images_leaves_probabilities(number, worse):
+    """The others are compared by the noise of all."""
+    rng = np.random.default_rng(0)
+    best = rng.random(200) < 0.9
+    others = best & (rng.random((worse, 200)) < np.linspace(0.9, 0.85, worse)[:, None])
+    found = assess(np.concatenate((np.repeat(best[None], number, axis=0), others)))
+    assert (found.chances[:number] == 0.5).all()
+    assert (found.chances[number:] > 0.9).all() and (found.chances <= 1).all()
+    assert np.isfinite(found.expected_leads).all()
+
+
+def test_equal_candidates_are_not_told_apart_by_rounding(monkeypatch):
+    """Sums over blocks of another size differ in their last bits."""
+    for seed in range(20):
+        correct, _ = simulated(np.random.default_rng(seed), spread=0.05, number=60, num_images=300)
+        found = []
+        for size in (4096, 100):
+            monkeypatch.setattr(reliability, "BLOCK", size)
+            found.append(assess(correct).chances)
+        assert (found[0] == found[1]).all(), seed
+
+
+def test_halves_that_contradict_each_other_have_no_reliability():
+    parts = np.zeros((4, SPLITS, 4))
+    parts[..., 0], parts[..., 1] = np.arange(4)[:, None], -np.arange(4)[:, None]
+    assert _split_half(parts) == 0
 
 
 def test_a_candidate_far_below_is_clearly_worse_though_all_others_are_alike():
