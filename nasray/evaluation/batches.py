@@ -38,7 +38,8 @@ def on_batches(
 
     `step` takes uint8 images (n, 3, height, width) on the device; with `graphs`, it is run as a
     CUDA graph where that pays, but for the first batch of each shape. Batches have at most
-    `batch_size` images and are nearly equal: a batch of one image has no variance.
+    `batch_size` images and are nearly equal. None has one image, which has no variance: of an odd
+    number in twos, one batch has three.
     """
     seen: Counter[torch.Size] = Counter()
     captured: dict[torch.Size, _Graph | None] = {}
@@ -127,8 +128,9 @@ def _first_graph() -> torch.cuda.CUDAGraph:
 
 
 def _split(number: int, batch_size: int) -> list[tuple[int, int]]:
-    """Nearly equal batches as (start, end)."""
-    parts = np.array_split(np.arange(number), -(-number // batch_size))
+    """Nearly equal batches as (start, end), none of one image unless all are."""
+    fewest = 2 if min(number, batch_size) > 1 else 1
+    parts = np.array_split(np.arange(number), min(-(-number // batch_size), number // fewest))
     return [(int(part[0]), int(part[-1]) + 1) for part in parts]
 
 

@@ -141,9 +141,10 @@ def test_outcomes_of_outputs_that_are_no_numbers_are_the_lowest():
     assert found.tolist() == [[0.0, LOWEST]] * 6
 
 
-def test_a_last_batch_of_one_image_does_not_spoil_the_statistics():
+@pytest.mark.parametrize("number, batch_size", [(11, 10), (5, 2), (3, 2), (7, 3)])
+def test_no_batch_of_one_image_spoils_the_statistics(number, batch_size):
     net = nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.Flatten())  # one pixel each
-    recalibrate_bn(net, pictures(11), batch_size=10)
+    recalibrate_bn(net, pictures(number), batch_size=batch_size)
     assert torch.isfinite(net[1].running_var).all()
 
 
