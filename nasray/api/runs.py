@@ -311,10 +311,12 @@ class RunDirectory:
 
         Returns the content of RUN/rank.json: for the supernet, MACs and parameters Kendall's
         tau-b, Spearman's rho, the overlap of the best tenths and the regret, each with the ends
-        of its 95 % interval; and what the search's answer is worth.
+        of its 95 % interval, None where there is none; the supernet's tau-b minus that of MACs,
+        in pairs; and what the search's answer is worth among those within its limits.
 
         Raises:
             UserError: there is no supernet, or the truth is not readable.
+            EvaluationError: fewer than three architectures could be evaluated.
         """
         from nasray.pipeline import rank
 
@@ -334,9 +336,9 @@ class RunDirectory:
                 with self._cluster(opened):
                     return rank.rank(opened, values, sample, path)
             with self._cluster(opened):
-                values = rank.train_some(opened, retrain, epochs)
+                values, of_pick = rank.train_some(opened, retrain, epochs)
                 source = f"trained from scratch for {epochs} epochs"
-                return rank.rank(opened, values, len(values), source)
+                return rank.rank(opened, values, len(values), source, of_pick)
 
     def retrain(self, *, again: bool = False) -> list[dict[str, Any]]:
         """Give the answers of the search their weights, on the cluster; return their results.

@@ -246,13 +246,28 @@ def rank(
     figures = list(next(iter(found["rankers"].values())))
     click.echo("".join(f"{name:<24}" for name in ("ranked by", *figures)).rstrip())
     for name, row in found["rankers"].items():
-        cells = ("{:.3f} [{:.3f}, {:.3f}]".format(*row[figure]) for figure in figures)
+        cells = (_with_interval(*row[figure]) for figure in figures)
         click.echo("".join(f"{cell:<24}" for cell in (name, *cells)).rstrip())
-    if pick := found["pick"]:
+    difference = _with_interval(*found["beyond_macs"])
+    click.echo(f"kendall_tau of supernet minus that of macs: {difference}")
+    if found["num_failed"]:
         click.echo(
-            f"the search's answer: {pick['true']:.4g}, {pick['regret']:.4g} below the best known, "
-            f"above {pick['better_than']:.0%} of these"
+            f"{found['num_failed']} could not be evaluated and are left out; the first: "
+            f"{found['first_failed']}",
+            err=True,
         )
+    if pick := found["pick"]:
+        said = (
+            f"the search's answer: {pick['true']:.4g}, {pick['regret']:.4g} below the best of the "
+            f"{pick['num_known']} known within its limits"
+        )
+        if number := pick["num_others"]:
+            said += f", above {pick['better_than']:.0%} of the {number} drawn within them"
+        click.echo(said)
+
+
+def _with_interval(figure: float, low: float | None, high: float | None) -> str:
+    return f"{figure:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
 
 
 @click.command()

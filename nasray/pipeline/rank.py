@@ -6,42 +6,54 @@ supernet must beat to be worth its training.
 """
 
 import csv
+import hashlib
 import io
 import json
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from nasray.config import Job, Limit
 from nasray.errors import EvaluationError, UserError
-from nasray.pipeline.run import Run
+from nasray.pipeline.answers import limits_of
+from nasray.pipeline.run import NOT_OF_A_TRIAL, Run, is_retrained
 from nasray.pipeline.search import evaluators, is_finished, require_supernet
 from nasray.predictors.quality import kendall_tau
 from nasray.progress import progress
 from nasray.search.candidate import Candidate, fully_evaluated
 from nasray.search.history import History
-from nasray.spaces.population import as_population
+from nasray.search.limits import Limits
+from nasray.spaces.population import as_architectures, as_population
 from nasray.spaces.space import Architecture, Space, check_architecture
 from nasray.storage import files as storage
 from nasray.storage import layout
 
 ARCH_KEYS = ("arch", "architecture", "genes")
 VALUE_KEYS = ("value", "mean_acc", "val_top1", "top1", "accuracy", "acc")
-RANKERS = ("supernet", "macs", "params")
 RESAMPLES = 300  # of the bootstrap over architectures
+FEWEST = 10  # architectures of which there is an interval: resamples of fewer are too much alike
 SHOWN_AT_ONCE = 10  # architectures evaluated between two records, at least
 
 
-def rank(run: Run, truth: dict[Architecture, float], number: int, source: str) -> dict[str, Any]:
+def rank(
+    run: Run,
+    truth: dict[Architecture, float],
+    number: int,
+    source: str,
+    of_pick: dict[Architecture, float] | None = None,
+) -> dict[str, Any]:
     """Evaluate `number` architectures of `truth`, drawn by the run's seed, and compare orders.
 
     Writes RUN/rank.json and returns its content. What the run has evaluated already is not
-    evaluated again. If the search is finished, its answer is one of them where its truth is known.
+    evaluated again; what cannot be evaluated is left out. If the search is finished, its answer is
+    compared with them where its truth is known, in `truth` or in `of_pick`.
 
     Raises:
         UserError: fewer than three architectures have a truth.
-        EvaluationError: one could not be evaluated.
+        EvaluationError: fewer than three could be evaluated.
     """
     if len(truth) < 3:
         raise UserError(f"{source}: {len(truth)} architectures; an order takes three or more")
@@ -49,51 +61,76 @@ def rank(run: Run, truth: dict[Architecture, float], number: int, source: str) -
     every = sorted(truth)
     rng = np.random.default_rng((run.job.seed, 0x7A2B))
     chosen = [every[row] for row in rng.permutation(len(every))[:number]]
-    pick = _pick(run)
-    candidates = _evaluated(run, chosen + ([pick] if pick in truth and pick not in chosen else []))
+    candidates, failed = _evaluated(run, chosen)
+    first = f"{json.dumps(run.space.to_json(failed[0][0]))}: {failed[0][1]}" if failed else ""
+    if len(candidates) < 3:
+        raise EvaluationError(
+            f"{len(failed)} of {len(chosen)} architectures cannot be evaluated, and an order takes "
+            f"three; the first: {first}"
+        )
     true = np.array([truth[each.arch] for each in candidates])
     by_ranker = {
         "supernet": np.array([each.fitness for each in candidates]),
         "macs": np.array([each.costs["macs"] for each in candidates]),
         "params": np.array([each.costs["params"] for each in candidates]),
     }
-    drawn = slice(len(chosen))  # the pick is not a random one
+    rows = resamples(len(true), run.job.seed)
     found = {
         "truth": source,
-        "num_archs": len(chosen),
-        "rankers": {
-            name: agreement(values[drawn], true[drawn], run.job.seed)
-            for name, values in by_ranker.items()
-        },
-        "pick": _regret_of_pick(truth, true[drawn], pick),
-        "archs": [list(each.arch) for each in candidates[drawn]],
-        "true": true[drawn].tolist(),
-        **{name: values[drawn].tolist() for name, values in by_ranker.items()},
+        "num_archs": len(candidates),
+        "num_failed": len(failed),
+        "first_failed": first,
+        "rankers": {name: agreement(values, true, rows) for name, values in by_ranker.items()},
+        "beyond_macs": beyond(by_ranker["supernet"], by_ranker["macs"], true, rows),
+        "pick": _worth_of_pick(run, truth | (of_pick or {}), [each.arch for each in candidates]),
+        "archs": [list(each.arch) for each in candidates],
+        "true": true.tolist(),
+        **{name: values.tolist() for name, values in by_ranker.items()},
     }
     storage.write_json(run.path(layout.RANK), found)
     return found
 
 
-def train_some(run: Run, number: int, epochs: int) -> dict[Architecture, float]:
+def train_some(
+    run: Run, number: int, epochs: int
+) -> tuple[dict[Architecture, float], dict[Architecture, float]]:
     """Train `number` random architectures within the limits, and the search's answer if there is
-    one, from scratch for `epochs` each, with the first recipe of [retrain]; return their
-    validation top-1. Under RUN/ranked/; those that are trained stay.
+    one, from scratch for `epochs` each, with the first recipe of [retrain]. Under RUN/ranked/;
+    those that were trained by the same recipe stay.
+
+    Returns the validation top-1 of the random ones, and apart from it that of the answer.
     """
     from nasray.training.retrain import retrain
 
     require_supernet(run)
     rng = np.random.default_rng((run.job.seed, 0x7A2C))
-    archs = run.limits.draw(number, rng, set())
-    pick = _pick(run)
-    archs += [pick] if pick is not None and pick not in archs else []
-    values = {key: _first(value) for key, value in run.job.retrain.model_dump().items()}
+    drawn = run.limits.draw(number, rng, set())
+    pick, _ = _pick(run)
+    job = job_of_training(run.job, epochs)
+    named = {folder_of(job, arch): arch for arch in (*drawn, *([pick] if pick else []))}
+    record = "retrain JOB RUN_DIR --again" if is_retrained(run.folder) else "train JOB RUN_DIR"
+    way_out = f"change [retrain] in the job, record it by `nasray {record}`, and rank again"
+    results = dict(
+        retrain(job, run.folder, run.data_path, named, into=layout.RANKED, way_out=way_out)
+    )
+    values = {named[name]: float(results[name]["val_top1"]) for name in named}
+    return {arch: values[arch] for arch in drawn}, {pick: values[pick]} if pick else {}
+
+
+def job_of_training(job: Job, epochs: int) -> Job:
+    """The job by which the truth is trained: the first recipe of [retrain], from scratch."""
+    values = {key: _first(value) for key, value in job.retrain.model_dump().items()}
     values |= {"init": "scratch", "epochs": epochs, "num_trials": 1, "also": (), "num_winners": 1}
     values |= {"warmup_epochs": min(values["warmup_epochs"], epochs / 4), "distillation": 0.0}
-    config = type(run.job.retrain).model_validate(values)
-    job = run.job.model_copy(update={"retrain": config})
-    named = {f"{epochs}-{'-'.join(map(str, arch))}": arch for arch in archs}
-    results = dict(retrain(job, run.folder, run.data_path, named, into=layout.RANKED))
-    return {named[name]: float(results[name]["val_top1"]) for name in named}
+    return job.model_copy(update={"retrain": type(job.retrain).model_validate(values)})
+
+
+def folder_of(job: Job, arch: Architecture) -> str:
+    """Where `arch` is trained, by its recipe, too: what others trained cannot be compared."""
+    recipe = job.retrain.model_dump(exclude=NOT_OF_A_TRIAL)
+    recipe["workers"] = job.compute.workers_per_trial
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    return f"{job.retrain.epochs}-{digest[:8]}-{'-'.join(map(str, arch))}"
 
 
 def _first(value: Any) -> Any:
@@ -187,29 +224,64 @@ def _architecture(value: Any, space: Space) -> Architecture:
     return tuple(space.canonical(as_population([arch]))[0].tolist())
 
 
-def agreement(values: np.ndarray, true: np.ndarray, seed: int) -> dict[str, list[float]]:
+def agreement(
+    values: np.ndarray, true: np.ndarray, rows: np.ndarray
+) -> dict[str, list[float | None]]:
     """How well `values` (n,) order the networks of these true values (n,), more being better.
 
-    Each as [figure, low, high], of a 95 % interval by a bootstrap over the networks: Kendall's
-    tau-b, Spearman's rho, the share of the true best tenth that is in the tenth ranked first,
-    and by how much the network ranked first is below the best (regret, in units of the truth).
+    Each as [figure, low, high], of a 95 % interval by a bootstrap over the networks, whose
+    resamples are `rows` (resamples, n): Kendall's tau-b, Spearman's rho, the share of the true best
+    tenth that is in the tenth ranked first, and by how much the network ranked first is below the
+    best (regret, in units of the truth). Of fewer than FEWEST networks there is no interval, and of
+    regret never: a resample may lack the best. Then low and high are None.
     """
-    rng = np.random.default_rng((seed, 0xB007))
-    rows = rng.integers(0, len(true), (RESAMPLES, len(true)))
     figures = {"kendall_tau": kendall_tau, "spearman": spearman, "top_tenth": top_tenth}
-    return {name: _interval(of, values, true, rows) for name, of in figures.items()} | {
-        "regret": _interval(regret, values, true, rows)
+    found = {
+        name: interval(partial(_of_rows, of, values, true), rows) for name, of in figures.items()
     }
+    return found | {"regret": [regret(values, true), None, None]}
 
 
-def _interval(
+def beyond(
+    values: np.ndarray, others: np.ndarray, true: np.ndarray, rows: np.ndarray
+) -> list[float | None]:
+    """Kendall's tau-b of `values` (n,) minus that of `others` (n,), as agreement() gives it.
+
+    In pairs: both order the same networks in each resample.
+    """
+
+    def difference(row: np.ndarray) -> float:
+        own, other = (_of_rows(kendall_tau, each, true, row) for each in (values, others))
+        return own - other
+
+    return interval(difference, rows)
+
+
+def resamples(number: int, seed: int) -> np.ndarray:
+    """Of the bootstrap over `number` networks: (RESAMPLES, number)."""
+    rng = np.random.default_rng((seed, 0xB007))
+    return rng.integers(0, number, (RESAMPLES, number))
+
+
+def _of_rows(
     of: Callable[[np.ndarray, np.ndarray], float],
     values: np.ndarray,
     true: np.ndarray,
-    rows: np.ndarray,
-) -> list[float]:
-    low, high = np.quantile([of(values[row], true[row]) for row in rows], (0.025, 0.975))
-    return [float(each) for each in (of(values, true), low, high)]
+    row: np.ndarray,
+) -> float:
+    return of(values[row], true[row])
+
+
+def interval(figure: Callable[[np.ndarray], float], rows: np.ndarray) -> list[float | None]:
+    """[figure, low, high], as of agreement(): of all networks, whose resamples are `rows`.
+
+    `figure` takes the positions of the networks that it is computed of.
+    """
+    whole = float(figure(np.arange(rows.shape[1])))
+    if rows.shape[1] < FEWEST:
+        return [whole, None, None]
+    low, high = np.quantile([figure(row) for row in rows], (0.025, 0.975))
+    return [whole, float(low), float(high)]
 
 
 def spearman(values: np.ndarray, true: np.ndarray) -> float:
@@ -237,36 +309,50 @@ def regret(values: np.ndarray, true: np.ndarray) -> float:
     return float(true.max() - true[values == values.max()].mean())
 
 
-def _pick(run: Run) -> Architecture | None:
-    """The answer of the search, if it is finished."""
+def _pick(run: Run) -> tuple[Architecture | None, Limit | None]:
+    """The answer of the search, if it is finished, and the limit that it answers by itself."""
     if not is_finished(run):
-        return None
-    return tuple(storage.read_json(run.path(layout.SEARCH))["winner"]["genes"])
+        return None, None
+    summary = storage.read_json(run.path(layout.SEARCH))
+    answers = summary.get("answers") or [{}]
+    limit = answers[0].get("limit")
+    return tuple(summary["winner"]["genes"]), Limit(**limit) if limit else None
 
 
-def _regret_of_pick(
-    truth: dict[Architecture, float], sample: np.ndarray, pick: Architecture | None
+def _worth_of_pick(
+    run: Run, truth: dict[Architecture, float], drawn: Sequence[Architecture]
 ) -> dict[str, Any] | None:
-    """What the search's answer is worth, beside the best and the random ones."""
-    if pick not in truth or pick is None:
+    """What the search's answer is worth, beside the best and the random ones within its limits."""
+    pick, limit = _pick(run)
+    if pick is None or pick not in truth:
         return None
-    own = truth[pick]
+    limits = Limits(run.space, limits_of(run.job, limit), run.latency)
+    within = {pick, *as_architectures(limits.feasible(as_population(list(truth))))}
+    own, others = truth[pick], [truth[arch] for arch in drawn if arch in within - {pick}]
     return {
         "genes": list(pick),
         "true": own,
-        "regret": max(truth.values()) - own,
-        "better_than": float(np.mean(sample < own)),
+        "regret": max(truth[arch] for arch in within) - own,
+        "num_known": len(within),
+        "better_than": float(np.mean(np.array(others) < own)) if others else None,
+        "num_others": len(others),
     }
 
 
-def _evaluated(run: Run, archs: Sequence[Architecture]) -> list[Candidate]:
-    """The evaluations of `archs`, in their order; those that are missing are done and recorded."""
+def _evaluated(
+    run: Run, archs: Sequence[Architecture]
+) -> tuple[list[Candidate], list[tuple[Architecture, str]]]:
+    """The evaluations of `archs`, in their order; those that are missing are done and recorded.
+
+    Also those that cannot be evaluated, each with its error.
+    """
     from nasray.evaluation.evaluator import Request
 
     history = History(run.path(layout.HISTORY), "ranked")
     before = [*run.candidates, *run.sample.candidates, *run.listed.candidates]
     known = {each.arch: each for each in fully_evaluated([*before, *history.candidates])}
     missing = [arch for arch in archs if arch not in known]
+    failed: list[tuple[Architecture, str]] = []
     if missing:
         size = max(SHOWN_AT_ONCE, 4 * run.job.compute.num_evaluators)
         done = len(archs) - len(missing)
@@ -274,14 +360,13 @@ def _evaluated(run: Run, archs: Sequence[Architecture]) -> list[Candidate]:
             for start in range(0, len(missing), size):
                 some = missing[start : start + size]
                 found = pool.evaluate([Request(arch=arch) for arch in some])
-                failed = [each.error for each in found if each.failed]
-                if failed:
-                    raise EvaluationError(f"an architecture cannot be evaluated: {failed[0]}")
                 chunk = [
                     Candidate.of(each, arch=arch, costs=costs, generation=len(history))
                     for each, arch, costs in zip(found, some, run.limits.costs(some), strict=True)
                 ]
-                history.append(chunk, run.space.to_json)
-                known |= {each.arch: each for each in chunk}
+                failed += [(each.arch, each.error) for each in chunk if each.failed]
+                if succeeded := [each for each in chunk if not each.failed]:
+                    history.append(succeeded, run.space.to_json)
+                known |= {each.arch: each for each in succeeded}
                 show(done + start + len(some), "")
-    return [known[arch] for arch in archs]
+    return [known[arch] for arch in archs if arch in known], failed

@@ -301,7 +301,7 @@ def is_search_begun(folder: str) -> bool:
 def _free_keys(folder: str, recorded: Job, *, again: bool) -> set[tuple[str, str]]:
     """The keys of the job that may still change, by what has been evaluated and retrained."""
     free = set(FREE_KEYS)
-    if again or not _is_retrained(folder):
+    if again or not is_retrained(folder):
         free |= TRIAL_KEYS | {("retrain", key) for key in RetrainConfig.model_fields}
     if is_search_begun(folder):
         return free
@@ -316,7 +316,7 @@ def _free_keys(folder: str, recorded: Job, *, again: bool) -> set[tuple[str, str
     return free | {("search", key) for key in keys}
 
 
-def _is_retrained(folder: str) -> bool:
+def is_retrained(folder: str) -> bool:
     """Whether a network has been retrained to the end."""
     names = storage.list_names(storage.join(folder, layout.RETRAIN))
     paths = [storage.join(folder, layout.retrained(name, layout.RESULT)) for name in names]

@@ -40,6 +40,7 @@ from nasray.report.tables import (
     reliability_curves,
     reliability_table,
     shipped_table,
+    with_interval,
 )
 from nasray.search.scores import Predictions, by_class
 from nasray.storage import files as storage
@@ -273,8 +274,15 @@ def _rank(run: RunContents) -> Part:
         f"{found['num_archs']} architectures with known true values ({found['truth']}), in the "
         "order of the supernet and of their costs; with the ends of a 95 % interval."
     )
+    if difference := found.get("beyond_macs"):
+        said = with_interval(*difference)
+        note += f" Kendall's tau-b of the supernet minus that of MACs: {said}."
+    if number := found.get("num_failed"):
+        note += f" {number} more could not be evaluated and are left out."
     if pick := found.get("pick"):
-        note += f" The search's answer is {pick['regret']:.3g} below the best known."
+        note += f" The search's answer is {pick['regret']:.3g} below the best known"
+        known = pick.get("num_known")
+        note += f" of {known} within its limits." if known else "."
     plot = embed(figures.rank_figure(found["supernet"], found["true"], run.fitness), "rank-plot")
     return {"note": note, "plot": plot, "table": rank_table(found["rankers"])}
 

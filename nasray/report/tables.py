@@ -145,12 +145,16 @@ def reliability_curves(rankings: Sequence[Entry]) -> dict[str, list[float]]:
 def rank_table(rankers: Entry) -> Table:
     """How well each ranker orders: [figure, low, high] of each measure."""
     rows = [
-        [figures.COSTS.get(name, (name,))[0]]
-        + ["{:.3f} [{:.3f}, {:.3f}]".format(*row) for row in found.values()]
+        [figures.COSTS.get(name, (name,))[0]] + [with_interval(*row) for row in found.values()]
         for name, found in rankers.items()
     ]
     names = ["Kendall's tau-b", "Spearman's rho", "overlap of the best tenths", "regret"]
     return Table(header=["ranked by", *names], rows=rows)
+
+
+def with_interval(figure: float, low: float | None, high: float | None) -> str:
+    """ "0.410 [0.320, 0.520]", or without an interval "0.410"."""
+    return f"{figure:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
 
 
 def recipes_table(retrained: Sequence[Retrained]) -> Table | None:

@@ -42,6 +42,10 @@ logger = logging.getLogger(__name__)
 
 CANCEL_S = 10.0  # that tasks are given to end
 TUNED = ("learning_rate", "weight_decay", "label_smoothing")
+WAY_OUT = (
+    "change [retrain] in the job and run the same command again, or, once another network is "
+    "done, `nasray retrain JOB RUN_DIR --again`"
+)
 
 
 def retrain(
@@ -51,13 +55,14 @@ def retrain(
     archs: Mapping[str, Architecture],
     *,
     into: str = layout.RETRAIN,
+    way_out: str = WAY_OUT,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Give architectures weights in the way of job.retrain; yield names and results as they come.
 
     Trains each under the recipes of the job, from scratch or from the supernet's weights on, or
     takes these. Writes RUN/<into>/<name>/ of each: model.pt, result.json, curves.json and the
     trials' state. The validation images are used once, on the best model; recipes compete on the
-    hold-out.
+    hold-out. `way_out` tells the user what to do if none of them trains to the end.
 
     Raises:
         UserError: a folder is of another architecture, before anything is trained; or, after all
@@ -66,7 +71,7 @@ def retrain(
     """
     supernet = storage.join(run_dir, layout.SUPERNET)
     teacher = storage.join(run_dir, layout.TEACHER) if job.supernet.has_teacher else supernet
-    shared = {"job": job.model_dump(), "data_path": data_path}
+    shared = {"job": job.model_dump(), "data_path": data_path, "way_out": way_out}
     shared |= {"supernet": supernet, "teacher": teacher}
     shared["fingerprint"] = read_info(data_path).fingerprint
     tasks = {
@@ -211,9 +216,8 @@ def _train(job: Job, task: dict[str, Any], trials: list[dict[str, Any]]) -> dict
     if not finished:
         reasons = {str(curve.get("failure", "it was stopped")) for curve in curves}
         raise UserError(
-            f"{folder}: no recipe trained to the end: {'; '.join(sorted(reasons))}; change "
-            "[retrain] in the job and run the same command again, or, once another network is "
-            "done, `nasray retrain JOB RUN_DIR --again`"
+            f"{folder}: no recipe trained to the end: {'; '.join(sorted(reasons))}; "
+            f"{task['way_out']}"
         )
     key = f"holdout_{job.search.accuracy}"
     best = max(finished, key=lambda index: (curves[index]["epochs"][-1][key], -index))

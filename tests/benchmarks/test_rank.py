@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 
 from nasray.costs.table import CostTable
@@ -43,28 +44,65 @@ def write_inputs(folder: Path) -> None:
             table.writerow(["".join(map(str, arch)), params / 1e5, int(params), int(macs)])
 
 
+def command(folder: Path, kept: str, *options: str) -> list[str]:
+    inputs = ["--truth", folder / "truth.csv", "--cifar10", folder]
+    outputs = ["--folder", folder / kept, "--json", folder / f"{kept}.json"]
+    small = ["--images", "30", "--holdout", "20", "--calibration", "10", "--batch-size", "2"]
+    every = [sys.executable, "benchmarks/rank.py", *inputs, *outputs, *small, *options]
+    return list(map(str, every))
+
+
+def values(folder: Path, kept: str) -> dict[str, float]:
+    rows = json.loads((folder / f"{kept}.json").read_text())["rows"]
+    return {row["name"]: row["value"] for row in rows}
+
+
 def test_it_prints_a_row_for_each_way_of_training_and_resumes(tmp_path):
     write_inputs(tmp_path)
-    command = [sys.executable, "benchmarks/rank.py", "--truth", tmp_path / "truth.csv"]
-    command += ["--cifar10", tmp_path, "--folder", tmp_path / "kept", "--json", tmp_path / "json"]
-    command += ["--passes", "12", "--checkpoints", "1", "--images", "30", "--holdout", "20"]
-    command += ["--calibration", "10", "--batch-size", "2", "--networks", "6"]
-    command += ["--strategies", "uniform", "fair"]
+    options = ["--passes", "12", "--checkpoints", "1", "--networks", "10"]
+    options += ["--strategies", "uniform", "fair"]
 
     def run() -> tuple[str, dict[str, float]]:
-        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        asked = command(tmp_path, "kept", *options)
+        ended = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stdout + ended.stderr
-        rows = json.loads((tmp_path / "json").read_text())["rows"]
-        return ended.stdout, {row["name"]: row["value"] for row in rows}
+        return ended.stdout, values(tmp_path, "kept")
 
     said, rows = run()
     assert said.count("1 of 1: loss") == 2 and "12 forward passes of 2" in said
     assert rows["ranked by parameters: tau-b"] == 1
     assert rows["ranked by parameters: regret of the best ranked"] == 0
     for name in ("ranked by MACs", "uniform", "fair"):
-        low, high = (
-            rows[f"{name}: tau-b, {end}"] for end in ("low end of the 95 % interval", "high end")
-        )
-        assert -1 <= low <= rows[f"{name}: tau-b"] <= high <= 1
+        for figure in ("tau-b", "tau-b minus that of MACs"):
+            ends = ("low end of the 95 % interval", "high end")
+            low, high = (rows[f"{name}: {figure}, {end}"] for end in ends)
+            assert -2 <= low <= rows[f"{name}: {figure}"] <= high <= 2
+    macs = rows["ranked by MACs: tau-b"]
+    assert rows["ranked by MACs: tau-b minus that of MACs"] == 0
+    assert rows["uniform: tau-b minus that of MACs"] == rows["uniform: tau-b"] - macs
     again, same = run()
     assert "of 1: loss" not in again and same == rows
+
+
+def test_a_training_that_was_stopped_goes_on_from_its_checkpoint(tmp_path):
+    write_inputs(tmp_path)
+    options = ["--passes", "24", "--checkpoints", "2", "--networks", "3"]
+    options += ["--strategies", "uniform"]
+    stopped = command(tmp_path, "stopped", *options)
+    with subprocess.Popen(stopped, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert any("1 of 2: loss" in line for line in process.stdout)
+        process.kill()
+    [checkpoint] = (tmp_path / "stopped").glob("*.pt")
+    assert not list((tmp_path / "stopped").glob("*.json"))
+    again = subprocess.run(stopped, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "1 of 2: loss" not in again and "networks known" in again
+    whole = command(tmp_path, "whole", *options)
+    said = subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "1 of 2: loss" in said
+    [uninterrupted] = (tmp_path / "whole").glob("*.json")
+    resumed = tmp_path / "stopped" / uninterrupted.name
+    assert json.loads(resumed.read_text()) == json.loads(uninterrupted.read_text())
+    assert values(tmp_path, "stopped") == values(tmp_path, "whole")
+    weights = [torch.load(tmp_path / kept / checkpoint.name) for kept in ("stopped", "whole")]
+    for name, weight in weights[1]["state"].items():
+        assert torch.equal(weights[0]["state"][name], weight), name

@@ -1,19 +1,41 @@
 """How well a supernet orders architectures whose truth is known."""
 
 import json
+import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from nasray.cli.main import main
-from nasray.errors import UserError
-from nasray.pipeline.rank import agreement, rank, read_truth, regret, spearman, top_tenth
+from nasray.errors import EvaluationError, UserError
+from nasray.evaluation.evaluator import Request
+from nasray.pipeline.rank import (
+    agreement,
+    beyond,
+    folder_of,
+    job_of_training,
+    rank,
+    read_truth,
+    regret,
+    resamples,
+    spearman,
+    top_tenth,
+    train_some,
+)
 from nasray.pipeline.run import opened
 from nasray.report.build import build_report
+from nasray.search.candidate import FAILED, Evaluation
 from nasray.search.history import History
+from nasray.search.limits import Limits
 from nasray.spaces import space_by_name
+from nasray.spaces.space import Architecture
+from nasray.storage import files as storage
 from tests.conftest import FinishedRun
 
 MACRO = space_by_name("nasbench_macro")
@@ -44,11 +66,33 @@ def test_intervals_hold_the_figure_and_shrink_with_more_architectures():
     for number in (20, 320):
         rng = np.random.default_rng(0)
         true = rng.normal(size=number)
-        figure, low, high = agreement(true + rng.normal(size=number), true, 0)["kendall_tau"]
+        found = agreement(true + rng.normal(size=number), true, resamples(number, 0))
+        figure, low, high = found["kendall_tau"]
         assert low < figure < high
         assert low < 0.5 < high  # Kendall's tau of a correlation of 0.71
         widths.append(high - low)
+        assert found["regret"][1:] == [None, None]
     assert widths[1] < widths[0] / 2
+
+
+def test_few_architectures_have_no_interval():
+    true = np.arange(9.0)
+    found = agreement(true, true, resamples(9, 0))
+    assert found["kendall_tau"] == found["spearman"] == [pytest.approx(1), None, None]
+    assert agreement(np.arange(10.0), np.arange(10.0), resamples(10, 0))["kendall_tau"] == [1] * 3
+
+
+def test_two_rankers_are_compared_in_pairs():
+    """Orders that are nearly the same: each is uncertain, the difference is not."""
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=100)
+    macs = true + rng.normal(size=100)
+    values = macs + 0.1 * rng.normal(size=100)
+    rows = resamples(100, 0)
+    difference, low, high = beyond(values, macs, true, rows)
+    taus = [agreement(each, true, rows)["kendall_tau"] for each in (values, macs)]
+    assert difference == taus[0][0] - taus[1][0]
+    assert low < difference < high and high - low < (taus[0][2] - taus[0][1]) / 2
 
 
 @pytest.mark.parametrize(
@@ -108,22 +152,115 @@ def test_the_published_tables_are_read():
 
 
 def test_a_run_is_ranked_once(ray_cluster: None, finished_run: FinishedRun, tmp_path: Path):
-    """Truth that is the number of MACs: by MACs the order is perfect; nothing is done twice."""
+    """Truth that is the number of MACs: by MACs the order is perfect; nothing is done twice. The
+    answer is compared with what is within the limits of the search only.
+    """
+    pick = tuple(storage.read_json(f"{finished_run.folder}/search.json")["winner"]["genes"])
     with opened(finished_run.folder) as run:
-        archs = run.limits.draw(6, np.random.default_rng(5), set())
-        costs = [cost["macs"] for cost in run.limits.costs(archs)]
-        truth = dict(zip(archs, costs, strict=True))
-        found = rank(run, truth, 5, "made up")
-        assert found["num_archs"] == len(found["supernet"]) == 5
+        every = Limits(run.space, ()).draw(40, np.random.default_rng(5), {pick})
+        archs = sorted(every, key=lambda arch: run.limits.costs([arch])[0]["macs"])[7::8]
+        known = [*archs, pick]
+        costs = [cost["macs"] for cost in run.limits.costs(known)]
+        truth = dict(zip(known, costs, strict=True))
+        found = rank(run, truth, 6, "made up")
+        assert found["num_archs"] == len(found["supernet"]) == 6 and found["num_failed"] == 0
         assert found["rankers"]["macs"]["kendall_tau"][0] == 1
         assert found["rankers"]["macs"]["regret"][0] == 0
+        tau = found["rankers"]["supernet"]["kendall_tau"][0]
+        assert found["beyond_macs"] == [tau - 1, None, None]
+        within = [cost for cost in costs[:-1] if cost <= run.job.search.limits[0].max]
+        assert 0 < len(within) < 5
+        worth, own = found["pick"], truth[pick]
+        assert worth["genes"] == list(pick) and worth["true"] == own
+        assert worth["regret"] == max(*within, own) - own
+        assert worth["num_known"] == len(within) + 1 and worth["num_others"] == len(within)
+        assert worth["better_than"] == np.mean(np.array(within) < own)
         before = len(History(run.path("history"), "ranked").candidates)
-        assert rank(run, truth, 5, "made up") == found
+        assert rank(run, truth, 6, "made up") == found
         assert len(History(run.path("history"), "ranked").candidates) == before
+        apart = rank(run, {arch: truth[arch] for arch in archs}, 6, "made up", {pick: own})
+        assert list(pick) not in apart["archs"] and apart["num_archs"] == 5
+        assert apart["pick"] == worth
     build_report(finished_run.folder)
     assert "The supernet's order and the true one" in Path(
         finished_run.folder, "report.html"
     ).read_text().replace("&#39;", "'")
+
+
+@pytest.fixture
+def copied(finished_run: FinishedRun, tmp_path: Path) -> Path:
+    """A finished run that nothing was ranked in."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run.folder, folder)
+    (folder / "rank.json").unlink(missing_ok=True)
+    for path in (folder / "history").glob("ranked*"):
+        path.unlink()
+    return folder
+
+
+class FailingPool:
+    """Evaluates all but one architecture."""
+
+    def __init__(self, failing: Architecture) -> None:
+        self.failing, self.asked = failing, []
+
+    def evaluate(self, requests: Sequence[Request]) -> list[Evaluation]:
+        self.asked += [each.arch for each in requests]
+        return [
+            Evaluation(fitness=FAILED, error="out of memory")
+            if each.arch == self.failing
+            else Evaluation(fitness=0.5, images=32, correct=bytes(4))
+            for each in requests
+        ]
+
+
+def test_what_cannot_be_evaluated_is_left_out(copied: Path, monkeypatch: pytest.MonkeyPatch):
+    with opened(str(copied)) as run:
+        seen = {each.arch for each in run.candidates}
+        archs = run.limits.draw(5, np.random.default_rng(5), seen)
+        truth = dict(zip(archs, range(5), strict=True))
+        pool = FailingPool(archs[2])
+        monkeypatch.setattr("nasray.pipeline.rank.evaluators", lambda run: nullcontext(pool))
+        found = rank(run, truth, 5, "made up")
+        assert found["num_archs"] == 4 and found["num_failed"] == 1
+        assert "out of memory" in found["first_failed"]
+        assert list(archs[2]) not in found["archs"]
+        assert rank(run, truth, 5, "made up") == found
+        assert len(pool.asked) == 6 and pool.asked[-1] == archs[2]  # it alone is tried again
+        with pytest.raises(EvaluationError, match="1 of 3 architectures cannot be .* memory"):
+            rank(run, {arch: truth[arch] for arch in archs[:3]}, 3, "made up")
+
+
+def test_a_folder_tells_by_what_its_network_was_trained(finished_run: FinishedRun):
+    with opened(finished_run.folder) as run:
+        job = job_of_training(run.job, 2)
+    assert (job.retrain.init, job.retrain.epochs, job.retrain.num_trials) == ("scratch", 2, 1)
+
+    def name(section: str = "retrain", **changes: Any) -> str:
+        other = getattr(job, section).model_copy(update=changes)
+        return folder_of(job.model_copy(update={section: other}), (0, 1, 2))
+
+    assert name().startswith("2-") and name().endswith("-0-1-2")
+    assert name(learning_rate=0.7) != name() != name("compute", workers_per_trial=3)
+    assert name(compile=True) == name() == name("compute", concurrent_trials=3)
+
+
+@pytest.mark.slow
+def test_the_truth_is_trained_and_the_answer_is_no_random_one(ray_cluster: None, copied: Path):
+    pick = tuple(storage.read_json(str(copied / "search.json"))["winner"]["genes"])
+    with opened(str(copied)) as run:
+        truth, of_pick = train_some(run, 3, 1)
+        assert len(truth) == 3 and list(of_pick) == [pick]
+        trained = set(storage.list_names(str(copied / "ranked")))
+        assert len(trained) == len({*truth, pick})
+        assert train_some(run, 3, 1) == (truth, of_pick)
+        section = run.job.retrain.model_copy(update={"learning_rate": 1e30})
+        diverging = replace(run, job=run.job.model_copy(update={"retrain": section}))
+        words = "loss became .*; change .retrain. in the job, record it by `nasray retrain JOB"
+        with pytest.raises(UserError, match=words):
+            train_some(diverging, 3, 1)
+        others = set(storage.list_names(str(copied / "ranked"))) - trained
+        assert len(others) == len(trained)  # what the other recipe trained is not taken for it
 
 
 def test_the_command_says_what_it_needs(finished_run: FinishedRun):

@@ -623,8 +623,9 @@ def test_how_far_a_ranking_can_be_trusted_is_shown(tmp_path: Path):
     rankings = [one, one | {"limit": limit, "split_half": 0.71}, None]  # None: too few candidates
     search = storage.read_json(f"{run_dir}/search.json")
     storage.write_json(f"{run_dir}/search.json", search | {"reliability": rankings})
-    rankers = {"kendall_tau": [0.41, 0.32, 0.52], "regret": [1.5, 0.0, 2.0]}
-    rank = {"truth": "t.csv", "num_archs": 3, "rankers": {"macs": rankers}, "pick": {"regret": 2.5}}
+    rankers = {"kendall_tau": [0.41, 0.32, 0.52], "regret": [1.5, None, None]}
+    rank = {"truth": "t.csv", "num_archs": 3, "rankers": {"macs": rankers}, "num_failed": 2}
+    rank |= {"pick": {"regret": 2.5, "num_known": 7}, "beyond_macs": [0.1, -0.2, 0.3]}
     rank |= {"true": [90.0, 91.0, 92.0], "supernet": [0.5, 0.6, 0.7]}
     storage.write_json(f"{run_dir}/rank.json", rank)
     build_report(run_dir)
@@ -632,4 +633,6 @@ def test_how_far_a_ranking_can_be_trusted_is_shown(tmp_path: Path):
     for text in ("0.43", "0.71", "MACs ≤ 300.0 M", "7 candidates whose evaluation was stopped"):
         assert text in page
     assert "reliability-plot" in page and "rank-plot" in page
-    assert "0.410 [0.320, 0.520]" in page and "2.5 below the best known" in page
+    assert "0.410 [0.320, 0.520]" in page and "<td>1.500</td>" in page
+    assert "2.5 below the best known of 7 within its limits." in page
+    assert "minus that of MACs: 0.100 [-0.200, 0.300]. 2 more could not be evaluated" in page
