@@ -182,7 +182,8 @@ def test_each_onnx_file_finds_the_same_classes_where_there_is_only_onnxruntime(
     found = logits_in(environments(RUNTIMES["onnxruntime"]), "onnxruntime", file, images)
     here = onnxruntime.InferenceSession(content).run(["logits"], {"images": images})[0]
     np.testing.assert_array_equal(found.argmax(1), here.argmax(1))
-    assert (found.argmax(1) == labels).mean() >= (1.0 if precision == "fp32" else 0.9)
+    if precision != "int8":  # whose accuracy says something of trained networks only
+        assert (found.argmax(1) == labels).mean() >= (1.0 if precision == "fp32" else 0.95)
 
 
 @pytest.mark.slow

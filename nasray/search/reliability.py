@@ -175,4 +175,6 @@ def _posterior(
     odds = (GRID / (1 - GRID))[:, None] * relative
     shares = odds / (1 + odds)
     z = np.divide(leads, np.sqrt(variances), out=np.zeros_like(leads), where=differs)
-    return weights @ _normal_cdf(np.sqrt(shares) * z), weights @ shares
+    chances, kept = weights @ _normal_cdf(np.sqrt(shares) * z), weights @ shares
+    certain = ~differs & (leads > 0)  # every image says the same
+    return np.where(certain, 1.0, chances), np.where(certain, 1.0, kept)

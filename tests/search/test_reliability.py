@@ -152,6 +152,14 @@ def test_a_better_half_that_agrees_on_all_images_leaves_probabilities(number, wo
     assert np.isfinite(found.expected_leads).all()
 
 
+def test_a_lead_on_every_image_is_certain():
+    correct = np.zeros((5, 32), bool)
+    correct[0] = True
+    found = assess(correct)
+    assert found.chances.tolist() == [0.5, 1, 1, 1, 1]
+    assert found.expected_leads.tolist() == [0, 1, 1, 1, 1]
+
+
 def test_equal_candidates_are_not_told_apart_by_rounding(monkeypatch):
     """Sums over blocks of another size differ in their last bits."""
     for seed in range(20):
