@@ -170,7 +170,7 @@ def _posterior(
     likelihood = degrees / 2 * (np.log1p(-GRID) - (1 - GRID) * (1 + excess))
     weights = np.exp(likelihood - likelihood.max())
     weights /= weights.sum()
-    differs = variances > 0
+    differs = variances > 1e-12 * leads**2  # but for rounding
     relative = np.divide(variances, typical, out=np.zeros_like(variances), where=differs)
     odds = (GRID / (1 - GRID))[:, None] * relative
     shares = odds / (1 + odds)
