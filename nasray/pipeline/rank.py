@@ -150,16 +150,20 @@ def read_truth(path: str, space: Space, value_key: str = "") -> dict[Architectur
     Raises:
         UserError: it is not there, is no such table, or an architecture is not one of the space.
     """
-    if not storage.is_url(path) and not storage.exists(path):
-        raise UserError(f"--truth {path} does not exist; give a CSV or JSON file")
-    text = storage.read(path).decode("utf-8-sig")
-    rows = _json_rows(path, text) if path.endswith(".json") else _csv_rows(text)
+    text = _text(path)
+    rows = _json_rows(path, text) if path.lower().endswith(".json") else _csv_rows(text)
     if not rows:
         raise UserError(f"--truth {path} has no rows; give a CSV file with a header, or JSON")
     arch_key = _key(path, "architecture", list(rows[0]), ARCH_KEYS)
-    value_key = value_key or _key(path, "true value", list(rows[0]), VALUE_KEYS)
+    known = (value_key,) if value_key else VALUE_KEYS
+    value_key = _key(path, "true value", list(rows[0]), known)
     found: dict[Architecture, list[float]] = {}
     for number, row in enumerate(rows, 1):
+        if missing := [key for key in (arch_key, value_key) if key not in row]:
+            raise UserError(
+                f"--truth {path}, row {number}: no {missing[0]!r}; there are "
+                f"{', '.join(map(str, row))}; all rows need the same names"
+            )
         try:
             arch = _architecture(row[arch_key], space)
             value = float(row[value_key])
@@ -167,13 +171,26 @@ def read_truth(path: str, space: Space, value_key: str = "") -> dict[Architectur
                 raise ValueError
         except UserError as error:
             raise UserError(f"--truth {path}, row {number}: {error}") from None
-        except (KeyError, TypeError, ValueError):
+        except (TypeError, ValueError):
             raise UserError(
-                f"--truth {path}, row {number}: {value_key} = {row.get(value_key)!r} is no finite "
+                f"--truth {path}, row {number}: {value_key} = {row[value_key]!r} is no finite "
                 f"number; columns are {', '.join(map(str, row))} (--value NAME chooses one)"
             ) from None
         found.setdefault(arch, []).append(value)
     return {arch: float(np.mean(values)) for arch, values in found.items()}
+
+
+def _text(path: str) -> str:
+    if not storage.is_url(path) and not storage.exists(path):
+        raise UserError(f"--truth {path} does not exist; give a CSV or JSON file")
+    if path.lower().endswith((".jsonl", ".ndjson")):
+        raise UserError(f"--truth {path}: JSON lines; give a JSON list of these rows, or CSV")
+    try:
+        return storage.read(path).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"--truth {path} is not in UTF-8; save it as CSV in UTF-8") from None
+    except OSError as error:
+        raise UserError(f"--truth {storage.told(error)}; give a CSV or JSON file") from None
 
 
 def _csv_rows(text: str) -> list[dict[str, Any]]:
@@ -199,7 +216,7 @@ def _key(path: str, what: str, there: Sequence[str], known: Sequence[str]) -> st
     for key in known:
         if key in there:
             return key
-    hint = "; --value NAME chooses one" if known is VALUE_KEYS else ""
+    hint = "" if known is ARCH_KEYS else "; --value NAME chooses one"
     raise UserError(
         f"--truth {path}: no column for the {what}, which is one of {', '.join(known)}; there are "
         f"{', '.join(map(str, there))}{hint}"

@@ -101,7 +101,7 @@ def test_two_rankers_are_compared_in_pairs():
         ("t.csv", "arch,acc0,mean_acc\n22212220,92,93.1\n00000000,45,45.4\n", ""),
         ("t.csv", 'genes,x\n"[2,2,2,1,2,2,2,0]",93.1\n"[0,0,0,0,0,0,0,0]",45.4\n', "x"),
         ("t.json", '{"22212220": {"mean_acc": 93.1}, "00000000": {"mean_acc": 45.4}}', ""),
-        ("t.json", '{"22212220": 93.1, "00000000": 45.4}', ""),
+        ("t.JSON", '{"22212220": 93.1, "00000000": 45.4}', ""),
         (
             "t.json",
             '[{"arch": "best", "top1": 93.1}, {"arch": {"arch": "00000000"}, "top1": 45.4}]',
@@ -131,11 +131,36 @@ def test_several_names_of_one_network_are_averaged(tmp_path: Path):
         ("t.csv", "arch,value\n", "has no rows"),
         ("t.json", "[1, 2]", "neither an object by architecture nor a list"),
         ("t.json", "{", "no JSON"),
+        ("t.jsonl", '{"arch": "22212220", "top1": 1}\n', "t.jsonl: JSON lines; give a JSON list"),
+        (
+            "t.json",
+            '[{"arch": "22212220", "top1": 0.9}, {"architecture": "00000000", "top1": 0.4}]',
+            "row 2: no 'arch'; there are architecture, top1; all rows need the same names",
+        ),
     ],
 )
 def test_mistakes_in_a_table_are_named(name: str, content: str, words: str, tmp_path: Path):
     with pytest.raises(UserError, match=words):
         read_truth(write(tmp_path / name, content), MACRO)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_a_table_in_another_encoding(encoding: str, tmp_path: Path):
+    path = tmp_path / "t.csv"
+    path.write_bytes("arch,value,größe\n22212220,1,2\n".encode(encoding))
+    with pytest.raises(UserError, match=r"t\.csv is not in UTF-8; save it as CSV in UTF-8"):
+        read_truth(str(path), MACRO)
+
+
+def test_a_folder_is_no_table(tmp_path: Path):
+    with pytest.raises(UserError, match="--truth .*; give a CSV or JSON file"):
+        read_truth(str(tmp_path), MACRO)
+
+
+def test_a_column_that_is_not_there(tmp_path: Path):
+    path = write(tmp_path / "t.csv", "arch,value\n22212220,1\n")
+    with pytest.raises(UserError, match="true value, .* val; there are arch, value; --value NAME"):
+        read_truth(path, MACRO, "val")
 
 
 def test_a_table_that_is_not_there():
