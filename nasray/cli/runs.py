@@ -267,7 +267,8 @@ def rank(
 
 
 def _with_interval(figure: float, low: float | None, high: float | None) -> str:
-    return f"{figure:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
+    """Without "-0.000"."""
+    return f"{figure:z.3f}" + ("" if low is None else f" [{low:z.3f}, {high:z.3f}]")
 
 
 @click.command()

@@ -52,15 +52,11 @@ def rank(
     compared with them where its truth is known, in `truth` or in `of_pick`.
 
     Raises:
-        UserError: fewer than three architectures have a truth.
+        UserError: fewer than three architectures have a truth, or all have the same.
         EvaluationError: fewer than three could be evaluated.
     """
-    if len(truth) < 3:
-        raise UserError(f"{source}: {len(truth)} architectures; an order takes three or more")
+    chosen = choose(truth, number, run.job.seed, source)
     require_supernet(run)
-    every = sorted(truth)
-    rng = np.random.default_rng((run.job.seed, 0x7A2B))
-    chosen = [every[row] for row in rng.permutation(len(every))[:number]]
     candidates, failed = _evaluated(run, chosen)
     first = f"{json.dumps(run.space.to_json(failed[0][0]))}: {failed[0][1]}" if failed else ""
     if len(candidates) < 3:
@@ -89,6 +85,29 @@ def rank(
     }
     storage.write_json(run.path(layout.RANK), found)
     return found
+
+
+def choose(
+    truth: dict[Architecture, float], number: int, seed: int, source: str
+) -> list[Architecture]:
+    """Draw `number` architectures of `truth`, or all if there are fewer.
+
+    Raises:
+        UserError: fewer than three have a truth, or those drawn all have the same.
+    """
+    if len(truth) < 3:
+        raise UserError(f"{source}: {len(truth)} architectures; an order takes three or more")
+    every = sorted(truth)
+    rng = np.random.default_rng((seed, 0x7A2B))
+    chosen = [every[row] for row in rng.permutation(len(every))[:number]]
+    values = [truth[arch] for arch in chosen]
+    if len(set(values)) == 1:
+        more = "a larger --sample" if len(values) < len(every) else "other ones (--value NAME)"
+        raise UserError(
+            f"{source}: all {len(values)} true values are {values[0]:.6g}, which have no order; "
+            f"give {more}, or with --retrain more --epochs"
+        )
+    return chosen
 
 
 def train_some(
@@ -315,10 +334,16 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 
 def top_tenth(values: np.ndarray, true: np.ndarray) -> float:
-    """The share of the best tenth by `true` (n,), one at least, in that by `values` (n,)."""
+    """The share of the tenth ranked first by `values` (n,), one at least, that is in the true best.
+
+    Of equal `values` at its end each is in it by the same share; as good as the last of the true
+    best tenth is good enough.
+    """
     number = max(1, round(len(true) / 10))
-    first, second = (np.argsort(-each, kind="stable")[:number] for each in (values, true))
-    return len(np.intersect1d(first, second)) / number
+    last, worst = (np.sort(each)[-number] for each in (values, true))
+    above, level = values > last, values == last
+    taken = above + level * ((number - above.sum()) / level.sum())
+    return float(taken[true >= worst].sum()) / number
 
 
 def regret(values: np.ndarray, true: np.ndarray) -> float:

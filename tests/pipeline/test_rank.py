@@ -13,11 +13,13 @@ import pytest
 from click.testing import CliRunner
 
 from nasray.cli.main import main
+from nasray.cli.runs import _with_interval
 from nasray.errors import EvaluationError, UserError
 from nasray.evaluation.evaluator import Request
 from nasray.pipeline.rank import (
     agreement,
     beyond,
+    choose,
     folder_of,
     job_of_training,
     rank,
@@ -59,6 +61,29 @@ def test_measures_of_agreement():
     assert top_tenth(np.roll(true, 1), true) == 0.5
     assert regret(np.where(true == 15, 99, true), true) == 4
     assert regret(np.ones(20), true) == pytest.approx(19 - true.mean())  # all rank first
+
+
+def test_equal_ones_share_their_places_in_the_best_tenth():
+    true = np.arange(20.0)
+    assert top_tenth(np.ones(20), true) == top_tenth(np.ones(20), true[::-1]) == 2 / 20
+    tied = np.where(true >= 17, 50.0, true)  # three for two places, two of them the best
+    assert top_tenth(tied, true) == top_tenth(tied[::-1], true[::-1]) == pytest.approx(2 / 3)
+    assert top_tenth(tied, tied) == top_tenth(true, tied) == 1
+    assert top_tenth(true, np.where(true < 3, 50.0, true)) == 0
+
+
+def test_no_minus_zero_is_shown():
+    assert _with_interval(-1e-5, -1e-5, 1e-5) == "0.000 [0.000, 0.000]"
+
+
+def test_equal_truths_have_no_order():
+    truth = {(row,): 10.0 for row in range(4)}
+    words = "t.csv: all 4 true values are 10, which have no order; give other ones .--value"
+    with pytest.raises(UserError, match=words):
+        choose(truth, 100, 0, "t.csv")
+    with pytest.raises(UserError, match="all 3 true values are 10, .*; give a larger --sample"):
+        choose(truth, 3, 0, "t.csv")
+    assert sorted(choose(truth | {(0,): 11.0}, 100, 0, "t.csv")) == sorted(truth)
 
 
 def test_intervals_hold_the_figure_and_shrink_with_more_architectures():
