@@ -306,7 +306,8 @@ class RunDirectory:
             truth: a CSV or JSON file of architectures and their true values, more being better.
             value: the column of these values, unless it has a usual name.
             sample: how many of them are drawn, or all if there are fewer.
-            retrain: without `truth`, how many random architectures are trained from scratch for it.
+            retrain: without `truth`, how many random architectures within the limits of the
+                search's answer are trained from scratch for it.
             epochs: of each such training.
 
         Returns the content of RUN/rank.json: for the supernet, MACs and parameters Kendall's
@@ -335,9 +336,10 @@ class RunDirectory:
                 values = rank.read_truth(path, opened.space, value)
                 with self._cluster(opened):
                     return rank.rank(opened, values, sample, path)
+            drawn, within = rank.draw_random(opened, retrain)
             with self._cluster(opened):
-                values, of_pick = rank.train_some(opened, retrain, epochs)
-                source = f"trained from scratch for {epochs} epochs"
+                values, of_pick = rank.train_some(opened, drawn, epochs)
+                source = f"drawn within {within}, trained from scratch for {epochs} epochs"
                 return rank.rank(opened, values, len(values), source, of_pick)
 
     def retrain(self, *, again: bool = False) -> list[dict[str, Any]]:

@@ -110,20 +110,58 @@ def choose(
     return chosen
 
 
-def train_some(
-    run: Run, number: int, epochs: int
-) -> tuple[dict[Architecture, float], dict[Architecture, float]]:
-    """Train `number` random architectures within the limits, and the search's answer if there is
-    one, from scratch for `epochs` each, with the first recipe of [retrain]. Under RUN/ranked/;
-    those that were trained by the same recipe stay.
+def draw_random(run: Run, number: int) -> tuple[list[Architecture], str]:
+    """Draw `number` random architectures within the limits that the search's answer keeps, or will.
 
-    Returns the validation top-1 of the random ones, and apart from it that of the answer.
+    Returns them and these limits in words.
+
+    Raises:
+        UserError: fewer than three are within these limits.
+    """
+    require_supernet(run)
+    limits = limits_to_draw_in(run.job, _pick(run)[1])
+    drawn = draw_within(Limits(run.space, limits, run.latency), number, run.job.seed)
+    return drawn, _words(limits)
+
+
+def limits_to_draw_in(job: Job, own: Limit | None) -> list[Limit]:
+    """The limits of an answer to `own`; before there is one, of the first that there will be."""
+    first = job.search.limits[0] if job.search.one_by_one and job.search.limits else None
+    return limits_of(job, own or first)
+
+
+def draw_within(limits: Limits, number: int, seed: int) -> list[Architecture]:
+    """Draw `number` random architectures within `limits`, or all if there are fewer.
+
+    Raises:
+        UserError: there are fewer than three.
+    """
+    drawn = limits.draw(number, np.random.default_rng((seed, 0x7A2C)), set())
+    if len(drawn) < 3:
+        raise UserError(
+            f"--retrain {number}: within search.limits, {_words(limits.limits)}, there are only "
+            f"{len(drawn)} architectures, and an order takes three; rank by --truth FILE, which "
+            "limits do not bind, or in a run with wider limits"
+        )
+    return drawn
+
+
+def _words(limits: Sequence[Limit]) -> str:
+    return " and ".join(each.text for each in limits) or "no limits"
+
+
+def train_some(
+    run: Run, drawn: Sequence[Architecture], epochs: int
+) -> tuple[dict[Architecture, float], dict[Architecture, float]]:
+    """Train the architectures `drawn`, and the search's answer if there is one, from scratch.
+
+    For `epochs` each, with the first recipe of [retrain]. Under RUN/ranked/; those that were
+    trained by the same recipe stay.
+
+    Returns the validation top-1 of those drawn, and apart from it that of the answer.
     """
     from nasray.training.retrain import retrain
 
-    require_supernet(run)
-    rng = np.random.default_rng((run.job.seed, 0x7A2C))
-    drawn = run.limits.draw(number, rng, set())
     pick, _ = _pick(run)
     job = job_of_training(run.job, epochs)
     named = {folder_of(job, arch): arch for arch in (*drawn, *([pick] if pick else []))}

@@ -14,14 +14,18 @@ from click.testing import CliRunner
 
 from nasray.cli.main import main
 from nasray.cli.runs import _with_interval
+from nasray.config import Job, Limit
 from nasray.errors import EvaluationError, UserError
 from nasray.evaluation.evaluator import Request
 from nasray.pipeline.rank import (
     agreement,
     beyond,
     choose,
+    draw_random,
+    draw_within,
     folder_of,
     job_of_training,
+    limits_to_draw_in,
     rank,
     read_truth,
     regret,
@@ -84,6 +88,29 @@ def test_equal_truths_have_no_order():
     with pytest.raises(UserError, match="all 3 true values are 10, .*; give a larger --sample"):
         choose(truth, 3, 0, "t.csv")
     assert sorted(choose(truth | {(0,): 11.0}, 100, 0, "t.csv")) == sorted(truth)
+
+
+def test_too_few_within_the_limits_are_told_before_training():
+    low, _ = Limits(MACRO, ()).bounds("macs")
+    only = Limits(MACRO, [Limit(cost="macs", max=low)])
+    with pytest.raises(UserError, match=r"--retrain 5: within .*macs.* only 1 arch.* --truth FILE"):
+        draw_within(only, 5, 0)
+    assert len(set(draw_within(Limits(MACRO, ()), 5, 0))) == 5
+
+
+def test_the_truth_is_drawn_within_the_limits_of_one_answer():
+    wide, narrow = Limit(cost="macs", max=3e8), Limit(cost="macs", max=1e8)
+    params = Limit(cost="params", max=4e6)
+    limits = [wide, narrow, params]
+
+    def job(algorithm: str) -> Job:
+        search = {"limits": limits, "algorithm": algorithm}
+        return Job.model_validate({"data": {"source": "synthetic"}, "search": search})
+
+    assert limits_to_draw_in(job("nsga2"), None) == [wide, params]
+    assert limits_to_draw_in(job("nsga2"), wide) == [wide, params]
+    assert limits_to_draw_in(job("nsga2"), narrow) == [narrow, params]
+    assert limits_to_draw_in(job("genetic"), None) == limits
 
 
 def test_intervals_hold_the_figure_and_shrink_with_more_architectures():
@@ -299,16 +326,18 @@ def test_a_folder_tells_by_what_its_network_was_trained(finished_run: FinishedRu
 def test_the_truth_is_trained_and_the_answer_is_no_random_one(ray_cluster: None, copied: Path):
     pick = tuple(storage.read_json(str(copied / "search.json"))["winner"]["genes"])
     with opened(str(copied)) as run:
-        truth, of_pick = train_some(run, 3, 1)
+        drawn, within = draw_random(run, 3)
+        assert within == run.job.search.limits[0].text
+        truth, of_pick = train_some(run, drawn, 1)
         assert len(truth) == 3 and list(of_pick) == [pick]
         trained = set(storage.list_names(str(copied / "ranked")))
         assert len(trained) == len({*truth, pick})
-        assert train_some(run, 3, 1) == (truth, of_pick)
+        assert train_some(run, drawn, 1) == (truth, of_pick)
         section = run.job.retrain.model_copy(update={"learning_rate": 1e30})
         diverging = replace(run, job=run.job.model_copy(update={"retrain": section}))
         words = "loss became .*; change .retrain. in the job, record it by `nasray retrain JOB"
         with pytest.raises(UserError, match=words):
-            train_some(diverging, 3, 1)
+            train_some(diverging, drawn, 1)
         others = set(storage.list_names(str(copied / "ranked"))) - trained
         assert len(others) == len(trained)  # what the other recipe trained is not taken for it
 
