@@ -208,13 +208,19 @@ def read_truth(path: str, space: Space, value_key: str = "") -> dict[Architectur
         UserError: it is not there, is no such table, or an architecture is not one of the space.
     """
     text = _text(path)
-    rows = _json_rows(path, text) if path.lower().endswith(".json") else _csv_rows(text)
+    rows = _json_rows(path, text) if path.lower().endswith(".json") else _csv_rows(path, text)
     if not rows:
         raise UserError(f"--truth {path} has no rows; give a CSV file with a header, or JSON")
     arch_key = _key(path, "architecture", list(rows[0]), ARCH_KEYS)
+    if value_key == arch_key:
+        raise UserError(
+            f"--truth {path}: --value {value_key} is the column of the architectures; give that of "
+            f"the true values; there are {', '.join(map(str, rows[0]))}"
+        )
     known = (value_key,) if value_key else VALUE_KEYS
     value_key = _key(path, "true value", list(rows[0]), known)
     found: dict[Architecture, list[float]] = {}
+    values: list[float] = []
     for number, row in enumerate(rows, 1):
         if missing := [key for key in (arch_key, value_key) if key not in row]:
             raise UserError(
@@ -224,7 +230,7 @@ def read_truth(path: str, space: Space, value_key: str = "") -> dict[Architectur
         try:
             arch = _architecture(row[arch_key], space)
             value = float(row[value_key])
-            if not math.isfinite(value):
+            if isinstance(row[value_key], bool) or not math.isfinite(value):
                 raise ValueError
         except UserError as error:
             raise UserError(f"--truth {path}, row {number}: {error}") from None
@@ -234,7 +240,24 @@ def read_truth(path: str, space: Space, value_key: str = "") -> dict[Architectur
                 f"number; columns are {', '.join(map(str, row))} (--value NAME chooses one)"
             ) from None
         found.setdefault(arch, []).append(value)
+        values.append(value)
+    _check_units(path, value_key, values)
     return {arch: float(np.mean(values)) for arch, values in found.items()}
+
+
+def _check_units(path: str, key: str, values: Sequence[float]) -> None:
+    """Refuse accuracies some of which are in percent, some fractions.
+
+    Of a network that learned nothing 0.1 may be its percentage, of a thousand classes.
+    """
+    fractions = [row for row, value in enumerate(values) if 0.1 < value < 1]
+    largest = max(range(len(values)), key=values.__getitem__)
+    if fractions and min(values) >= 0 and 10 < values[largest] <= 100:
+        raise UserError(
+            f"--truth {path}: {key} = {values[fractions[0]]:g} in row {fractions[0] + 1} and "
+            f"{values[largest]:g} in row {largest + 1}, fractions and percent in one column; "
+            "divide those in percent by 100"
+        )
 
 
 def _text(path: str) -> str:
@@ -250,13 +273,24 @@ def _text(path: str) -> str:
         raise UserError(f"--truth {storage.told(error)}; give a CSV or JSON file") from None
 
 
-def _csv_rows(text: str) -> list[dict[str, Any]]:
-    return list(csv.DictReader(io.StringIO(text)))
+def _csv_rows(path: str, text: str) -> list[dict[str, Any]]:
+    reader = csv.DictReader(io.StringIO(text))
+    names = list(reader.fieldnames or [])
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise UserError(f"--truth {path}: two columns are called {twice[0]}; rename one of them")
+    return list(reader)
 
 
 def _json_rows(path: str, text: str) -> list[dict[str, Any]]:
+    def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if len(found := dict(pairs)) < len(pairs):
+            twice = next(key for key in found if keys.count(key) > 1)
+            raise UserError(f"--truth {path}: {twice!r} is twice in one object; keep one of them")
+        return found
+
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=without_twins)
     except ValueError as error:
         raise UserError(f"--truth {path}: no JSON: {error}") from None
     if isinstance(content, dict):

@@ -183,6 +183,14 @@ def test_several_names_of_one_network_are_averaged(tmp_path: Path):
         ("t.csv", "arch,value\n", "has no rows"),
         ("t.json", "[1, 2]", "neither an object by architecture nor a list"),
         ("t.json", "{", "no JSON"),
+        (
+            "t.csv",
+            "arch,value\n22212220,50\n00000000,0.9\n",
+            "value = 0.9 in row 2 and 50 in row 1, fractions and percent .*; divide those in perc",
+        ),
+        ("t.csv", "arch,acc,acc\n22212220,1,2\n", "two columns are called acc; rename one"),
+        ("t.json", '{"22212220": true}', "row 1: value = True is no finite number"),
+        ("t.json", '{"22212220": 1, "22212220": 2}', "'22212220' is twice in one object; keep one"),
         ("t.jsonl", '{"arch": "22212220", "top1": 1}\n', "t.jsonl: JSON lines; give a JSON list"),
         (
             "t.json",
@@ -213,6 +221,19 @@ def test_a_column_that_is_not_there(tmp_path: Path):
     path = write(tmp_path / "t.csv", "arch,value\n22212220,1\n")
     with pytest.raises(UserError, match="true value, .* val; there are arch, value; --value NAME"):
         read_truth(path, MACRO, "val")
+
+
+def test_architectures_are_no_values(tmp_path: Path):
+    path = write(tmp_path / "t.csv", "arch,value\n22212220,1\n")
+    with pytest.raises(UserError, match="--value arch is the column of the architectures; give"):
+        read_truth(path, MACRO, "arch")
+
+
+@pytest.mark.parametrize("values", [(0.1, 75), (1, 70), (0.5, 3), (-60, 0.5), (0, 0.9)])
+def test_values_that_may_be_of_one_unit(values: tuple[float, float], tmp_path: Path):
+    rows = [f"{arch},{value}" for arch, value in zip(("22212220", "0" * 8), values, strict=True)]
+    path = write(tmp_path / "t.csv", "\n".join(["arch,value", *rows]))
+    assert tuple(read_truth(path, MACRO).values()) == values
 
 
 def test_a_table_that_is_not_there():
