@@ -296,7 +296,7 @@ class RunDirectory:
         truth: AnyPath | None = None,
         *,
         value: str = "",
-        sample: int = 100,
+        sample: int | None = None,
         retrain: int = 0,
         epochs: int = 0,
     ) -> dict[str, Any]:
@@ -305,7 +305,7 @@ class RunDirectory:
         Args:
             truth: a CSV or JSON file of architectures and their true values, more being better.
             value: the column of these values, unless it has a usual name.
-            sample: how many of them are drawn, or all if there are fewer.
+            sample: how many of them are drawn, or all if there are fewer; 100, if None.
             retrain: without `truth`, how many random architectures within the limits of the
                 search's answer are trained from scratch for it.
             epochs: of each such training.
@@ -323,11 +323,16 @@ class RunDirectory:
 
         if bool(truth) == bool(retrain):
             raise UserError("give a file of true values (--truth), or --retrain K and --epochs E")
+        without = {"--epochs": epochs} if truth else {"--value": value, "--sample": sample}
+        if ignored := [option for option, given in without.items() if given]:
+            this, other = ("--truth", "--retrain") if truth else ("--retrain", "--truth")
+            raise UserError(f"{ignored[0]} goes with {other}, not with {this}; leave it out")
         if not truth and (retrain < 3 or epochs < 1):
             raise UserError(
                 f"--retrain {retrain} --epochs {epochs}: an order takes three architectures or "
                 "more, of one epoch or more"
             )
+        sample = 100 if sample is None else sample
         if sample < 3:
             raise UserError(f"--sample {sample}: an order takes three architectures or more")
         with self._working() as opened:

@@ -216,9 +216,9 @@ def fit_predictor(run_dir: str, sample: int, data_path: str | None, address: str
 @run_argument
 @click.option("--truth", metavar="FILE", help="CSV or JSON: architectures and their true values.")
 @click.option("--value", default="", metavar="NAME", help="Column of the values.")
-@click.option("--sample", type=click.IntRange(3), default=100, show_default=True, help="How many.")
+@click.option("--sample", type=click.IntRange(3), show_default="100", help="How many of FILE.")
 @click.option("--retrain", type=click.IntRange(3), help="Without FILE: train so many from scratch.")
-@click.option("--epochs", type=click.IntRange(1), default=10, show_default=True, help="Of each.")
+@click.option("--epochs", type=click.IntRange(1), show_default="10", help="Of each training.")
 @click.option("--json", "as_json", is_flag=True, help="Print all of RUN_DIR/rank.json.")
 @data_option
 @address_option
@@ -226,9 +226,9 @@ def rank(
     run_dir: str,
     truth: str | None,
     value: str,
-    sample: int,
+    sample: int | None,
     retrain: int | None,
-    epochs: int,
+    epochs: int | None,
     as_json: bool,
     data_path: str | None,
     address: str | None,
@@ -238,6 +238,7 @@ def rank(
     MACs and parameters as rankers are beside it; [low, high] is a 95 % interval.
     """
     handle = _open(run_dir, None, data_path, address)
+    epochs = epochs or (10 if retrain else 0)
     found = handle.rank(truth, value=value, sample=sample, retrain=retrain or 0, epochs=epochs)
     if as_json:
         click.echo(json.dumps(found))

@@ -291,6 +291,8 @@ def _json_rows(path: str, text: str) -> list[dict[str, Any]]:
 
     try:
         content = json.loads(text, object_pairs_hook=without_twins)
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"--truth {path}: no JSON: {error}") from None
     if isinstance(content, dict):

@@ -190,7 +190,7 @@ def test_several_names_of_one_network_are_averaged(tmp_path: Path):
         ),
         ("t.csv", "arch,acc,acc\n22212220,1,2\n", "two columns are called acc; rename one"),
         ("t.json", '{"22212220": true}', "row 1: value = True is no finite number"),
-        ("t.json", '{"22212220": 1, "22212220": 2}', "'22212220' is twice in one object; keep one"),
+        ("t.json", '{"22212220": 1, "22212220": 2}', r"t\.json: '22212220' is twice in one obj"),
         ("t.jsonl", '{"arch": "22212220", "top1": 1}\n', "t.jsonl: JSON lines; give a JSON list"),
         (
             "t.json",
@@ -200,8 +200,9 @@ def test_several_names_of_one_network_are_averaged(tmp_path: Path):
     ],
 )
 def test_mistakes_in_a_table_are_named(name: str, content: str, words: str, tmp_path: Path):
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words) as told:
         read_truth(write(tmp_path / name, content), MACRO)
+    assert str(told.value).count("--truth") == 1
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
@@ -370,3 +371,18 @@ def test_the_command_says_what_it_needs(finished_run: FinishedRun):
     assert "give a file of true values (--truth), or --retrain K" in said()
     path = write(Path(finished_run.folder).parent / "t.json", json.dumps({"000": 1}))
     assert f"--truth {path}, row 1:" in said("--truth", path)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ("--truth t.csv --epochs 3", "--epochs goes with --retrain, not with --truth; leave it"),
+        ("--retrain 3 --value top1", "--value goes with --truth, not with --retrain; leave it"),
+        ("--retrain 3 --sample 5", "--sample goes with --truth, not with --retrain; leave it"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(options: str, words: str, tmp_path: Path):
+    job = Job.model_validate({"data": {"source": "synthetic"}})
+    write(tmp_path / "job.json", job.model_dump_json())
+    found = CliRunner().invoke(main, ["rank", str(tmp_path), *options.split()])
+    assert words in found.stderr and found.exit_code == 1
