@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,6 +31,8 @@ from nasray.spaces.population import as_architectures, as_population
 from nasray.spaces.space import Architecture, Space, check_architecture
 from nasray.storage import files as storage
 from nasray.storage import layout
+
+logger = logging.getLogger(__name__)
 
 ARCH_KEYS = ("arch", "architecture", "genes")
 VALUE_KEYS = ("value", "mean_acc", "val_top1", "top1", "accuracy", "acc")
@@ -201,8 +204,8 @@ def read_truth(path: str, space: Space, value_key: str = "") -> dict[Architectur
     """Read a table of true values: CSV, or JSON with an object by architecture or a list of rows.
 
     Architectures are as `nasray evaluate` takes them, strings of digits, or lists of choices;
-    several names of one network must agree or are averaged. `value_key` names the column, which
-    is one of VALUE_KEYS without it.
+    rows of one network, under several names, too, are averaged, and a warning tells where they
+    differ. `value_key` names the column, which is one of VALUE_KEYS without it.
 
     Raises:
         UserError: it is not there, is no such table, or an architecture is not one of the space.
@@ -242,6 +245,16 @@ def read_truth(path: str, space: Space, value_key: str = "") -> dict[Architectur
         found.setdefault(arch, []).append(value)
         values.append(value)
     _check_units(path, value_key, values)
+    if several := [arch for arch, own in found.items() if len(set(own)) > 1]:
+        logger.warning(
+            "--truth %s: %s differs between rows of one network, which are averaged (of %d "
+            "architectures; the first: %s with %s)",
+            path,
+            value_key,
+            len(several),
+            json.dumps(space.to_json(several[0])),
+            ", ".join(f"{value:g}" for value in found[several[0]]),
+        )
     return {arch: float(np.mean(values)) for arch, values in found.items()}
 
 

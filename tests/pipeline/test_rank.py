@@ -166,9 +166,14 @@ def test_tables_of_many_kinds_are_read(name: str, content: str, column: str, tmp
     assert found == {(2, 2, 2, 1, 2, 2, 2, 0): 93.1, (0,) * 8: 45.4}
 
 
-def test_several_names_of_one_network_are_averaged(tmp_path: Path):
+def test_several_rows_of_one_network_are_averaged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    path = write(tmp_path / "t.csv", "arch,value\n00000010,64\n00000001,64\n")
+    assert read_truth(path, MACRO) == {(0, 0, 0, 0, 0, 0, 1, 0): 64.0}
+    assert not caplog.messages
     path = write(tmp_path / "t.csv", "arch,value\n00000010,64\n00000001,66\n")
     assert read_truth(path, MACRO) == {(0, 0, 0, 0, 0, 0, 1, 0): 65.0}
+    words = "t.csv: value differs between rows of one network, which are averaged (of 1 arch"
+    assert words in caplog.text and caplog.text.rstrip().endswith("with 64, 66)")
 
 
 @pytest.mark.parametrize(
