@@ -5,6 +5,7 @@ Knows no space, no network and no cluster.
 """
 
 import json
+import os
 import re
 import tomllib
 from collections.abc import Sequence
@@ -738,7 +739,13 @@ def with_absolute_paths(job: Job, data_path: str | None = None) -> Job:
         if path and not storage.is_url(path):
             values = values.model_copy(update={key: storage.absolute(path)})
             job = job.model_copy(update={section: values})
-    return job
+    # A bare name is looked up where programs are; links of virtual environments are kept.
+    pythons = {
+        name: os.path.abspath(os.path.expanduser(python)) if "/" in python else python
+        for name, python in job.export.pythons.items()
+    }
+    export = job.export.model_copy(update={"pythons": pythons})
+    return job.model_copy(update={"export": export})
 
 
 def parse_job(values: dict[str, Any], origin: str) -> Job:

@@ -7,10 +7,10 @@ TFLite guess the order of dimensions, and fail where there are as many channels 
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,17 @@ def write_format(
         return target.read_bytes(), check | found
 
 
+def require_formats(formats: Iterable[str], pythons: Mapping[Any, str]) -> None:
+    """Check that what a job asks for can be made, before hours of work.
+
+    Raises:
+        UserError: a format's packages are missing in its environment.
+    """
+    for name in formats:
+        if name in FORMATS:
+            _start(name, pythons.get(name, ""), "check", FORMATS[name].runtime)
+
+
 def run_elsewhere(name: str, model: Path, images: np.ndarray, python: str) -> dict[str, Any]:
     """The "logits" of float32 `images` by the runtime of format `name`, its "version" and "ms"."""
     runtime = FORMATS[name].runtime
@@ -97,13 +108,18 @@ def _start(name: str, python: str, *arguments: object) -> str:
     Raises:
         UserError: there is no such Python, or it lacks a package.
     """
-    command = [python or sys.executable, runtimes.__file__, *map(str, arguments)]
-    # What nasray was started with is not what the other environment shall find.
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    # Isolated, for what nasray finds by PYTHONPATH is not of the other environment.
+    interpreter = [python, "-I"] if python else [sys.executable]
+    command = [*interpreter, runtimes.__file__, *map(str, arguments)]
     try:
-        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:
-        raise UserError(f"--python {name}={python}: {error.strerror}; name a python3") from None
+        raise UserError(
+            f"{name}: {python}: {error.strerror}; name a python3 by export.pythons.{name} of the "
+            f"job or by `nasray export RUN_DIR --python {name}=PYTHON`"
+        ) from None
+    if done.returncode < 0:
+        raise UserError(f"{name}: {command[0]} was ended by signal {-done.returncode}")
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise UserError(f"{name}: {lines[-1]}{_how_to_install(name, python, lines[-1])}")
@@ -111,14 +127,15 @@ def _start(name: str, python: str, *arguments: object) -> str:
 
 
 def _how_to_install(name: str, python: str, said: str) -> str:
-    packages = FORMATS[name].packages
-    if "No module named" not in said or not packages:
+    packages = FORMATS[name].packages or "torch"
+    if "No module named" not in said:
         return ""
     if python:
         return f"; {python} -m pip install {packages}"
     return (
-        f"; python3 -m venv {name}-env && {name}-env/bin/pip install {packages}, then give "
-        f"--python {name}={name}-env/bin/python"
+        f"; python3 -m venv {name}-env && {name}-env/bin/pip install {packages}, then "
+        f"`nasray export RUN_DIR --python {name}={name}-env/bin/python`, or the same in "
+        "export.pythons of the job"
     )
 
 

@@ -2,6 +2,7 @@
 
     python runtimes.py run MODEL RUNTIME IMAGES.npy LOGITS.npy
     python runtimes.py convert PROGRAM.pt2 RUNTIME SIDE TARGET
+    python runtimes.py check RUNTIME
 
 IMAGES are float32 (n, 3, side, side), RGB in 0..1, LOGITS float32 (n, classes); the last line that
 is printed is {"ms": of one image with one thread, "version": of the runtime}. The packages that
@@ -9,6 +10,7 @@ convert exclude one another and some exclude nasray's, so this file imports noth
 which starts it with the Python of whatever environment holds them.
 """
 
+import importlib
 import importlib.metadata
 import json
 import sys
@@ -78,8 +80,10 @@ def open_litert(path: str) -> Run:
 def open_executorch(path: str) -> Run:
     """Open an ExecuTorch program."""
     import torch
+    from executorch.extension.pybindings import portable_lib
     from executorch.runtime import Runtime
 
+    portable_lib._unsafe_reset_threadpool(1)  # the only way in Python to say so
     method = Runtime.get().load_program(path).load_method("forward")
     assert method is not None
     return _one_by_one(lambda image: method.execute([torch.from_numpy(image)])[0].numpy())
@@ -97,6 +101,13 @@ RUNTIMES: dict[str, tuple[Callable[[str], Run], str]] = {
     "torch": (open_torch, "torch"),
     "litert": (open_litert, "ai-edge-litert"),
     "executorch": (open_executorch, "executorch"),
+}
+
+MODULES = {
+    "torch": ("torch",),
+    "openvino": ("openvino",),
+    "litert": ("ai_edge_litert.interpreter", "litert_torch"),
+    "executorch": ("executorch.runtime", "executorch.exir"),
 }
 
 
@@ -146,5 +157,12 @@ def convert(program: str, runtime: str, side: str, target: str) -> dict[str, Any
     return {}
 
 
+def check(runtime: str) -> dict[str, Any]:
+    """Import what runs, and converts to, the files of a runtime."""
+    for name in MODULES[runtime]:
+        importlib.import_module(name)
+    return {}
+
+
 if __name__ == "__main__":
-    print(json.dumps({"run": run, "convert": convert}[sys.argv[1]](*sys.argv[2:])))
+    print(json.dumps({"run": run, "convert": convert, "check": check}[sys.argv[1]](*sys.argv[2:])))

@@ -51,6 +51,10 @@ def benchmark(
     from nasray.costs.latency_timing import Setup, place_at, time_in_turn
 
     Setup(runtime="onnxruntime", threads=threads, cpus=cpus)  # checks that it can be measured
+    from nasray.formats import FORMATS
+
+    if unknown := [name for name in pythons or () if name not in FORMATS]:
+        raise UserError(f"pythons.{unknown[0]}: there are {', '.join(FORMATS)}")
     given = [models] if isinstance(models, str | os.PathLike) else list(models)
     files = [file for model in given for file in _files(os.fspath(model))]
     contents = [storage.read(file) for file in files]
@@ -66,11 +70,14 @@ def benchmark(
         for said, ms, batch_ms in zip(found, one, many, strict=True)
     ]
     folders = [os.fspath(model) for model in given if not os.fspath(model).endswith(".onnx")]
+    elsewhere = {name: python for each in folders for name, python in _pythons(each).items()}
+    elsewhere.update(pythons or {})
     others = [each for folder in folders for each in _others(folder)]
-    if host and others:
-        logger.warning("--host times ONNX files only; not %s", ", ".join(f for f, _ in others))
+    if others and (host or cpus or threads > 1):
+        names = ", ".join(file for file, _ in others)
+        logger.warning("host, cpus and threads are for ONNX files only; not timed: %s", names)
         return rows
-    return rows + [_timed(file, said, pythons or {}) for file, said in others]
+    return rows + [_timed(file, said, elsewhere) for file, said in others]
 
 
 def _others(run_dir: str) -> list[tuple[str, dict[str, Any]]]:
@@ -79,10 +86,18 @@ def _others(run_dir: str) -> list[tuple[str, dict[str, Any]]]:
     names = [name for name in storage.list_numbered(folder) if name.endswith(".json")]
     said = [storage.read_object(storage.join(folder, name), "file", "bytes") for name in names]
     return [
-        (storage.join(folder, os.path.basename(each["file"])), each)
+        (file, each)
         for each in said
         if "runtime" in each and "format" in each
+        if storage.exists(file := storage.join(folder, os.path.basename(each["file"])))
     ]
+
+
+def _pythons(run_dir: str) -> dict[str, str]:
+    """export.pythons of the job of a run."""
+    path = storage.join(run_dir, layout.JOB)
+    job = storage.read_json(path) if storage.exists(path) else {}
+    return job.get("job", {}).get("export", {}).get("pythons", {})
 
 
 def _timed(file: str, said: dict[str, Any], pythons: Mapping[str, str]) -> dict[str, Any]:
@@ -105,8 +120,8 @@ def _timed(file: str, said: dict[str, Any], pythons: Mapping[str, str]) -> dict[
         "runtime": found["runtime"],
         "precision": said["precision"],
         "bytes": said["bytes"],
-        "top1": said.get("val_top1"),
-        "num_val_images": said.get("num_val_images", 0),
+        "top1": None,  # logits were compared, on a hundred images
+        "num_val_images": 0,
         "drop": None,
         "ms": found["ms"],
         "images_per_s": None,

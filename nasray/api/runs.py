@@ -43,6 +43,7 @@ def run(
         EvaluationError: no architecture could be evaluated.
     """
     from nasray.export import require_packages
+    from nasray.formats import require_formats
 
     require_packages("the model that a run ends with")
     handle = open(run_dir, job, data_path=data_path, address=address, verbose=verbose)
@@ -52,6 +53,7 @@ def run(
     from nasray.report.build import build_report
 
     with handle._working() as opened, tracked(opened):
+        require_formats(opened.job.export.formats, opened.job.export.pythons)
         stages.prepare_data(opened)
         stages.check(opened)
         prepare_start(opened)
@@ -378,7 +380,7 @@ class RunDirectory:
                 float; the job's, if None.
             formats: "pt2", "weights", "openvino", "tflite" and "executorch", beside ONNX; those of
                 the job, if none is given.
-            pythons: by format, the Python of an environment that has its packages; otherwise the
+            pythons: by format, the Python of an environment that has its packages; for others the
                 job's, or else this one.
 
         Raises:
@@ -391,7 +393,7 @@ class RunDirectory:
         given: dict[str, Any] = {"precisions": precisions, "max_drop": max_drop}
         given |= {"formats": formats, "pythons": pythons}
         with self._working() as opened:
-            chosen = {key: value for key, value in given.items() if value not in ((), [], None)}
+            chosen = {key: each for key, each in given.items() if each not in ((), [], {}, None)}
             return export(opened, **chosen)
 
     def report(self) -> str:

@@ -399,5 +399,7 @@ def _summarise(run: "RunDirectory") -> None:
             f"parameters, {costs['macs'] / 1e6:.1f} M MACs"
         )
     lines = [(name, storage.join(run.folder, file)) for name, file in places.items()]
-    for name, path in (*lines, *(("ONNX", export["file"]) for export in run.exports())):
+    exports = [each for each in run.exports() if each.get("format") != "openvino"]  # no file
+    lines += [(each.get("format", "ONNX"), each["file"]) for each in exports]
+    for name, path in lines:
         click.echo(f"{name + ':':<14}{path}")

@@ -23,8 +23,8 @@ CHECKED_IMAGES = 100  # of validation, on which each file must find the same cla
 class Trained:
     """One network of a run, loaded when something is to be made of it."""
 
-    def __init__(self, run: Run, name: str, measured: Mapping[str, Any]) -> None:
-        self.run, self.name, self.measured = run, name, measured
+    def __init__(self, run: Run, name: str) -> None:
+        self.run, self.name = run, name
         self.weights = run.path(layout.retrained(name, layout.MODEL))
         self.onnx = run.path(layout.exported(name, "onnx"))
 
@@ -52,7 +52,6 @@ class Trained:
         return describe_network(space, arch) | {
             "classes": list(extra["classes"]),
             "input": input_metadata(self.resolution, background),
-            **self.measured,
         }
 
 
@@ -65,7 +64,7 @@ def export_formats(
     environments that have a format's packages, by format.
     """
     found = []
-    for name in formats:
+    for name in dict.fromkeys(formats):
         suffix = "pt" if name == WEIGHTS else FORMATS[name].suffix
         done = trained.run.path(layout.exported(f"{trained.name}-{name}", "json"))
         file = layout.exported(trained.name, suffix)
@@ -94,7 +93,7 @@ def _write(trained: Trained, name: str, file: str, python: str) -> dict[str, Any
             name, network, trained.images, python, storage.read(trained.onnx), says
         )
         said |= {"num_images": len(trained.images), "precision": "fp32", "input": says["input"]}
-        said |= {"classes": says["classes"], **trained.measured}
+        said |= {"classes": says["classes"]}
     if name != "openvino":  # which reads the file that is there
         storage.write(trained.run.path(file), content)
     return {"bytes": len(content), **said}

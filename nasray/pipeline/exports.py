@@ -35,22 +35,23 @@ def export(run: Run, **given: Any) -> list[dict[str, Any]]:
     also says where each file lies. An export is made again if its network is another one by now, or
     `max_drop`, points of top-1.
     """
-    exported = []
     run.dataset  # noqa: B018  opened to be checked
     config = _asked(run.job.export, given)
     wanted = [each for each in config.precisions if each != "fp32"]
+    files = {}
     for name in storage.list_numbered(run.path(layout.RETRAIN)):
         if not storage.exists(run.path(layout.retrained(name, layout.RESULT))):
             continue  # still being trained
-        files = [_in_float32(run, name), *_in_precisions(run, name, wanted, config.max_drop)]
-        measured = {key: files[0][key] for key in MEASURED if key in files[0]}
-        trained = Trained(run, name, measured)
-        files += export_formats(trained, config.formats, config.pythons)
+        files[name] = [_in_float32(run, name)]
+        files[name] += _in_precisions(run, name, wanted, config.max_drop)
         write_card(run, name)
-        exported += files
-    if not exported:
+    if not files:
         raise UserError(f"{run.folder} has no retrained model; run `nasray retrain` first")
-    return exported
+    # Last, for they need other packages, and each network has its ONNX file and its card by now.
+    for name, made in files.items() if config.formats else ():
+        made += export_formats(Trained(run, name), config.formats, config.pythons)
+        write_card(run, name)
+    return [file for made in files.values() for file in made]
 
 
 def _asked(config: ExportConfig, given: Mapping[str, Any]) -> ExportConfig:
@@ -59,8 +60,9 @@ def _asked(config: ExportConfig, given: Mapping[str, Any]) -> ExportConfig:
     Raises:
         UserError: a value is none of those that there are.
     """
+    pythons = {**config.pythons, **given.get("pythons", {})}
     try:
-        return ExportConfig.model_validate({**config.model_dump(), **given})
+        return ExportConfig.model_validate({**config.model_dump(), **given, "pythons": pythons})
     except ValidationError as error:
         wrong = error.errors()[0]
         key = ".".join(str(part) for part in wrong["loc"])

@@ -13,6 +13,7 @@ MOST_CLASSES = 50  # that are named
 HEADER = ("file", "precision", "runtime", "MB", "top-1", "ms", "largest difference of a logit")
 SHIPPED = {  # where the weights are from, by what result.json says
     "supernet": "The weights are the supernet's, its BN statistics recalibrated.",
+    "scratch": "The weights were trained from scratch.",
     "fine-tuned": "The weights are the supernet's, trained further.",
 }
 
@@ -34,7 +35,9 @@ def _lines(
 ) -> list[str]:
     data, classes = run.job.data, run.dataset.classes
     more = f" and {len(classes) - MOST_CLASSES} more" if len(classes) > MOST_CLASSES else ""
-    place = f" {data.path}" if data.path else ""
+    place = f", {data.path.rstrip('/').rsplit('/', 1)[-1]}" if data.path else ""
+    alone = [each["file"] for each in files if each["file"].endswith((".tflite", ".pte"))]
+    weights = SHIPPED.get(result.get("shipped", ""))
     images, top1 = result["num_val_images"], result["val_top1"]
     error = 100 * math.sqrt(top1 * (1 - top1) / images)
     described = next(each for each in files if "input" in each)["input"]
@@ -48,9 +51,9 @@ def _lines(
         f"- Classes, {len(classes)}: {', '.join(classes[:MOST_CLASSES])}{more}",
         f"- Data: {data.source}{place}",
         f"- Top-1: {top1:.1%} of {images:,} validation images, standard error {error:.1f} points",
-        f"- {SHIPPED.get(result.get('shipped', ''), 'Its weights were trained from scratch.')}",
-        f"- Input: float32 (batch, 3, {described['crop']}, {described['crop']}), RGB from 0 to 1, "
-        "of .tflite and .pte one image at a time",
+        *([f"- {weights}"] if weights else []),
+        f"- Input: float32 (batch, 3, {described['crop']}, {described['crop']}), RGB from 0 to 1"
+        f"{', of .tflite and .pte one image at a time' if alone else ''}",
         f"- How an image becomes it: {described['preprocessing']}",
         "",
         "| " + " | ".join(HEADER) + " |",
@@ -59,7 +62,8 @@ def _lines(
         "",
         "ms: of one image with one thread, when the file was made; `nasray benchmark RUN_DIR` "
         "times the files in turn.",
-        f"Written by `nasray export {run.folder}`.",
+        "Written by `nasray export RUN_DIR`; top-1 is of the ONNX files, and the others compute "
+        "what the float32 network does.",
         "",
     ]
 
@@ -82,7 +86,7 @@ def _row(file: Mapping[str, Any], top1: float) -> list[str]:
         file.get("precision", "fp32") + (f", but {left}" if left else ""),
         file.get("runtime", "torch, by nasray" if file.get("format") == "weights" else "-"),
         f"{file['bytes'] / 1e6:.2f}",
-        f"{file.get('val_top1', top1):.1%}",
+        "-" if "format" in file else f"{file.get('val_top1', top1):.1%}",
         f"{file['ms']:.3f}" if "ms" in file else "-",
         f"{file['max_abs_diff']:.2g}" if "max_abs_diff" in file else "-",
     ]

@@ -124,7 +124,8 @@ def _retrain(folder: str, job: Job) -> Iterator[Stage]:
     missing += [name for name in others if f"{name}.json" not in made]
     text = f"{', '.join(models)}; not yet {', '.join(missing)}" if missing and models else ""
     is_done = models and not missing
-    yield Stage("export", "done" if is_done else "to do", text or ", ".join(models))
+    done = [*models, *(each for each in others if f"{each}.json" in made)]
+    yield Stage("export", "done" if is_done else "to do", text or ", ".join(done))
     page = storage.join(folder, layout.REPORT)
     yield Stage("report", *(("done", page) if storage.exists(page) else ("to do",)))
 
