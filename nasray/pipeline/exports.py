@@ -65,7 +65,7 @@ def _asked(config: ExportConfig, given: Mapping[str, Any]) -> ExportConfig:
         return ExportConfig.model_validate({**config.model_dump(), **given, "pythons": pythons})
     except ValidationError as error:
         wrong = error.errors()[0]
-        key = ".".join(str(part) for part in wrong["loc"])
+        key = ".".join(part for part in wrong["loc"] if isinstance(part, str))
         raise UserError(f"{key} = {wrong['input']!r}: {wrong['msg']}") from None
 
 
