@@ -48,7 +48,7 @@ def micronet(
 
     Of RUN_DIR: of the networks in its retrain/, with their top-1 as far as they are exported. ARCH
     is a published name or a JSON object. With --published, the table of the challenge's entry
-    OneShot-S+, with each score recomputed.
+    OneShot-S+, with each score recomputed, before those of RUN_DIR.
 
     fp16 halves parameters and multiplications of a network that quantises nothing. int8 counts a
     quarter of what --int8 names and all else in full; accumulators are int32, so that additions
@@ -57,26 +57,31 @@ def micronet(
     kinds = (
         INT8_KINDS if int8 is None else [each.strip() for each in int8.split(",") if each.strip()]
     )
+    what_is_int8 = f"\nint8: {', '.join(kinds)}; what else there is counts as 32-bit"
     chosen: dict[str, Any] = {"int8": kinds, "strict": strict}
     if published:
-        if target is not None:
-            raise UserError(f"--published is of no other network: leave {target} out")
+        from nasray.spaces import SPACES
+
+        if archs or target in SPACES:
+            raise UserError(f"--published goes with a RUN_DIR or nothing: leave {target} out")
         _refuse_space_options("--published", space_settings)
         _print_published(as_json, chosen)
+        if not as_json:
+            click.echo(what_is_int8)
     elif target is None:
         raise UserError("give a SPACE and an ARCH, a RUN_DIR, or --published")
-    elif archs:
+    if target is not None and archs:
         space = make_space(target, **space_settings)
         parsed = [space.architecture(text) for text in archs]
         for text, arch in zip(archs, parsed, strict=True):
             named = {"arch": space.describe(arch)}
             _print_scores(text, named, space.micronet(arch, **chosen), as_json)
-    else:
+    elif target is not None:
         _print_run(
             target, as_json, {**chosen, "int8": None if int8 is None else kinds}, space_settings
         )
-    if not as_json and (int8 is not None or published or archs):
-        click.echo(f"\nint8: {', '.join(kinds)}; what else there is counts as 32-bit")
+    if not as_json and not published and (int8 is not None or archs):
+        click.echo(what_is_int8)
 
 
 def _print_run(

@@ -292,6 +292,8 @@ def test_smaller_precisions_say_what_they_cost_and_are_made_again_only_if_asked_
     scored = CliRunner().invoke(main, ["micronet", copy, "--json"])
     [line] = [json.loads(line) for line in scored.stdout.splitlines()]
     assert line["exported"]["int8"] == {"top1": eighth["val_top1"], "num_images": num_images}
+    both = CliRunner().invoke(main, ["micronet", "--published", copy]).stdout
+    assert "MobileNetV3-large" in both and f"{eighth['val_top1']:.1%} top-1 of {num_images}" in both
     fp32, _, int8 = line["scores"]
     assert int8["params"] == fp32["params"] / 4 and int8["adds"] == fp32["adds"]
     run.export(["int8"], max_drop=50)
