@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pretrained import train as train_network
 from table import Row, show
 
 import nasray
@@ -33,9 +34,9 @@ from nasray.spaces.population import as_architectures, random_population
 from nasray.spaces.supernet import build_subnet
 from nasray.storage import files as storage
 from nasray.storage import layout
-from nasray.training.loop import Recipe, fit
+from nasray.training.loop import Recipe
 
-SIDE, BATCH_SIZE = 64, 32
+SIDE = 64
 SPACES = {
     "shufflenet": {"name": "shufflenet"},
     "ofa_mobilenetv3": {"name": "ofa_mobilenetv3", "width": 1.0, "resolutions": [SIDE]},
@@ -43,7 +44,7 @@ SPACES = {
 }
 SEARCHED = {"shufflenet": "oneshot-s+", "efficientnet_lite0": "largest"}
 AIMS = {"int8 / float32, speed at batch 1": ">= 1.3", "int8: drop of top-1": "<= 1.0"}
-SHARED = Path(__file__).resolve().parents[1].parent / "shared/data"
+SHARED = Path(__file__).resolve().parents[2] / "shared/data"
 TARS = {"hands": "signdigits/signdigits.tar", "clothing": "clothing/clothing160.tar"}
 
 
@@ -111,19 +112,12 @@ def train(run: Run, name: str, weights: str | None, epochs: int) -> None:
         weight_decay=4e-5,
         label_smoothing=0.1,
     )
-    fit(
-        network,
-        lambda epoch, step: [network],
-        recipe,
-        batches=lambda epoch: images.training_batches(BATCH_SIZE, epoch, rank=0, world_size=1),
-        validate=lambda epoch: {},
-        report=lambda curves, state: print(
-            f"{run.folder}: {len(curves)} of {epochs}, loss {curves[-1]['loss']:.3f}", flush=True
-        ),
-        resume=None,
-        device="cpu",
-        seed=0,
-    )
+
+    def report(curves: list[dict], state: object) -> None:
+        loss = curves[-1]["loss"]
+        print(f"{run.folder}: {len(curves)} of {epochs}, loss {loss:.3f}", flush=True)
+
+    train_network(network, images, recipe, 0, report)
     network.eval()
     model = run.path(layout.retrained("0", layout.MODEL))
     checkpoint.save_subnet(model, space, arch, network, classes=classes)

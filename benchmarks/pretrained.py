@@ -24,6 +24,7 @@ import statistics
 import tempfile
 import time
 import tomllib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -181,14 +182,20 @@ def pruned_to(budget: float, network: nn.Module) -> nn.Module:
     raise ValueError(f"{budget} multiply-accumulates are out of reach")
 
 
-def train(network: nn.Module, images: JobImages, recipe: Recipe, seed: int) -> None:
+def train(
+    network: nn.Module,
+    images: JobImages,
+    recipe: Recipe,
+    seed: int,
+    report: Callable[[list[dict], Any], None] = lambda curves, state: None,
+) -> None:
     fit(
         network,
         lambda epoch, step: [network],
         recipe,
         batches=lambda epoch: images.training_batches(BATCH_SIZE, epoch, rank=0, world_size=1),
         validate=lambda epoch: {},
-        report=lambda curves, state: None,
+        report=report,
         resume=None,
         device="cpu",
         seed=seed,

@@ -86,7 +86,7 @@ def require_formats(formats: Iterable[str], pythons: Mapping[Any, str]) -> None:
         UserError: a format's packages are missing in its environment.
     """
     for name in formats:
-        if name in FORMATS:
+        if name in FORMATS and (FORMATS[name].packages or name in pythons):  # else nasray's own
             _start(name, pythons.get(name, ""), "check", FORMATS[name].runtime)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nasray.api.prediction import AnyPath, onnx_session
+from nasray.api.runs import RunDirectory
 from nasray.errors import UserError
 from nasray.storage import files as storage
 from nasray.storage import layout
@@ -82,14 +83,10 @@ def benchmark(
 
 def _others(run_dir: str) -> list[tuple[str, dict[str, Any]]]:
     """What the run exported in other formats that have a runtime: each file, and its check."""
-    folder = storage.join(run_dir, layout.EXPORT)
-    names = [name for name in storage.list_numbered(folder) if name.endswith(".json")]
-    said = [storage.read_object(storage.join(folder, name), "file", "bytes") for name in names]
     return [
-        (file, each)
-        for each in said
-        if "runtime" in each and "format" in each
-        if storage.exists(file := storage.join(folder, os.path.basename(each["file"])))
+        (each["file"], each)
+        for each in RunDirectory(run_dir).exports()
+        if "runtime" in each and "format" in each and storage.exists(each["file"])
     ]
 
 
